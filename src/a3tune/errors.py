@@ -1,0 +1,29 @@
+"""One exception type per kind of user mistake. A traceback is for our bugs only: the CLI prints these without one."""
+
+
+class A3TuneError(Exception):
+    """Base of every error that a user can mend. The message names the thing, what was expected, what came, what to do."""
+
+
+class ConfigError(A3TuneError):
+    """A setting is unknown, of the wrong type, or out of range."""
+
+
+class DataError(A3TuneError):
+    """A data file, a row of it, or an image cannot be used."""
+
+
+class LabelError(A3TuneError):
+    """Region labels cannot be made, read or matched to their samples."""
+
+
+class ModelError(A3TuneError):
+    """A model, processor or checkpoint cannot be used as asked."""
+
+
+class AdapterError(A3TuneError):
+    """An adapter does not fit its base model, or cannot do what was asked of it."""
+
+
+class RunError(A3TuneError):
+    """A run folder is not ours, is in use, or does not hold what the command needs."""
