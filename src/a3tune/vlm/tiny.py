@@ -27,7 +27,8 @@ CHAT_TEMPLATE = (
     "{% if message.role == 'assistant' %}{{ eos_token }}{% else %} {% endif %}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
-SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<image>")
+SPECIAL_TOKENS = ("<pad>", "<s>", "<image>", "</s>")
+"""Their ids are their places. CLIP's text model reads an end token of id 2 as an old format: it must not be 2."""
 
 
 def shipped(name: str) -> Path:
@@ -56,15 +57,15 @@ def tiny_config(
         num_key_value_heads=kv_heads,
         vocab_size=vocab,
         max_position_embeddings=1024,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
+        pad_token_id=SPECIAL_TOKENS.index("<pad>"),
+        bos_token_id=SPECIAL_TOKENS.index("<s>"),
+        eos_token_id=SPECIAL_TOKENS.index("</s>"),
         tie_word_embeddings=False,
     )
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=3,
+        image_token_id=SPECIAL_TOKENS.index("<image>"),
         image_seq_length=(image_size // PATCH_SIZE) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
@@ -92,7 +93,7 @@ def train_tokenizer(texts: Iterable[str], vocab: int = 640) -> PreTrainedTokeniz
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    pad, bos, eos, image = SPECIAL_TOKENS
+    pad, bos, image, eos = SPECIAL_TOKENS
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=pad,
@@ -103,14 +104,17 @@ def train_tokenizer(texts: Iterable[str], vocab: int = 640) -> PreTrainedTokeniz
     )
 
 
-def tiny_processor(tokenizer: PreTrainedTokenizerFast, image_size: int = IMAGE_SIZE) -> LlavaProcessor:
-    """The processor of the tiny LLaVA, with CLIP's usual resize of the shortest edge and centre crop."""
-    images = CLIPImageProcessorPil(
-        size={"shortest_edge": image_size},
-        crop_size={"height": image_size, "width": image_size},
+def tiny_image_processor(image_size: int = IMAGE_SIZE) -> CLIPImageProcessorPil:
+    """CLIP's usual resize of the shortest edge and centre crop."""
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
     )
+
+
+def tiny_processor(tokenizer: PreTrainedTokenizerFast, image_size: int = IMAGE_SIZE) -> LlavaProcessor:
+    """The processor of the tiny LLaVA."""
     return LlavaProcessor(
-        image_processor=images,
+        image_processor=tiny_image_processor(image_size),
         tokenizer=tokenizer,
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
