@@ -1,0 +1,133 @@
+"""The A3MoE tuner: injects the layers, installs the routing hooks, refuses what routing makes impossible."""
+
+import re
+from typing import Any
+
+from peft import LoraConfig
+from peft.tuners.lora import LoraModel
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from a3tune.adapters.config import A3MoEConfig, fingerprint
+from a3tune.adapters.layer import RoutedKey, RoutedLinear, RoutedQuery, hand_call
+from a3tune.adapters.routing import derive_routing, image_token_id
+from a3tune.errors import AdapterError
+
+ROUTED: dict[str, type[RoutedLinear]] = {"q_proj": RoutedQuery, "k_proj": RoutedKey}
+
+
+def decoder_prefix(model: PreTrainedModel) -> str:
+    """Path of the language model inside a VLM, with the last dot: `model.language_model.`."""
+    decoder = model.get_decoder()
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    return f"{path}." if path else ""
+
+
+def language_linears(model: PreTrainedModel) -> str:
+    """Regular expression of all linear layers of the language model: no vision tower, no projector, no output head."""
+    names = {
+        # Also right on a model that carries an adapter: its layers hold the adapted one as `base_layer`.
+        name.removesuffix(".base_layer").rpartition(".")[2]
+        for name, module in model.get_decoder().named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    }
+    return rf"{re.escape(decoder_prefix(model))}.*\.(?:{'|'.join(sorted(map(re.escape, names)))})"
+
+
+class A3MoEModel(LoraModel):
+    """PEFT's tuner for `A3MoEConfig`.
+
+    As everywhere in PEFT, leaving `disable_adapter()` turns `requires_grad` of the active adapters on, also for an
+    adapter loaded for inference: call `requires_grad_(False)` afterwards if that matters.
+    """
+
+    model: PreTrainedModel  # type: ignore[assignment]
+    _hooks: list[RemovableHandle]
+    _decoder: str
+    """Path prefix of the language model's modules, with the last dot."""
+
+    def _pre_injection_hook(self, model: nn.Module, config: A3MoEConfig, adapter_name: str) -> None:  # type: ignore[override]
+        self._hooks = []
+        self._decoder = decoder_prefix(self.model)
+
+    def _check_new_adapter_config(self, config: A3MoEConfig) -> None:  # type: ignore[override]
+        super()._check_new_adapter_config(config)
+        image_token_id(self.model.config)
+        check_base(config.base, self.model)
+
+    def _prepare_adapter_config(self, peft_config: A3MoEConfig, model_config: dict) -> A3MoEConfig:  # type: ignore[override]
+        peft_config.base = fingerprint(self.model.config)
+        if peft_config.target_modules is None:
+            peft_config.target_modules = language_linears(self.model)
+        targets = {name for name, _ in self.model.named_modules() if check_target_module_exists(peft_config, name)}
+        for matrix, experts in {"q_proj": peft_config.query_experts, "k_proj": peft_config.key_experts}.items():
+            if experts and not any(self._routed_class(name) is ROUTED[matrix] for name in targets):
+                raise AdapterError(
+                    f"{type(self.model).__name__}: expected linear layers named {matrix!r} in its language model, "
+                    "found none to adapt. Use an adapter without experts on that matrix, or plain LoRA."
+                )
+        return peft_config
+
+    def _routed_class(self, path: str) -> type[RoutedLinear] | None:
+        return ROUTED.get(path.rpartition(".")[2]) if path.startswith(self._decoder) else None
+
+    def _prepare_model(self, peft_config: A3MoEConfig, model: nn.Module) -> None:  # type: ignore[override]
+        super()._prepare_model(peft_config, model)
+        self._install(self.model.base_model, derive_routing)
+
+    def _create_and_replace(
+        self,
+        lora_config: LoraConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:  # type: ignore[override]
+        super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, *args, **kwargs)
+        if isinstance(getattr(parent, target_name), RoutedLinear):
+            self._install(parent, hand_call)
+
+    def _create_new_module(
+        self, lora_config: A3MoEConfig, adapter_name: str, target: nn.Module, **kwargs: Any
+    ) -> nn.Module:  # type: ignore[override]
+        # Layers that a later adapter may route are routed layers from the start: PEFT extends them adapter by adapter.
+        routed = self._routed_class(kwargs["target_name"])
+        if routed is not None:
+            return routed(target, adapter_name, config=lora_config, **kwargs)
+        return LoraModel._create_new_module(lora_config, adapter_name, target, **kwargs)
+
+    def _install(self, module: nn.Module, hook: Any) -> None:
+        if hook not in module._forward_pre_hooks.values():
+            self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _check_merge_allowed(self) -> None:
+        routed = [name for name, config in self.peft_config.items() if getattr(config, "routed", False)]
+        if routed:
+            raise AdapterError(
+                f"adapter {', '.join(map(repr, routed))}: cannot be merged, because its change of the query and key "
+                "weights depends on the prompt and on the image token (Eq. 5, 7); one weight matrix cannot hold it. "
+                "Keep the adapter beside the base model, or delete it before merging a plain one."
+            )
+        super()._check_merge_allowed()
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:  # type: ignore[override]
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        while self._hooks:
+            self._hooks.pop().remove()
+        return model  # type: ignore[return-value]
+
+
+def check_base(recorded: dict[str, Any] | None, model: PreTrainedModel) -> None:
+    """AdapterError unless the recorded fingerprint, if any, is that of `model`."""
+    present = fingerprint(model.config)
+    if recorded is not None and recorded != present:
+        differing = [name for name in present if recorded.get(name) != present[name]]
+        was, now = ({name: side.get(name) for name in differing} for side in (recorded, present))
+        raise AdapterError(
+            f"adapter of another base model: expected {was}, but this model has {now}. Load the base model that the "
+            "adapter was trained on, or train a new adapter from a fresh A3MoEConfig."
+        )

@@ -1,0 +1,163 @@
+"""A3MoE as a PEFT adapter type, and the two doors to it: `add_adapter` for training, `load_adapter` for use.
+
+Importing this module registers the type "A3MOE"; a process that never does gets `KeyError: 'A3MOE'` from PEFT.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import check_target_module_exists
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+from a3tune.adapters.config import PEFT_TYPE, A3MoEConfig
+from a3tune.adapters.model import A3MoEModel, check_base, language_linears
+from a3tune.errors import AdapterError, ConfigError
+
+# PEFT's own `register_peft_method` accepts only the names in its enum.
+PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = A3MoEConfig  # type: ignore[index]
+PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = A3MoEModel  # type: ignore[index]
+PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = A3MoEModel.prefix  # type: ignore[index]
+
+AdapterKind = Literal["a3moe", "lora"]
+
+
+def add_adapter(
+    model: PreTrainedModel,
+    kind: AdapterKind = "a3moe",
+    *,
+    lora_rank: int = 64,
+    lora_alpha: int = 16,
+    lora_dropout: float = 0.0,
+    expert_rank: int = 16,
+    expert_alpha: float = 8,
+    query_experts: int = 4,
+    key_experts: int = 8,
+    top_experts: int = 2,
+    router_hidden: int = 64,
+    key_text_tokens: bool = False,
+    balance: bool = False,
+) -> PeftModel:
+    """Put a fresh, trainable adapter on all linear layers of the language model; everything else is frozen.
+
+    `a3moe` routes `q_proj` and `k_proj` (see `A3MoEConfig`, defaults of Appendix C.1); `lora` is PEFT's own LoRA on the
+    same layers, and reads the three `lora_*` settings only. The base model is changed in place. Raises ConfigError for
+    settings out of range and AdapterError for a model that cannot be routed.
+    """
+    if kind == "lora":
+        config: PeftConfig = LoraConfig(
+            r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=language_linears(model)
+        )
+    elif kind == "a3moe":
+        config = A3MoEConfig(
+            r=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_dropout=lora_dropout,
+            expert_rank=expert_rank,
+            expert_alpha=expert_alpha,
+            query_experts=query_experts,
+            key_experts=key_experts,
+            top_experts=top_experts,
+            router_hidden=router_hidden,
+            key_text_tokens=key_text_tokens,
+            balance=balance,
+        )
+    else:
+        raise ConfigError(f"adapter kind: expected 'a3moe' or 'lora', got {kind!r}")
+    with _known_warnings():
+        return get_peft_model(model, config)  # type: ignore[return-value]
+
+
+def load_adapter(model: PreTrainedModel, folder: Path | str, *, trainable: bool = False) -> PeftModel:
+    """The base model with the A3MoE or LoRA adapter that `save_pretrained` left in `folder`.
+
+    Everything is checked before the model is touched. Raises AdapterError when the folder holds no such adapter, when
+    its weights are not safetensors, or when the adapter belongs to another base model.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    if isinstance(config, A3MoEConfig):
+        check_base(config.base, model)
+    _check_shapes(model, config, _read_shapes(folder), folder)
+    with _known_warnings():
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+
+
+@contextmanager
+def _known_warnings() -> Iterator[None]:
+    """PEFT 0.21 asks the model by a name that transformers has deprecated; nobody but PEFT can mend that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
+def _read_config(folder: Path) -> PeftConfig:
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise AdapterError(
+            f"{folder}: expected an adapter folder with adapter_config.json, found none. Check the path."
+        )
+    try:
+        peft_type = json.loads(path.read_text()).get("peft_type")
+    except (ValueError, AttributeError) as error:
+        raise AdapterError(
+            f"{path}: expected a JSON object, got something else ({error}). Copy the adapter anew."
+        ) from error
+    if peft_type not in (PEFT_TYPE, "LORA"):
+        raise AdapterError(
+            f"{path}: expected an adapter of type A3MOE or LORA, got {peft_type!r}. Use PEFT to load it."
+        )
+    return PeftConfig.from_pretrained(str(folder))
+
+
+def _read_shapes(folder: Path) -> dict[str, list[int]]:
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        pickled = (
+            ", only adapter_model.bin, which can run code when read" if (folder / "adapter_model.bin").exists() else ""
+        )
+        raise AdapterError(
+            f"{folder}: expected adapter_model.safetensors, found none{pickled}. Save it with safe_serialization."
+        )
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise AdapterError(f"{path}: not a readable safetensors file ({error}). Copy the adapter anew.") from error
+
+
+def _check_shapes(model: PreTrainedModel, config: PeftConfig, shapes: dict[str, list[int]], folder: Path) -> None:
+    """AdapterError unless the adapter holds exactly the layers it would adapt in `model`, of fitting widths."""
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and check_target_module_exists(config, name)
+    }
+    name = type(model).__name__
+    adapted = {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in shapes if ".lora_" in key}
+    if adapted != set(linears):
+        stray = sorted(adapted ^ set(linears))[0]
+        raise AdapterError(
+            f"{folder}: adapter of another base model: it adapts {len(adapted)} layers, {name} has {len(linears)} to "
+            f"adapt (first difference: {stray}). Load the base model that the adapter was trained on."
+        )
+    for key, shape in shapes.items():
+        path, _, weight = key.removeprefix("base_model.model.").partition(".lora_")
+        linear = linears.get(path)
+        expected, got = None, None
+        if linear is not None and weight in ("A.weight", "experts.A.weight"):
+            expected, got = linear.in_features, shape[1]
+        elif linear is not None and weight in ("B.weight", "experts.B.weight"):
+            expected, got = linear.out_features, shape[0]
+        if expected != got:
+            raise AdapterError(
+                f"{folder}: adapter of another base model: its layer {path} is {got} wide, that of {name} is "
+                f"{expected}. Load the base model that the adapter was trained on."
+            )

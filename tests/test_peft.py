@@ -1,0 +1,601 @@
+"""A3MoE inside a VLM through PEFT: routing, padding, caches, generation, checkpointing, files, refusals."""
+
+import copy
+import itertools
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaForCausalLM, LlavaForConditionalGeneration, Trainer, TrainingArguments
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from a3tune.adapters import A3MoEConfig, KeyExperts, Routing, add_adapter, balance_loss, gate_loads, load_adapter
+from a3tune.adapters.layer import RoutedKey, RoutedLinear, RoutedQuery
+from a3tune.errors import AdapterError, ConfigError
+from a3tune.vlm.tiny import random_vlm
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+SHAPE = {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "vocab": 96, "image_size": 36}
+SMALL = {"lora_rank": 4, "expert_rank": 3, "query_experts": 3, "key_experts": 4, "router_hidden": 8}
+PAD, BOS, IMAGE = 0, 1, 2
+IMAGE_TOKENS = 9
+PROMPTS = [([20, 21, 22], 1), ([30, 31, 32, 33, 34], 0), ([40, 41, 42, 43], 2), ([50], 1)]
+
+
+def base(**shape: int) -> LlavaForConditionalGeneration:
+    model = random_vlm(**{**SHAPE, **shape})
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def shake(model: nn.Module, std: float = 0.4, seed: int = 3) -> None:
+    """Weights that make every expert and gate matter."""
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            nn.init.normal_(parameter, std=std)
+
+
+def adapted(kind="a3moe", shape: dict | None = None, **options) -> PeftModel:
+    settings = {**SMALL, **options}
+    model = add_adapter(base(**(shape or {})), kind, **settings).eval()
+    shake(model)
+    return model
+
+
+def batch(prompts=PROMPTS, side: str = "left", answer: tuple[int, ...] = ()) -> dict[str, Tensor]:
+    """Images before the text, except that a second image stands in the middle of it."""
+    rows = []
+    for text, images in prompts:
+        image = [IMAGE] * IMAGE_TOKENS
+        rows.append([BOS, *(image * min(images, 1)), *text[:1], *(image * max(images - 1, 0)), *text[1:], *answer])
+    longest = max(map(len, rows))
+    fill = [[PAD] * (longest - len(row)) for row in rows]
+    padded = [f + r if side == "left" else r + f for f, r in zip(fill, rows, strict=True)]
+    ones = [
+        [0] * len(f) + [1] * len(r) if side == "left" else [1] * len(r) + [0] * len(f)
+        for f, r in zip(fill, rows, strict=True)
+    ]
+    inputs = {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(ones)}
+    torch.manual_seed(11)
+    pixels = [torch.randn(images, 3, 36, 36) for _, images in PROMPTS]
+    chosen = [pixels[PROMPTS.index(prompt)] for prompt in prompts]
+    if sum(images for _, images in prompts):
+        inputs["pixel_values"] = torch.cat(chosen)
+    return inputs
+
+
+def routing_of(inputs: dict[str, Tensor], prompt_length: int | None = None) -> Routing:
+    ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
+    prompt = real & (ids != IMAGE)
+    if prompt_length is not None:
+        prompt &= torch.arange(ids.shape[1]) < prompt_length
+    return Routing(prompt, ids == IMAGE)
+
+
+def layers_of(model: nn.Module, cls: type[RoutedLinear]) -> list[RoutedLinear]:
+    return [module for module in model.modules() if isinstance(module, cls)]
+
+
+def test_all_linears_of_the_language_model_and_nothing_else():
+    model = adapted()
+    linears = {name for name, module in base().named_modules() if isinstance(module, nn.Linear)}
+    expected = {name for name in linears if name.startswith("model.language_model.")}
+    found = {
+        name.removesuffix(".base_layer").removeprefix("base_model.model.")
+        for name, module in model.named_modules()
+        if name.endswith(".base_layer")
+    }
+    assert found == expected and len(expected) == 7 * 2 and linears - expected
+    assert len(layers_of(model, RoutedQuery)) == len(layers_of(model, RoutedKey)) == 2
+    assert all((".lora_" in name) == parameter.requires_grad for name, parameter in model.named_parameters())
+
+
+def test_defaults_are_those_of_appendix_c1():
+    config = add_adapter(base()).peft_config["default"]
+    assert (config.r, config.lora_alpha, config.expert_rank, config.expert_alpha) == (64, 16, 16, 8)
+    assert (config.query_experts, config.key_experts, config.top_experts) == (4, 8, 2)
+
+
+@pytest.mark.parametrize("kind", ["a3moe", "lora"])
+def test_a_fresh_adapter_changes_nothing(kind: str):
+    inputs = batch()
+    assert torch.equal(add_adapter(base(), kind)(**inputs).logits, base()(**inputs).logits)
+
+
+def copy_lora(lora: PeftModel, model: PeftModel) -> None:
+    """The weights of plain LoRA into layers of one expert each, and elsewhere as they are."""
+    target = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in lora.named_parameters():
+            if ".lora_" not in name:
+                continue
+            for here in (name, *(name.replace(f"lora_{x}.default", f"lora_experts.default.{x}") for x in "AB")):
+                if here in target:
+                    target[here].copy_(parameter)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {
+            "query_experts": 1,
+            "key_experts": 1,
+            "top_experts": 1,
+            "expert_rank": 4,
+            "expert_alpha": 16,
+            "key_text_tokens": True,
+        },
+        {"query_experts": 0, "key_experts": 0},
+        {"query_experts": 1, "key_experts": 0, "expert_rank": 4, "expert_alpha": 16},
+    ],
+)
+def test_one_expert_with_a_constant_gate_or_none_is_plain_lora_exactly(options: dict):
+    lora, model = adapted("lora"), adapted(**options)
+    copy_lora(lora, model)
+    inputs = batch()
+    assert torch.equal(model(**inputs).logits, lora(**inputs).logits)
+    assert not torch.equal(model(**inputs).logits, base()(**inputs).logits)
+
+
+def test_an_adapter_without_experts_merges_and_a_routed_one_does_not():
+    inputs = batch()
+    plain = adapted(query_experts=0, key_experts=0)
+    before = plain(**inputs).logits
+    torch.testing.assert_close(plain.merge_and_unload()(**inputs).logits, before, rtol=0, atol=1e-4)
+    for options in ({}, {"query_experts": 0}, {"key_experts": 0}):
+        routed = adapted(**options)
+        before = routed(**inputs).logits
+        with pytest.raises(AdapterError, match="depends on the prompt"):
+            routed.merge_and_unload()
+        with pytest.raises(AdapterError, match="cannot be merged"):
+            routed.merge_adapter()
+        assert torch.equal(routed(**inputs).logits, before)
+
+
+def test_query_and_key_projections_are_base_plus_experts():
+    model = adapted()
+    inputs, seen = batch(), {}
+    routing = routing_of(inputs)
+    for layer in layers_of(model, RoutedLinear):
+        layer.register_forward_hook(lambda module, args, out: seen.update({module: (args[0], out)}))
+    model(**inputs, routing=routing)
+    assert len(seen) == 4
+    for layer, (x, out) in seen.items():
+        experts = layer.lora_experts["default"]
+        mask = routing.image_mask
+        delta = (
+            experts(x, mask) if isinstance(experts, KeyExperts) else experts(x, experts.gate(x, routing.prompt_mask))
+        )
+        torch.testing.assert_close(out, layer.base_layer(x) + delta, rtol=0, atol=1e-6)
+        assert delta.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_derived_routing_is_that_of_the_masks(side: str):
+    model, inputs = adapted(), batch(side=side)
+    assert torch.equal(model(**inputs).logits, model(**inputs, routing=routing_of(inputs)).logits)
+    other = Routing(routing_of(inputs).image_mask, routing_of(inputs).prompt_mask)
+    assert not torch.allclose(model(**inputs).logits, model(**inputs, routing=other).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_sample_does_not_see_its_batch(side: str, kv_heads: int):
+    model, inputs = adapted(shape={"kv_heads": kv_heads}), batch(side=side)
+    together = model(**inputs).logits
+    for row, prompt in enumerate(PROMPTS):
+        alone = model(**batch([prompt])).logits[0]
+        real = inputs["attention_mask"][row].bool()
+        torch.testing.assert_close(together[row][real], alone, rtol=0, atol=2e-5)
+
+
+def test_answer_tokens_do_not_route_the_prompt():
+    model = adapted()
+    one, two = batch(PROMPTS[:1], answer=(60, 61)), batch(PROMPTS[:1], answer=(70, 71))
+    length = one["input_ids"].shape[1] - 2
+    first, second = (model(**x, routing=routing_of(x, length)).logits[:, :length] for x in (one, two))
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
+    derived = model(**one).logits[:, :length]
+    assert not torch.allclose(first, derived, atol=1e-3)
+
+
+def test_routing_of_the_wrong_shape_or_missing_is_refused():
+    model, inputs = adapted(), batch()
+    mask = torch.ones(4, 3, dtype=torch.bool)
+    with pytest.raises(AdapterError, match=r"shape of input_ids.*\(4, 3\)"):
+        model(**inputs, routing=Routing(mask, mask))
+    embeds = model.get_input_embeddings()(torch.tensor([[BOS, 20]]))
+    with pytest.raises(AdapterError, match="keyword `routing`"):
+        model(inputs_embeds=embeds)
+    with pytest.raises(AdapterError, match="within a batch"):
+        model(**inputs, adapter_names=["default"] * 4)
+
+
+class FixedPrompt:
+    """Reference for generation without a cache: the prompt ends where it ended, whatever was generated since."""
+
+    def __init__(self, model: PeftModel, length: int) -> None:
+        inner = model.get_base_model().model
+        self.handle = inner.register_forward_pre_hook(self, with_kwargs=True, prepend=True)
+        self.length = length
+
+    def __call__(self, module, args, kwargs):
+        return args, {**kwargs, "routing": routing_of(kwargs, self.length)}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.handle.remove()
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+@pytest.mark.parametrize("options", [{}, {"key_text_tokens": True}])
+@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 0}])
+def test_generation_with_cache_equals_recomputing_everything(how: dict, options: dict, kv_heads: int):
+    model, inputs = adapted(shape={"kv_heads": kv_heads}, **options), batch()
+    length = inputs["input_ids"].shape[1]
+    how = {"do_sample": False, "max_new_tokens": 6, **how}
+    torch.manual_seed(0)
+    fast = model.generate(**inputs, **how)
+    torch.manual_seed(0)
+    with FixedPrompt(model, length):
+        slow = model.generate(**inputs, **how, use_cache=False)
+    assert fast.shape[1] == length + 6 and torch.equal(fast, slow)
+    assert len({tuple(row.tolist()) for row in fast[:, length:]}) > 1
+
+
+def test_static_cache_generates_the_same_and_forgets_the_last_prompt():
+    model = adapted()
+    for prompts in (PROMPTS[:2], PROMPTS[2:]):
+        inputs = batch(prompts)
+        how = {"do_sample": False, "max_new_tokens": 5}
+        static = model.generate(**inputs, **how, cache_implementation="static", disable_compile=True)
+        assert torch.equal(static, model.generate(**inputs, **how))
+
+
+def step(model: PeftModel, cache: DynamicCache, mask: Tensor, *tokens: int) -> Tensor:
+    ids = torch.tensor([tokens] * len(mask))
+    mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+    return model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits
+
+
+def prefill(model: PeftModel, prompts=PROMPTS) -> tuple[DynamicCache, Tensor]:
+    cache, inputs = DynamicCache(), batch(prompts)
+    model(**inputs, past_key_values=cache)
+    return cache, inputs["attention_mask"]
+
+
+@torch.no_grad()
+def test_two_branches_with_their_own_caches_never_mix():
+    model = adapted()
+    expected = [step(model, *prefill(model, PROMPTS[i : i + 1]), 70) for i in (0, 2)]
+    first, second = prefill(model, PROMPTS[:1]), prefill(model, PROMPTS[2:3])
+    copied = copy.deepcopy(first[0]), first[1]
+    assert torch.equal(step(model, *first, 70), expected[0])
+    assert torch.equal(step(model, *second, 70), expected[1])
+    assert torch.equal(step(model, *copied, 70), expected[0])
+
+
+@torch.no_grad()
+def test_alpha_follows_the_batch_of_its_cache():
+    model = adapted()
+    order = torch.tensor([2, 0, 3, 1])
+    expected = step(model, *prefill(model), 70)
+    cache, mask = prefill(model)
+    cache.reorder_cache(order)
+    torch.testing.assert_close(step(model, cache, mask[order], 70), expected[order], rtol=0, atol=1e-5)
+    cache, mask = prefill(model)
+    cache.batch_repeat_interleave(2)
+    again = mask.repeat_interleave(2, dim=0)
+    torch.testing.assert_close(step(model, cache, again, 70), expected.repeat_interleave(2, dim=0), rtol=0, atol=1e-5)
+    cache.batch_select_indices(torch.tensor([6, 1]))
+    cache.crop(-1)
+    torch.testing.assert_close(step(model, cache, mask[[3, 0]], 70), expected[[3, 0]], rtol=0, atol=1e-5)
+    for layer in cache.layers:
+        layer.batch_select_indices(torch.tensor([0]))
+    with pytest.raises(AdapterError, match="gates for 2 samples, the input has 1"):
+        step(model, cache, torch.cat([mask[[3]], torch.ones(1, 1, dtype=mask.dtype)], dim=1), 70)
+
+
+@torch.no_grad()
+def test_a_continued_prefill_keeps_the_alpha_of_the_prompt():
+    model = adapted()
+    cache, mask = prefill(model, PROMPTS[:1])
+    continued = step(model, cache, mask, 60, 61, 62)
+    whole = batch(PROMPTS[:1], answer=(60, 61, 62))
+    expected = model(**whole, routing=routing_of(whole, mask.shape[1])).logits[:, -3:]
+    torch.testing.assert_close(continued, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("empty", [lambda cache: cache.reset(), lambda cache: cache.crop(-cache.get_seq_length())])
+def test_an_emptied_cache_takes_the_next_prompt(empty):
+    model = adapted()
+    cache, _ = prefill(model, PROMPTS[:1])
+    empty(cache)
+    other = batch(PROMPTS[2:3])
+    torch.testing.assert_close(model(**other, past_key_values=cache).logits, model(**other).logits, rtol=0, atol=1e-6)
+
+
+def test_a_cache_filled_without_the_adapter_is_refused():
+    model = adapted()
+    with model.disable_adapter():
+        cache, mask = prefill(model)
+    with pytest.raises(AdapterError, match="without this adapter"):
+        step(model, cache, mask, 70)
+
+
+def test_decoding_steps_compute_no_gate(monkeypatch: pytest.MonkeyPatch):
+    model, inputs, calls = adapted(), batch(), []
+    for layer in layers_of(model, RoutedLinear):
+        layer.lora_experts["default"].router.register_forward_hook(lambda *_: calls.append(1))
+    model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    prefill_calls = len(calls)
+    loads = gate_loads(model)
+    calls.clear()
+    model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    assert len(calls) == prefill_calls == 4
+    assert torch.equal(gate_loads(model)["key"].use, loads["key"].use)
+
+
+def loss_and_gradients(
+    model: PeftModel, inputs: dict[str, Tensor], balance: float = 0.0
+) -> tuple[Tensor, list[Tensor]]:
+    model.zero_grad()
+    labels = inputs["input_ids"].where(inputs["attention_mask"].bool() & (inputs["input_ids"] != IMAGE), -100)
+    loss = model(**inputs, labels=labels, routing=routing_of(inputs), use_cache=False).loss
+    if balance:
+        loss = loss + balance * balance_loss(model)
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.7])
+def test_activation_checkpointing_gives_identical_gradients(balance: float):
+    model, inputs = adapted(balance=bool(balance)).train(), batch()
+    expected_loss, expected = loss_and_gradients(model, inputs, balance)
+    model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    layer = model.get_base_model().model.language_model.layers[0]
+    runs = []
+    layer.self_attn.register_forward_hook(lambda *_: runs.append(1))
+    loss, gradients = loss_and_gradients(model, inputs, balance)
+    assert len(runs) == 2, "the layer was not recomputed"
+    assert torch.equal(loss, expected_loss)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+    assert all(g.abs().max() > 0 for g in gradients)
+
+
+def test_gradients_reach_the_gates_as_finite_differences_say(monkeypatch: pytest.MonkeyPatch):
+    # The decoder's own norm computes in fp32 and would bound the step and the agreement.
+    monkeypatch.setattr(
+        LlamaRMSNorm, "forward", lambda norm, x: nn.functional.rms_norm(x, x.shape[-1:], norm.weight, 1e-6)
+    )
+    model, inputs = adapted().double(), batch()
+    inputs["pixel_values"] = inputs["pixel_values"].double()
+    routers = [parameter for name, parameter in model.named_parameters() if ".router." in name]
+    torch.manual_seed(5)
+    directions = [torch.randn_like(parameter) for parameter in routers]
+    probe = torch.randn(*inputs["input_ids"].shape, SHAPE["vocab"], dtype=torch.float64)
+
+    def value(at: float) -> Tensor:
+        moved = [p.detach() + at * d for p, d in zip(routers, directions, strict=True)]
+        names = [name for name, _ in model.named_parameters() if ".router." in name]
+        output = torch.func.functional_call(model, dict(zip(names, moved, strict=True)), (), inputs)
+        return (output.logits * probe).mean()
+
+    gradients = torch.autograd.grad((model(**inputs).logits * probe).mean(), routers)
+    slope = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
+    assert abs(slope) > 1e-4
+    with torch.no_grad():
+        torch.testing.assert_close((value(1e-6) - value(-1e-6)) / 2e-6, slope, rtol=1e-5, atol=0)
+
+
+def test_balance_loss_is_one_term_per_pass_and_only_on_request():
+    model, inputs = adapted(), batch()
+    model(**inputs)
+    with pytest.raises(AdapterError, match="balance=True"):
+        balance_loss(model)
+    model = adapted(balance=True)
+    model(**inputs)
+    assert balance_loss(model).requires_grad
+    with pytest.raises(AdapterError, match="once per pass"):
+        balance_loss(model)
+
+
+def test_gate_loads_are_stacked_by_layer_and_detached():
+    model = adapted()
+    assert gate_loads(model) == {}
+    model(**batch(), routing=routing_of(batch()))
+    loads = gate_loads(model)
+    assert {kind: tuple(load.use.shape) for kind, load in loads.items()} == {"query": (2, 3), "key": (2, 4)}
+    for load in loads.values():
+        assert not load.use.requires_grad
+        torch.testing.assert_close(load.use.sum(-1), torch.ones(2))
+        assert ((load.entropy > 0) & (load.entropy < torch.tensor(4.0).log())).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["a3moe", "lora"])
+def test_save_and_load_give_the_same_model(kind: str, tmp_path: Path):
+    model, inputs = adapted(kind), batch()
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    expected = model(**inputs).logits
+    for loaded in (
+        load_adapter(base(), tmp_path),
+        PeftModel.from_pretrained(base(), str(tmp_path)),
+        PeftModel.from_pretrained(base(), str(tmp_path), low_cpu_mem_usage=True),
+    ):
+        assert (loaded(**inputs).logits - expected).abs().max() == 0.0
+        assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    again = load_adapter(base(), tmp_path, trainable=True)
+    assert all((".lora_" in name) == parameter.requires_grad for name, parameter in again.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "message"),
+    [
+        ("a3moe", {"hidden": 64}, "'hidden_size': 32.*'hidden_size': 64"),
+        ("a3moe", {"layers": 3}, "'layers': 2.*'layers': 3"),
+        ("a3moe", {"vocab": 100}, "'vocab': 96.*'vocab': 100"),
+        ("a3moe", {"kv_heads": 4}, r"_proj is 16 wide, that of LlavaForConditionalGeneration is 32"),
+        ("lora", {"hidden": 64}, "is 96 wide, that of LlavaForConditionalGeneration is 192"),
+        ("lora", {"layers": 3}, "adapts 14 layers, LlavaForConditionalGeneration has 21"),
+    ],
+)
+def test_an_adapter_of_another_base_model_is_refused_before_the_model_is_touched(
+    kind: str, shape: dict, message: str, tmp_path: Path
+):
+    adapted(kind).save_pretrained(tmp_path)
+    other = base(**shape)
+    names = [name for name, _ in other.named_modules()]
+    with pytest.raises(AdapterError, match="another base model.*" + message):
+        load_adapter(other, tmp_path)
+    assert [name for name, _ in other.named_modules()] == names
+
+
+def test_peft_itself_refuses_an_a3moe_adapter_of_another_base_model(tmp_path: Path):
+    adapted().save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match="another base model"):
+        PeftModel.from_pretrained(base(vocab=100), str(tmp_path))
+
+
+def test_broken_adapter_folders_are_refused(tmp_path: Path):
+    with pytest.raises(AdapterError, match=r"adapter_config\.json, found none"):
+        load_adapter(base(), tmp_path / "nowhere")
+    adapted().save_pretrained(tmp_path)
+    weights, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    settings = config.read_text()
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(AdapterError, match="not a readable safetensors file"):
+        load_adapter(base(), tmp_path)
+    weights.rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(AdapterError, match="can run code when read"):
+        load_adapter(base(), tmp_path)
+    config.write_text(json.dumps(json.loads(settings) | {"peft_type": "IA3"}))
+    with pytest.raises(AdapterError, match="expected an adapter of type A3MOE or LORA, got 'IA3'"):
+        load_adapter(base(), tmp_path)
+    config.write_text(settings[:50])
+    with pytest.raises(AdapterError, match="expected a JSON object"):
+        load_adapter(base(), tmp_path)
+
+
+def test_disable_adapter_gives_the_base_model_and_turns_gradients_back_on():
+    model, inputs = adapted(), batch()
+    model.requires_grad_(False)
+    with model.disable_adapter():
+        assert torch.equal(model(**inputs).logits, base()(**inputs).logits)
+    assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_unload_leaves_the_base_model_without_hooks():
+    model, inputs = adapted(), batch()
+    plain = model.unload()
+    assert torch.equal(plain(**inputs).logits, base()(**inputs).logits)
+    assert not any(module._forward_pre_hooks for module in plain.modules())
+    assert [name for name, _ in plain.named_modules()] == [name for name, _ in base().named_modules()]
+
+
+def test_several_adapters_on_one_model():
+    inputs = batch()
+    first, model = adapted(), adapted()
+    model.add_adapter("plain", A3MoEConfig(r=4, query_experts=0, key_experts=0))
+    model.add_adapter("wide", A3MoEConfig(r=4, query_experts=5, key_experts=6, top_experts=3))
+    for name, parameter in model.named_parameters():
+        if ".plain." in name or ".wide." in name:
+            nn.init.normal_(parameter, std=0.3)
+    expected = first(**inputs).logits
+    assert torch.equal(model(**inputs).logits, expected)
+    seen = [expected]
+    for name, experts in (("plain", {}), ("wide", {"query": 5, "key": 6})):
+        model.set_adapter(name)
+        seen.append(model(**inputs).logits)
+        assert {kind: load.use.shape[1] for kind, load in gate_loads(model).items()} == experts
+    assert all(not torch.allclose(a, b, atol=1e-3) for a, b in itertools.pairwise(seen))
+    model.set_adapter("default")
+    model.delete_adapter("wide")
+    assert torch.equal(model(**inputs).logits, expected)
+
+
+def test_half_precision_base_keeps_fp32_adapters():
+    model = add_adapter(base().to(torch.bfloat16), **SMALL)
+    inputs = batch()
+    inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    output = model(**inputs).logits
+    assert output.dtype == torch.bfloat16
+    output.float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = {key: value[0] for key, value in batch(PROMPTS[3:]).items()}
+        row["input_ids"] = row["input_ids"].clone()
+        row["input_ids"][-1] += index
+        return {**row, "labels": row["input_ids"].where(row["input_ids"] != IMAGE, -100)}
+
+
+def train(folder: Path, steps: int, resume: bool = False) -> dict[str, Tensor]:
+    settings = TrainingArguments(
+        output_dir=str(folder), max_steps=steps, save_steps=2, learning_rate=0.01, lr_scheduler_type="constant",
+        per_device_train_batch_size=2, report_to=[], use_cpu=True, disable_tqdm=True, logging_steps=100, seed=1,
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = Trainer(model=adapted().train(), args=settings, train_dataset=Rows())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.train(resume_from_checkpoint=resume)
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def test_trainer_resumes_to_the_same_weights(tmp_path: Path):
+    straight = train(tmp_path / "straight", steps=4)
+    train(tmp_path / "resumed", steps=2)
+    resumed = train(tmp_path / "resumed", steps=4, resume=True)
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    start = {name: p for name, p in adapted().named_parameters() if p.requires_grad}
+    assert any(not torch.equal(straight[name], start[name]) for name in straight if "lora_experts" in name)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"expert_rank": 0}, {"query_experts": -1}, {"key_experts": 4, "top_experts": 5}, {"top_experts": 0}]
+)
+def test_settings_out_of_range_name_the_setting(settings: dict):
+    with pytest.raises(ConfigError, match=list(settings)[-1]):
+        add_adapter(base(), **settings)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ConfigError, match="'a3moe' or 'lora', got 'moe'"):
+        add_adapter(base(), "moe")  # type: ignore[arg-type]
+
+
+def test_models_that_cannot_be_routed_are_refused():
+    text_only = LlamaForCausalLM(base().config.text_config)
+    with pytest.raises(AdapterError, match="vision-language model"):
+        add_adapter(text_only)
+    add_adapter(text_only, "lora")
+    fused = base()
+    for layer in fused.model.language_model.layers:
+        layer.self_attn.query = layer.self_attn.q_proj
+        del layer.self_attn.q_proj
+    with pytest.raises(AdapterError, match="'q_proj'"):
+        add_adapter(fused)
+
+
+def test_plain_peft_calls_work():
+    model = get_peft_model(base(), A3MoEConfig(r=4))
+    assert torch.equal(model(**batch()).logits, base()(**batch()).logits)
+    assert isinstance(LoraConfig(), type(model.peft_config["default"]).__mro__[1])
