@@ -1,0 +1,1 @@
+"""Pages and cards for people. Knows numbers, pictures and words; loads no model."""

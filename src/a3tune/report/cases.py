@@ -1,0 +1,92 @@
+"""Which test questions a report shows side by side: a stated rule, a fixed seed, no one's eye.
+
+Knows predictions; not how they look.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from a3tune.metrics.vqa import closed_accuracy, open_recall
+from a3tune.types import Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A test question to show."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The chosen questions, and the rule in words a reader can check."""
+
+    choices: tuple[Choice, ...]
+    rule: str
+
+
+def score(prediction: Prediction) -> float:
+    """How right one answer is, in [0, 1]: strict accuracy of closed questions, clipped recall of the others."""
+    if prediction.answer_type == "closed":
+        return closed_accuracy(prediction.prediction, prediction.answer, "strict")
+    return open_recall(prediction.prediction, prediction.answer, clipped=True)
+
+
+def select_cases(
+    predictions: Mapping[str, Sequence[Prediction]],
+    *,
+    method: str = "a3tune",
+    reference: str = "lora",
+    stratum: str = "body",
+    per_stratum: int = 2,
+    lost: int = 3,
+    seed: int = 0,
+    titles: tuple[str, str] = ("A3Tune", "LoRA"),
+) -> Selection:
+    """Draw localised test questions at random: some of every stratum, and some on which `method` lost to `reference`.
+
+    A question is localised if its true region is known, so that `method`'s prediction holds a finite attention mass.
+    The first draw never looks at answers; the second draws among the rest of the questions that `method` answered
+    worse. The choice depends on the seed and on the questions, not on their order.
+
+    Args:
+        predictions: by method; of the same questions.
+        titles: how the rule calls `method` and `reference`.
+        stratum: key of `Prediction.meta`; questions without it form a stratum of their own.
+
+    Raises:
+        KeyError: no predictions of `method` or `reference`.
+    """
+    own = {p.id: p for p in predictions[method] if math.isfinite(p.attention.get("attention_mass", math.nan))}
+    other = {p.id: p for p in predictions[reference]}
+    ids = sorted(own.keys() & other.keys())
+    gain = {i: score(own[i]) - score(other[i]) for i in ids}
+    rng = np.random.default_rng(seed)
+    strata: dict[str, list[str]] = {}
+    for i in ids:
+        strata.setdefault(own[i].meta.get(stratum, ""), []).append(i)
+    choices = [
+        Choice(i, f"random, {name}" if name else "random")
+        for name, members in sorted(strata.items())
+        for i in _draw(members, per_stratum, rng)
+    ]
+    shown = {choice.id for choice in choices}
+    worse = [i for i in ids if gain[i] < 0]
+    better = sum(gain[i] > 0 for i in ids)
+    choices += [Choice(i, "random among the lost") for i in _draw([i for i in worse if i not in shown], lost, rng)]
+    rule = (
+        f"Of the {len(ids):,} test questions with a true region, {per_stratum} per {stratum.replace('_', ' ')} were "
+        f"drawn at random, without looking at answers; then {lost} more among those that {titles[0]} answered worse "
+        f"than {titles[1]} ({len(worse):,} of {len(ids):,}; it answered {better:,} better). "
+        f"The seed of the draw is {seed}."
+    )
+    return Selection(tuple(choices), rule)
+
+
+def _draw(ids: list[str], count: int, rng: np.random.Generator) -> list[str]:
+    """Up to `count` of `ids`, in their own order."""
+    return [ids[i] for i in sorted(rng.permutation(len(ids))[:count])]

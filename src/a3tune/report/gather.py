@@ -1,0 +1,214 @@
+"""Evaluated runs -> `ReportData`: reads what the runs left, compares them question by question, draws the cases.
+
+Knows the files of run folders; loads no model. How the page looks is `html.py`.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from a3tune.data.images import load_image
+from a3tune.errors import RunError
+from a3tune.evaluate import (
+    Map,
+    Results,
+    clusters,
+    make_prediction,
+    read_maps,
+    read_predictions,
+    scores,
+    summarise,
+)
+from a3tune.labels.quality import Quality
+from a3tune.labels.rle import decode, region_mask
+from a3tune.metrics.stats import Estimate, holm, paired_difference, paired_permutation_test
+from a3tune.metrics.vqa import prior_baseline
+from a3tune.report.cases import Selection, score, select_cases
+from a3tune.report.data import (
+    METRICS,
+    Case,
+    Cases,
+    Comparison,
+    LabelQuality,
+    LabelScores,
+    MethodResult,
+    View,
+    curves_from_log,
+    experts_from_log,
+)
+from a3tune.run import RunFolder
+from a3tune.types import Labels, Prediction, Sample
+from a3tune.vlm.patches import paint
+
+TYPE_SCORES = ("open_recall", "closed_accuracy", "choice_accuracy")
+"""Scores of answers that a question type is broken down by, whichever it has."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Method:
+    """A run that was evaluated, as the report takes it."""
+
+    name: str
+    title: str
+    predictions: tuple[Prediction, ...]
+    """One for each test question, in their order."""
+    maps: Mapping[str, Map]
+    """By sample id; see `evaluate.Results.maps`."""
+    log: tuple[Mapping[str, Any], ...]
+    """Lines of `metrics.jsonl`; none if nothing was trained."""
+
+
+def read_method(name: str, title: str, folder: RunFolder, samples: Sequence[Sample]) -> Method:
+    """What a run left in its folder. Raises RunError when it was not evaluated on exactly these questions."""
+    by_id = {prediction.id: prediction for prediction in read_predictions(folder)}
+    missing = [sample.id for sample in samples if sample.id not in by_id]
+    if missing or len(by_id) != len(samples):
+        raise RunError(
+            f"{folder.path}: expected answers to the {len(samples)} test questions of the other runs, got "
+            f"{len(by_id)} answers, {len(missing)} of these questions are not among them; evaluate all runs on one file"
+        )
+    predictions = tuple(by_id[sample.id] for sample in samples)
+    return Method(name, title, predictions, read_maps(folder), tuple(_lines(folder.metrics)))
+
+
+def method_results(methods: Sequence[Method], samples: Sequence[Sample], reference: str) -> tuple[MethodResult, ...]:
+    """Scores of every method and its differences to `reference`; p-values are adjusted over all comparisons (Holm)."""
+    groups = clusters(samples)
+    scored = {method.name: [scores(prediction) for prediction in method.predictions] for method in methods}
+    compared: dict[tuple[str, str], tuple[Estimate, float]] = {}
+    for method in methods:
+        for metric in METRICS:
+            pair = [
+                np.array([found.get(metric, np.nan) for found in scored[name]]) for name in (method.name, reference)
+            ]
+            if method.name != reference and not np.isnan(pair[0] - pair[1]).all():
+                difference = paired_difference(*pair, groups)
+                compared[method.name, metric] = difference, paired_permutation_test(*pair, groups)
+    adjusted = holm([p for _, p in compared.values()])
+    differences = {
+        key: Comparison(difference, float(p))
+        for (key, (difference, _)), p in zip(compared.items(), adjusted, strict=True)
+    }
+    return tuple(
+        _result(
+            method,
+            summarise(samples, method.predictions),
+            {metric: found for (name, metric), found in differences.items() if name == method.name},
+        )
+        for method in methods
+    )
+
+
+def question_only(train: Sequence[Sample], samples: Sequence[Sample]) -> MethodResult:
+    """The most frequent training answer to each test question: what can be had without looking."""
+    answers = prior_baseline(train, samples)
+    predictions = tuple(make_prediction(sample, answer) for sample, answer in zip(samples, answers, strict=True))
+    return _result(Method("question_only", "Question only", predictions, {}, ()), summarise(samples, predictions), {})
+
+
+def label_scores(quality: Mapping[str, Quality], *, top_k: int, min_iou: float) -> LabelQuality | None:
+    """Label quality as the page shows it; None if no true region is known."""
+    if "all" not in quality:
+        return None
+    found = {
+        name: LabelScores(group.recall, group.best_iou, group.ceiling_recall, group.samples)
+        for name, group in quality.items()
+    }
+    groups = {name.partition("=")[2]: value for name, value in found.items() if name not in ("all", "body=")}
+    return LabelQuality(top_k, min_iou, found["all"], groups)
+
+
+def choose_cases(methods: Sequence[Method], method: str, reference: str) -> Selection:
+    """The questions to show side by side; see `select_cases`."""
+    titles = {item.name: item.title for item in methods}
+    predictions = {item.name: item.predictions for item in methods}
+    return select_cases(predictions, method=method, reference=reference, titles=(titles[method], titles[reference]))
+
+
+def draw_cases(
+    chosen: Selection,
+    methods: Sequence[Method],
+    samples: Sequence[Sample],
+    labels: Mapping[str, Labels],
+    boxes: Callable[[int, int], np.ndarray],
+) -> Cases:
+    """The chosen cases with their pictures.
+
+    Args:
+        labels: weak labels by sample id, as far as there are any.
+        boxes: height, width -> boxes of the image tokens (`vlm.grids.token_boxes`).
+    """
+    by_id = {sample.id: index for index, sample in enumerate(samples)}
+    return Cases(
+        chosen.rule,
+        tuple(
+            _case(samples[by_id[choice.id]], by_id[choice.id], choice.reason, methods, labels, boxes)
+            for choice in chosen.choices
+        ),
+    )
+
+
+def _case(
+    sample: Sample,
+    index: int,
+    reason: str,
+    methods: Sequence[Method],
+    labels: Mapping[str, Labels],
+    boxes: Callable[[int, int], np.ndarray],
+) -> Case:
+    image = np.asarray(load_image(sample.image))
+    size = (image.shape[0], image.shape[1])
+    own = labels.get(sample.id)
+    masks = [region_mask(region, *size) for region in sample.regions or ()]
+    token_boxes = boxes(*size)
+    views = [
+        View(
+            title=method.title,
+            answer=method.predictions[index].prediction,
+            score=score(method.predictions[index]),
+            heat=paint(method.maps[sample.id].astype(np.float32), token_boxes, size),
+            mass=method.predictions[index].attention.get("attention_mass", float("nan")),
+        )
+        for method in methods
+    ]
+    return Case(
+        image=image,
+        prompt=sample.prompt,
+        answer=sample.answer,
+        region=np.any(masks, axis=0) if masks else np.zeros(size, dtype=bool),
+        labels=tuple(decode(segment.mask) for segment in own.segments) if own else (),
+        views=tuple(views),
+        reason=reason,
+        tags=tuple(sample.meta[key] for key in ("modality", "body", "question_type") if key in sample.meta),
+    )
+
+
+def _result(method: Method, results: Results, differences: Mapping[str, Comparison]) -> MethodResult:
+    by_type = {
+        name: next(found[score] for score in TYPE_SCORES if score in found)
+        for name, found in results.by_question_type.items()
+        if any(score in found for score in TYPE_SCORES)
+    }
+    return MethodResult(
+        name=method.name,
+        title=method.title,
+        scores={name: found for name, found in results.metrics.items() if name in METRICS},
+        differences=differences,
+        by_type=by_type,
+        curves=curves_from_log(method.log),
+        experts=experts_from_log(method.log),
+    )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Complete lines of a JSONL file; none if there is no file."""
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise RunError(f"{path}: expected one JSON object per line: {error}; train again") from None

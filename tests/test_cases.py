@@ -1,0 +1,73 @@
+"""Cases are drawn by rule: localised, stratified, reproducible, blind to answers but for the lost ones."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from a3tune.report.cases import score, select_cases
+from a3tune.types import Prediction
+
+BODIES = ("abdomen", "brain", "chest")
+
+
+def _predictions(right: dict[int, bool], *, count: int = 30) -> list[Prediction]:
+    return [
+        Prediction(
+            f"q{i}", "p?", "cyst", "open", "cyst" if right.get(i, True) else "mass", {"body": BODIES[i % 3]},
+            {"attention_mass": 0.2 if i % 5 else float("nan")},
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def test_every_stratum_and_the_lost_are_shown() -> None:
+    own = _predictions(dict.fromkeys(range(1, 9), False))
+    chosen = select_cases({"a3tune": own, "lora": _predictions({})}, per_stratum=2, lost=3)
+    by_id = {p.id: p for p in own}
+    drawn = [c for c in chosen.choices if "lost" not in c.reason]
+    lost = [c for c in chosen.choices if "lost" in c.reason]
+    assert Counter(by_id[c.id].meta["body"] for c in drawn) == dict.fromkeys(BODIES, 2)
+    assert len(lost) == 3 and all(by_id[c.id].prediction == "mass" for c in lost)
+    assert len({c.id for c in chosen.choices}) == len(chosen.choices)
+    assert not any(by_id[c.id].attention["attention_mass"] != 0.2 for c in chosen.choices)
+    # 24 of 30 are localised; of the 8 wrong ones, q5 is not.
+    assert "24 test questions" in chosen.rule and "7 of 24" in chosen.rule and "seed of the draw is 0" in chosen.rule
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_order_of_predictions_does_not_matter(seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(30)
+    own, other = _predictions({1: False, 7: False}), _predictions({2: False})
+    plain = select_cases({"a3tune": own, "lora": other}, seed=seed)
+    assert select_cases({"a3tune": [own[i] for i in order], "lora": other}, seed=seed) == plain
+
+
+def test_random_draw_is_blind_to_answers() -> None:
+    other = _predictions({})
+    good = select_cases({"a3tune": _predictions({}), "lora": other}, lost=0)
+    bad = select_cases({"a3tune": _predictions(dict.fromkeys(range(30), False)), "lora": other}, lost=0)
+    assert good.choices == bad.choices
+    assert select_cases({"a3tune": other, "lora": other}, lost=0, seed=1).choices != good.choices
+
+
+def test_fewer_questions_than_asked_for_and_no_stratum() -> None:
+    few = [replace(p, meta={}) for p in _predictions({}, count=2)]
+    chosen = select_cases({"a3tune": few, "lora": few})
+    assert [c.id for c in chosen.choices] == ["q1"] and chosen.choices[0].reason == "random"
+    assert select_cases({"a3tune": [], "lora": []}).choices == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "said", "wanted"),
+    [
+        ("closed", "no", "No.", 1.0),
+        ("closed", "no", "normal", 0.0),
+        ("open", "left upper", "upper", 0.5),
+        ("open", "cyst", "cyst cyst", 1.0),
+        ("open", "cyst", "", 0.0),
+    ],
+)
+def test_score(kind: str, answer: str, said: str, wanted: float) -> None:
+    assert score(Prediction("i", "p", answer, kind, said)) == wanted  # type: ignore[arg-type]
