@@ -1,0 +1,1 @@
+"""What the model looks at: capture, visual heads, alignment loss. Knows tensors, no images."""

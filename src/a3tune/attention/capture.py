@@ -1,0 +1,384 @@
+"""The registered attention function: SDPA as ever, plus the attention of a few text rows on the image when asked.
+
+Knows tensors, no images and no losses. The full attention is never stored: a custom autograd function computes the
+wanted rows tile by tile, reduces them at once, and computes them again in the backward pass.
+
+Letters beyond the legend of `types.py`: J key-value heads, Q query heads per key-value head (H = J * Q), C rows in use.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from a3tune.attention.heads import visual_ratio
+from a3tune.errors import ConfigError, ModelError
+
+ATTENTION = "a3tune"
+"""Name under which the attention function is registered with transformers."""
+
+TILE_BYTES = 8 * 2**20
+"""Size of one tile of fp32 scores [B, H, C, T]; the transient is a small multiple of it, however many rows are used."""
+
+Rows = Literal["after_image", "answer", "prompt"]
+
+
+@dataclass(frozen=True, eq=False)
+class CaptureRequest:
+    """Which attention to bring out of every layer of one forward pass, as the forward keyword `capture`."""
+
+    row_weights: Tensor
+    """[B, S] or [B, G, S] float: weights of the query positions; each average sums to 1, or is all zero."""
+    columns: Tensor
+    """[B, N] int64: key positions of the image tokens, in feature order, -1 where padded."""
+    text_columns: Tensor
+    """[B, T] bool: key positions of the prompt's text (T_p of Eq. 8). Keys of later decoding steps may be left out."""
+
+    @cached_property
+    def used_rows(self) -> tuple[Tensor, Tensor]:
+        """The rows with a weight, [B, C] int64 (padded with row 0 of weight 0), and their weights, [B, G, C] fp32.
+
+        Kept on the request because its size has to be read from the device: once per step, not once per layer.
+        """
+        weights_BGS = self.row_weights.float()
+        if weights_BGS.ndim == 2:
+            weights_BGS = weights_BGS[:, None]
+        rows_BC = _positions(weights_BGS.ne(0).any(1))
+        padding_BC = rows_BC < 0
+        rows_BC = rows_BC.clamp_min(0)
+        weights_BGC = torch.take_along_dim(weights_BGS, rows_BC[:, None], dim=2)
+        return rows_BC, weights_BGC.masked_fill(padding_BC[:, None], 0.0)
+
+    @cached_property
+    def width(self) -> int:
+        """How many key positions a layer must have for the columns to mean what they say."""
+        last = int(self.columns.max()) if self.columns.numel() else -1
+        return max(last + 1, self.text_columns.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """What `stack` makes of the layers' outputs; with G averages per sample the fields gain an axis G after H."""
+
+    map_BLHN: Tensor
+    """[B, L, H, N] or [B, L, H, G, N] fp32: attention on the image tokens, averaged over the rows; padding is zero."""
+    ratio_BLH: Tensor
+    """[B, L, H] or [B, L, H, G] fp32: the visual attention ratio (Eq. 8)."""
+    counted_B: Tensor
+    """[B] bool: samples that have both an image and rows; the others are zero throughout."""
+
+
+def capture_request(
+    rows: Rows,
+    image_mask: Tensor,
+    prompt_mask: Tensor,
+    answer_mask: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    each_row: bool = False,
+) -> CaptureRequest:
+    """Turn the token masks of a batch into a request.
+
+    `rows` says which text positions look: `answer`, those whose next token is an answer token; `prompt`, the prompt's
+    text after the first run of image tokens; `after_image`, both (the published choice). With `each_row` every row is
+    an average of its own (G = the most rows in the batch). All masks are bool [B, S]; positions outside
+    `attention_mask` count for nothing. Raises ConfigError for an unknown `rows`.
+    """
+    if attention_mask is not None:
+        kept = attention_mask.bool()
+        image_mask, prompt_mask, answer_mask = image_mask & kept, prompt_mask & kept, answer_mask & kept
+    answer_rows = nn.functional.pad(answer_mask[:, 1:], (0, 1), value=False)
+    run_ended = (~image_mask & (image_mask.cumsum(1) > 0)).cumsum(1) > 0
+    prompt_rows = prompt_mask & run_ended
+    choices = {"after_image": prompt_rows | answer_rows, "answer": answer_rows, "prompt": prompt_rows}
+    if rows not in choices:
+        raise ConfigError(f"rows: expected one of {', '.join(choices)}, got {rows!r}")
+    chosen_BS = choices[rows]
+    if each_row:
+        row_weights = torch.zeros(*_positions(chosen_BS).shape, chosen_BS.shape[1], device=chosen_BS.device)
+        sample, position = chosen_BS.nonzero(as_tuple=True)
+        row_weights[sample, chosen_BS.cumsum(1)[sample, position] - 1, position] = 1.0
+    else:
+        row_weights = chosen_BS / chosen_BS.sum(1, keepdim=True).clamp_min(1)
+    return CaptureRequest(row_weights, _positions(image_mask), prompt_mask)
+
+
+def use_capture(model: PreTrainedModel) -> None:
+    """Switch the language model (not the vision tower) to our attention function, in place.
+
+    Raises ModelError for a model without a `text_config` or one that does not take registered attention functions.
+    """
+    name = type(model).__name__
+    if "text_config" not in model.config.sub_configs:
+        raise ModelError(
+            f"{name}: expected a vision-language model with a `text_config`, found none in its configuration"
+        )
+    model.set_attn_implementation({"text_config": ATTENTION})
+    if model.config.text_config._attn_implementation != ATTENTION:
+        raise ModelError(f"{name}: does not take registered attention functions, so its attention cannot be captured")
+
+
+def stack(attentions: Sequence[Tensor] | None, request: CaptureRequest) -> Captured:
+    """Join `outputs.attentions` of a forward pass that was given `request`. Raises ModelError if they are not ours."""
+    layers = _captured_layers(attentions)
+    packed_shape = (*request.row_weights.shape[1:-1], request.columns.shape[1] + 1)
+    if layers[0].shape[2:] != packed_shape:
+        raise ModelError(
+            f"attentions: expected [B, H, {', '.join(map(str, packed_shape))}] as the request asks, got "
+            f"{list(layers[0].shape)}; call use_capture(model) and pass the same request as `capture=`"
+        )
+    packed = torch.stack([layer.to(layers[0].device) for layer in layers], dim=1)
+    map_BLHN, mass_BLH = packed[..., :-1], packed[..., -1]
+    has_rows_B = request.row_weights.flatten(1).ne(0).any(1)
+    counted_B = has_rows_B & request.columns.ge(0).any(1)
+    return Captured(map_BLHN, visual_ratio(map_BLHN, mass_BLH), counted_B.to(packed.device))
+
+
+def check_captured(attentions: Sequence[Tensor] | None, model: nn.Module) -> None:
+    """Make sure, at the first training step, that the alignment loss will reach the parameters.
+
+    Gradients must reach every map from the first trainable query or key projection on; frozen early layers are fine.
+    Raises ModelError if there are no maps, or if they are cut off, as reentrant checkpointing does without a word.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return
+    reached = [layer.requires_grad for layer in _captured_layers(attentions)]
+    first = min([*_trainable_layers(model), *(i for i, grad in enumerate(reached) if grad), len(reached) - 1])
+    missing = [i for i, grad in enumerate(reached) if i >= first and not grad]
+    if missing:
+        raise ModelError(
+            f"captured attention: no gradient reaches the maps of layers {', '.join(map(str, missing))}, so they would "
+            "not be aligned. Reentrant activation checkpointing does this: set activation_checkpointing_kwargs="
+            '{"use_reentrant": False} (gradient_checkpointing_kwargs in prepare_model_for_kbit_training). If there is '
+            "no checkpointing, train the query or key projections of these layers or of earlier ones"
+        )
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    capture: CaptureRequest | None = None,
+    output_attentions: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """SDPA, and as a second output the captured attention when `capture` is given: [B, H, N + 1] or [B, H, G, N + 1].
+
+    The last column is the mass on image and prompt columns, the denominator of Eq. 8. It is fp32 (fp64 when the queries
+    are), and attention dropout does not touch it. Raises ModelError when the layer's keys are not the positions that
+    the request speaks of.
+    """
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if capture is None:
+        return output, None
+    _check_positions(module, query, key, capture, kwargs.get("sliding_window"))
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    scaling = kwargs.get("scaling")
+    rows_BC, weights_BGC = capture.used_rows
+    # Half precision is too coarse for the softmax; the weights' precision is that of the whole computation.
+    precision = torch.promote_types(query.dtype, torch.float32)
+    packed_BHGN: Tensor = _RowAttention.apply(  # pyright: ignore[reportAssignmentType]
+        query,
+        key,
+        attention_mask,
+        rows_BC.to(query.device),
+        weights_BGC.to(query.device, precision),
+        capture.columns.to(query.device),
+        _denominator(capture, key).to(precision),
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        bool(causal) and query.shape[2] > 1,
+    )
+    return output, packed_BHGN if capture.row_weights.ndim == 3 else packed_BHGN.squeeze(2)
+
+
+AttentionInterface.register(ATTENTION, attention_forward)
+# Without a mask function of the same name transformers would pass no mask at all, and padding would be attended to.
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+class _RowAttention(torch.autograd.Function):
+    """sum_s w[b, g, s] * softmax(scores)[b, h, s, :] at the image columns, with the denominator of Eq. 8 appended.
+
+    Saves its inputs (which SDPA keeps anyway) and the log-sum-exp of each row.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_BHSD: Tensor,
+        key_BJTD: Tensor,
+        mask: Tensor | None,
+        rows_BC: Tensor,
+        weights_BGC: Tensor,
+        columns_BN: Tensor,
+        denominator_BT: Tensor,
+        scaling: float,
+        causal: bool,
+    ) -> Tensor:
+        b, h, keys = query_BHSD.shape[0], query_BHSD.shape[1], key_BJTD.shape[2]
+        taken = weights_BGC.new_zeros(b, h, weights_BGC.shape[1], columns_BN.shape[1] + 1)
+        normalisers = []
+        with torch.autocast(query_BHSD.device.type, enabled=False):
+            key = key_BJTD.to(weights_BGC.dtype)
+            for rows, weights in _tiles(b * h * keys, rows_BC, weights_BGC):
+                _, scores = _scores(query_BHSD, key, mask, rows, scaling, causal)
+                attention, normaliser = _softmax(scores)
+                normalisers.append(normaliser)
+                # Both orders are the same sum; the cheaper one keeps the result within a tile.
+                if weights.shape[1] < rows.shape[1]:
+                    taken += _take(weights[:, None] @ attention, columns_BN, denominator_BT)
+                else:
+                    taken += weights[:, None] @ _take(attention, columns_BN, denominator_BT)
+        ctx.save_for_backward(
+            query_BHSD, key_BJTD, mask, rows_BC, weights_BGC, columns_BN, denominator_BT, torch.cat(normalisers, dim=3)
+        )
+        ctx.scaling, ctx.causal = scaling, causal
+        return taken
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        query_BHSD, key_BJTD, mask, rows_BC, weights_BGC, columns_BN, denominator_BT, normaliser = ctx.saved_tensors
+        b, h, length, _ = query_BHSD.shape
+        keys, grad_taken = key_BJTD.shape[2], grad_outputs[0].to(weights_BGC.dtype)
+        grad_query_BSHD = torch.zeros_like(query_BHSD.transpose(1, 2), memory_format=torch.contiguous_format)
+        grad_key = torch.zeros_like(key_BJTD, dtype=weights_BGC.dtype)
+        first_row_B = torch.arange(b, device=rows_BC.device)[:, None] * length
+        with torch.autocast(query_BHSD.device.type, enabled=False):
+            key = key_BJTD.to(weights_BGC.dtype)
+            for rows, weights, normal in _tiles(b * h * keys, rows_BC, weights_BGC, normaliser):
+                query, scores = _scores(query_BHSD, key, mask, rows, ctx.scaling, ctx.causal)
+                attention = scores.sub_(normal).exp_().flatten(1, 2)
+                if weights.shape[1] < rows.shape[1]:
+                    grad = weights.mT[:, None] @ _spread(grad_taken, columns_BN, denominator_BT)
+                else:
+                    grad = _spread(weights.mT[:, None] @ grad_taken, columns_BN, denominator_BT)
+                # The softmax's Jacobian in place: p * (g - sum(p * g)).
+                grad.mul_(attention).addcmul_(attention, grad.sum(-1, keepdim=True), value=-1)
+                grad = grad.view(*query.shape[:3], keys)
+                grad_rows = (grad @ key).mul_(ctx.scaling).view(b, h, rows.shape[1], query.shape[-1]).transpose(1, 2)
+                flat_rows = (rows + first_row_B).flatten()
+                grad_query_BSHD.flatten(0, 1).index_add_(0, flat_rows, grad_rows.flatten(0, 1).to(query_BHSD.dtype))
+                grad_key += grad.mT @ query
+        return grad_query_BSHD.transpose(1, 2), grad_key.to(key_BJTD.dtype), *[None] * 7
+
+
+def _tiles(scores_per_row: int, rows_BC: Tensor, weights_BGC: Tensor, *normaliser: Tensor):
+    """Cut the rows (third axis of all but the first tensor) so that the fp32 scores of one piece fit in TILE_BYTES."""
+    size = max(1, TILE_BYTES // (4 * max(1, scores_per_row)))
+    return zip(rows_BC.split(size, 1), weights_BGC.split(size, 2), *(x.split(size, 3) for x in normaliser), strict=True)
+
+
+def _scores(
+    query_BHSD: Tensor, key_BJTD: Tensor, mask: Tensor | None, rows_BC: Tensor, scaling: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Some rows' scaled queries [B, J, Q * C, D] and masked scores [B, J, Q, C, T], in the precision of the keys."""
+    (b, j, keys, d), c = key_BJTD.shape, rows_BC.shape[1]
+    q = query_BHSD.shape[1] // j
+    sample_B = torch.arange(b, device=rows_BC.device)[:, None]
+    rows_BCHD = query_BHSD.transpose(1, 2)[sample_B, rows_BC]
+    # The query heads that share a key head become rows of one product: no repeated keys, one large matmul per key head.
+    query = rows_BCHD.transpose(1, 2).to(key_BJTD.dtype).mul(scaling).reshape(b, j, q * c, d)
+    scores = (query @ key_BJTD.mT).view(b, j, q, c, keys)
+    if mask is not None:
+        mask_BHCT = mask.expand(b, -1, -1, -1).transpose(1, 2)[sample_B, rows_BC].transpose(1, 2)
+        mask_BHCT = mask_BHCT.unflatten(1, (1, 1) if mask.shape[1] == 1 else (j, q))
+        if mask.dtype == torch.bool:
+            scores.masked_fill_(~mask_BHCT, -torch.inf)
+        else:
+            forbidden = mask_BHCT <= torch.finfo(mask.dtype).min / 2
+            scores.add_(mask_BHCT).masked_fill_(forbidden, -torch.inf)
+    elif causal:
+        future_BCT = torch.arange(keys, device=rows_BC.device) > rows_BC[..., None]
+        scores.masked_fill_(future_BCT[:, None, None], -torch.inf)
+    return query, scores
+
+
+def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """In place: attention [B, H, C, T] and the log-sum-exp [B, J, Q, C, 1]; fully masked rows give zeros, and +inf."""
+    peak = scores.amax(-1, keepdim=True).clamp_min_(torch.finfo(scores.dtype).min)
+    attention = scores.sub_(peak).exp_()
+    total = attention.sum(-1, keepdim=True)
+    empty = total == 0
+    attention.div_(total.masked_fill(empty, 1.0))
+    return attention.flatten(1, 2), total.log_().add_(peak).masked_fill_(empty, torch.inf)
+
+
+def _take(attention_BHCT: Tensor, columns_BN: Tensor, denominator_BT: Tensor) -> Tensor:
+    """[B, H, C, T] -> [B, H, C, N + 1]: the image columns (zero where padded), and the sum over the denominator's."""
+    index = columns_BN.clamp_min(0)[:, None, None].expand(*attention_BHCT.shape[:3], -1)
+    image = attention_BHCT.gather(-1, index) * columns_BN.ge(0)[:, None, None]
+    return torch.cat([image, attention_BHCT @ denominator_BT[:, None, :, None]], dim=-1)
+
+
+def _spread(grad_BHCN: Tensor, columns_BN: Tensor, denominator_BT: Tensor) -> Tensor:
+    """The transpose of `_take`: [B, H, C, N + 1] -> [B, H, C, T]."""
+    index = columns_BN.clamp_min(0)[:, None, None].expand(*grad_BHCN.shape[:3], -1)
+    spread = grad_BHCN[..., -1:] * denominator_BT[:, None, None]
+    return spread.scatter_add_(-1, index, grad_BHCN[..., :-1] * columns_BN.ge(0)[:, None, None])
+
+
+def _denominator(request: CaptureRequest, key_BJTD: Tensor) -> Tensor:
+    """[B, T] fp32: 1 at the image and prompt columns (T_v and T_p of Eq. 8)."""
+    text = request.text_columns.to(key_BJTD.device)
+    marks = nn.functional.pad(text, (0, key_BJTD.shape[2] - text.shape[1]), value=False).float()
+    columns = request.columns.to(key_BJTD.device)
+    return marks.scatter_reduce_(1, columns.clamp_min(0), columns.ge(0).float(), reduce="amax")
+
+
+def _positions(mask_BS: Tensor) -> Tensor:
+    """Where each row of a bool mask is True, in order, padded with -1 to the most there are: [B, N] int64."""
+    counts = mask_BS.sum(1, keepdim=True)
+    longest = int(counts.max()) if counts.numel() else 0
+    order = mask_BS.logical_not().byte().argsort(dim=1, stable=True)[:, :longest]
+    return order.masked_fill(torch.arange(longest, device=mask_BS.device) >= counts, -1)
+
+
+def _captured_layers(attentions: Sequence[Tensor] | None) -> Sequence[Tensor]:
+    if not attentions:
+        raise ModelError(
+            "attentions: expected one captured map per layer, got none; call use_capture(model), and pass both "
+            "`capture=` and `output_attentions=True` to the forward pass"
+        )
+    return attentions
+
+
+def _trainable_layers(model: nn.Module) -> set[int]:
+    """The decoder layers with something trainable in front of their attention scores."""
+    return {
+        int(module.layer_idx)  # pyright: ignore[reportArgumentType]
+        for module in model.modules()
+        if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "num_key_value_groups")
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and not name.startswith(("v_proj", "o_proj"))
+    }
+
+
+def _check_positions(
+    module: nn.Module, query: Tensor, key: Tensor, request: CaptureRequest, window: int | None
+) -> None:
+    layer, rows, keys = getattr(module, "layer_idx", "?"), query.shape[2], key.shape[2]
+    if request.row_weights.shape[-1] != rows:
+        raise ModelError(
+            f"capture, layer {layer}: row_weights are for {request.row_weights.shape[-1]} positions, but the forward "
+            f"pass has {rows}; make a request of this pass's own length (one position at a decoding step)"
+        )
+    # A sliding-window cache that is full has dropped its oldest keys: the columns would point at other tokens.
+    shifted = window is not None and rows < keys and keys >= window
+    if shifted or request.width > keys:
+        raise ModelError(
+            f"capture, layer {layer}: the request speaks of {request.width} key positions, but this layer sees {keys} "
+            f"keys{f' of a sliding window of {window}' if window is not None else ''}, so image columns have moved or "
+            "are gone; capture in one forward pass over the whole sequence, without a cache"
+        )
