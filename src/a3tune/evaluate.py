@@ -1,0 +1,433 @@
+"""Samples + model -> answers, attention maps, results. Resumable: what is answered is not asked again.
+
+Knows the order of things; how answers and maps are scored is the business of `metrics`.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+from torch import Tensor
+from transformers import GenerationConfig
+
+from a3tune.adapters.routing import Routing
+from a3tune.attention.align import averaged_map
+from a3tune.attention.capture import Rows, capture_request, stack
+from a3tune.attention.heads import HeadSelector
+from a3tune.data.images import content_hash, load_image
+from a3tune.errors import DataError, LabelError, RunError
+from a3tune.labels.rle import region_mask
+from a3tune.metrics.attention import Array, Normalisation, attention_metrics
+from a3tune.metrics.stats import Estimate, mean_interval
+from a3tune.metrics.vqa import answer_scores
+from a3tune.run import RunFolder, write_atomic
+from a3tune.types import Prediction, Sample
+from a3tune.vlm.encode import TOKEN_MASKS, Example, PaddingSide, pad, prepare
+from a3tune.vlm.grids import token_boxes
+from a3tune.vlm.load import Vlm
+from a3tune.vlm.patches import members, token_weights
+
+PAPER_HEADS = 0.125
+"""Share of the heads that the paper averages: R = 128 of 1,024."""
+ALL_HEADS = "_all_heads"
+"""Ends the name of an attention metric of the map over all heads."""
+GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
+"""All stated, since what is not comes from the checkpoint's own `generation_config.json`."""
+ABOUT = "evaluation.json"
+"""What `predictions.jsonl` of the folder belongs to: model, settings, fingerprint of the weights."""
+MAPS = "maps"
+"""Folder of the attention maps: safetensors, one file per batch."""
+Map = NDArray[np.float16]
+_KEY = "sample "
+"""Starts the names of maps in their files, where one name is reserved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What an evaluation found."""
+
+    predictions: tuple[Prediction, ...]
+    """One per sample, in the samples' order."""
+    metrics: Mapping[str, Estimate]
+    """Mean and 95 % interval of every score, by name; see `scores`."""
+    by_question_type: Mapping[str, Mapping[str, Estimate]]
+    """The same for each value of `meta["question_type"]`."""
+    counts: Mapping[str, int]
+    """Samples; those of each answer type; those with attention metrics; images or patients that were resampled."""
+    maps: Mapping[str, Map] = field(default_factory=dict)
+    """By sample id, float16 `[N]`: attention on each image token over the selected heads, largest value 1."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    """Answering and capturing, earlier sessions included."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Content of `results.json`; undefined numbers are null."""
+        return {
+            "metrics": _as_json(self.metrics),
+            "by_question_type": {name: _as_json(metrics) for name, metrics in self.by_question_type.items()},
+            "counts": dict(self.counts),
+            "settings": dict(self.settings),
+            "seconds": self.seconds,
+        }
+
+
+def evaluate(
+    vlm: Vlm,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 64,
+    rows: Rows = "answer",
+    heads: int | float | None = None,
+    tau: float = 0.15,
+    normalisation: Normalisation = "max",
+    out_folder: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Results:
+    """Answer every sample greedily; measure the answers, and the attention wherever the true region is known.
+
+    Attention is that of the generated answer's rows, averaged over the heads with the highest visual ratio of that
+    sample alone (Eq. 8-9), so that no sample depends on its batch. The same over all heads (Eq. 2) ends in `ALL_HEADS`.
+
+    Args:
+        vlm: a model whose attention can be captured (`load_vlm`), with or without an adapter.
+        batch_size: samples per forward pass.
+        max_new_tokens: longest answer.
+        rows: text rows whose attention is averaged.
+        heads: R, or a fraction of all heads; None is the paper's share.
+        tau: threshold of Coverage.
+        normalisation: of the map, before Coverage and Intensity.
+        out_folder: run folder for `predictions.jsonl`, `maps/` and `results.json`; a stopped evaluation goes on in it.
+        progress: called with the number of samples answered, and of all, after every batch.
+
+    Raises:
+        DataError, LabelError: a sample cannot be used; the message names it.
+        RunError: the folder is not ours, in use, or holds an evaluation of other samples, weights or settings.
+    """
+    by_id = {sample.id: sample for sample in samples}
+    if len(by_id) != len(samples):
+        raise DataError(f"samples: expected a different id for each of the {len(samples)}, got only {len(by_id)} ids")
+    settings = _Settings(rows, PAPER_HEADS if heads is None else heads, tau, normalisation, max_new_tokens)
+    folder = RunFolder.create(out_folder) if out_folder else None
+    with folder.lock() if folder else nullcontext(), _evaluation_mode(vlm):
+        about = {"model": vlm.name, **asdict(settings)}
+        book = _Book(folder, by_id, about | {"weights": _fingerprint(vlm)})
+        for batch in _batches(vlm, samples, batch_size):
+            # A batch is asked whole or not at all: the numbers do not depend on where an evaluation was stopped.
+            if any(sample.id not in book.predictions for sample in batch):
+                start = time.perf_counter()
+                answered = _answer(vlm, batch, settings)
+                book.add(answered, time.perf_counter() - start)
+            progress(len(book.predictions), len(samples))
+        predictions = [book.predictions[sample.id] for sample in samples]
+        results = summarise(samples, predictions, maps=book.maps, settings=about, seconds=book.seconds)
+        if folder:
+            folder.write_json(folder.results.name, results.as_json())
+    return results
+
+
+def summarise(
+    samples: Sequence[Sample],
+    predictions: Sequence[Prediction],
+    *,
+    maps: Mapping[str, Map] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seconds: float = 0.0,
+) -> Results:
+    """Means and intervals of predictions, one per sample in the same order, wherever they come from."""
+    groups = clusters(samples)
+    found = [scores(prediction) for prediction in predictions]
+    types = [sample.meta.get("question_type") for sample in samples]
+    everything = list(range(len(samples)))
+    by_type = {name: [i for i in everything if types[i] == name] for name in dict.fromkeys(types) if name is not None}
+    counts = {"samples": len(samples), "groups": len(set(groups))}
+    for sample in samples:
+        counts[sample.answer_type] = counts.get(sample.answer_type, 0) + 1
+    counts["with_attention"] = sum(bool(prediction.attention) for prediction in predictions)
+    return Results(
+        predictions=tuple(predictions),
+        metrics=_estimates(found, groups, everything),
+        by_question_type={name: _estimates(found, groups, chosen) for name, chosen in by_type.items()},
+        counts=counts,
+        maps=maps or {},
+        settings=settings or {},
+        seconds=seconds,
+    )
+
+
+def scores(prediction: Prediction) -> dict[str, float]:
+    """Every score of one sample by name: those of its answer and, where defined, those of its attention."""
+    return answer_scores(prediction.prediction, prediction.answer, prediction.answer_type) | dict(prediction.attention)
+
+
+def clusters(samples: Sequence[Sample]) -> list[str]:
+    """For each sample what it is not independent of: its patient (`meta["patient"]`) if known, else its image."""
+    return [sample.meta.get("patient") or _image_name(sample) for sample in samples]
+
+
+def make_prediction(sample: Sample, text: str, attention: Mapping[str, float] | None = None) -> Prediction:
+    """The record of an answer to a sample."""
+    return Prediction(
+        sample.id, sample.prompt, sample.answer, sample.answer_type, text, dict(sample.meta), attention or {}
+    )
+
+
+def read_predictions(folder: RunFolder) -> list[Prediction]:
+    """Complete lines of `predictions.jsonl`. Raises RunError when there is none or a line is damaged."""
+    if not folder.predictions.is_file():
+        raise RunError(f"{folder.path}: holds no {folder.predictions.name}; evaluate first")
+    return [prediction for prediction, _ in _read_lines(folder.predictions)]
+
+
+def read_maps(folder: RunFolder) -> dict[str, Map]:
+    """Attention maps in `maps/` by sample id; see `Results.maps`. Raises RunError if one cannot be read."""
+    maps: dict[str, Map] = {}
+    for path in sorted((folder.path / MAPS).glob("*.safetensors")):
+        try:
+            maps |= {name.removeprefix(_KEY): values for name, values in load_file(path).items()}
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{path}: cannot be read ({error}); remove it, and evaluate again") from None
+    return maps
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    rows: Rows
+    heads: int | float
+    tau: float
+    normalisation: Normalisation
+    max_new_tokens: int
+
+
+class _Book:
+    """Answers and maps so far, in memory and in the folder, if there is one.
+
+    Maps are written before their predictions, so a prediction on disk always has its map.
+    """
+
+    def __init__(self, folder: RunFolder | None, samples: Mapping[str, Sample], about: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.predictions: dict[str, Prediction] = {}
+        self.maps: dict[str, Map] = {}
+        self.seconds = 0.0
+        if folder is None:
+            return
+        if folder.predictions.is_file():
+            self._resume(folder, samples, about)
+        else:
+            folder.write_json(ABOUT, about)
+
+    def add(self, answered: Sequence[tuple[Prediction, Map]], seconds: float) -> None:
+        new = [(prediction, values) for prediction, values in answered if prediction.id not in self.predictions]
+        if self.folder:
+            shard = self.folder.path / MAPS / f"{len(self.predictions):07d}.safetensors"
+            lines = [_line(prediction, seconds / len(new)) for prediction, _ in new]
+            try:
+                shard.parent.mkdir(exist_ok=True)
+                write_atomic(shard, save({_KEY + prediction.id: values for prediction, values in new}))
+                with self.folder.predictions.open("a", encoding="utf-8") as file:
+                    file.writelines(lines)
+            except OSError as error:
+                raise RunError(
+                    f"{self.folder.path}: cannot be written: {error.strerror}; make room and run the same command again"
+                ) from error
+        self.predictions |= {prediction.id: prediction for prediction, _ in new}
+        self.maps |= {prediction.id: values for prediction, values in new}
+        self.seconds += seconds
+
+    def _resume(self, folder: RunFolder, samples: Mapping[str, Sample], about: Mapping[str, Any]) -> None:
+        hint = "choose another output folder"
+        try:
+            earlier = json.loads((folder.path / ABOUT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise RunError(
+                f"{folder.predictions}: {ABOUT}, which says what it belongs to, is missing; {hint}"
+            ) from None
+        for name, now in about.items():
+            if earlier.get(name) != now:
+                raise RunError(f"{folder.path}: holds an evaluation with {name}={earlier.get(name)}, not {now}; {hint}")
+        lines, self.maps = _read_lines(folder.predictions), read_maps(folder)
+        for prediction, seconds in lines:
+            sample = samples.get(prediction.id)
+            if sample is None or (sample.prompt, sample.answer) != (prediction.prompt, prediction.answer):
+                raise RunError(f"{folder.predictions}: sample {prediction.id!r} is not among those to evaluate; {hint}")
+            self.predictions[prediction.id] = prediction
+            self.seconds += seconds
+        # What was cut short goes; the next line must not continue it.
+        write_atomic(folder.predictions, "".join(_line(*line) for line in lines).encode())
+
+
+def _line(prediction: Prediction, seconds: float) -> str:
+    return json.dumps(asdict(prediction) | {"seconds": seconds}, ensure_ascii=False) + "\n"
+
+
+def _read_lines(path: Path) -> list[tuple[Prediction, float]]:
+    """Predictions and their seconds; a last line without its end was cut short and is left out."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            found.append(
+                (Prediction(**{name: value for name, value in row.items() if name != "seconds"}), row["seconds"])
+            )
+        except (ValueError, TypeError, KeyError):
+            raise RunError(f"{path}:{number}: expected a prediction, the line is damaged; remove it") from None
+    return found
+
+
+def _batches(vlm: Vlm, samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+    """Samples of like length together, longest first: less padding, and too little memory shows at once."""
+    lengths = {sample.id: len(vlm.tokenizer(sample.prompt)["input_ids"]) for sample in samples}
+    ordered = sorted(samples, key=lambda sample: -lengths[sample.id])
+    return (ordered[start : start + size] for start in range(0, len(ordered), size))
+
+
+def _answer(vlm: Vlm, batch: Sequence[Sample], settings: _Settings) -> list[tuple[Prediction, Map]]:
+    """Predictions of a batch, each with its map over the selected heads."""
+    asked, regions = zip(*(_read(vlm, sample) for sample in batch), strict=True)
+    answered = _generate(vlm, asked, settings.max_new_tokens)
+    maps = zip(*_attend(vlm, answered, settings), strict=True)
+    found = []
+    for sample, example, region, (selected_N, all_N) in zip(batch, answered, regions, maps, strict=True):
+        tokens = example.input_ids[example.prompt_length :]
+        text = vlm.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        attention = {} if region is None else _measure(selected_N, region, settings)
+        if region is not None:
+            attention |= {name + ALL_HEADS: value for name, value in _measure(all_N, region, settings).items()}
+        scale = selected_N.max(initial=0.0) or 1.0
+        found.append((make_prediction(sample, text, attention), (selected_N / scale).astype(np.float16)))
+    return found
+
+
+def _read(vlm: Vlm, sample: Sample) -> tuple[Example, NDArray[np.float32] | None]:
+    """Model inputs of a sample, and which image tokens its true regions hold: float32 `[N]`, None if none is known."""
+    try:
+        image = load_image(sample.image)
+        example = prepare(vlm, [image], sample.prompt)
+        if not sample.regions:
+            return example, None
+        masks = [region_mask(region, image.height, image.width) for region in sample.regions]
+    except (DataError, LabelError) as error:
+        raise type(error)(f"sample {sample.id}: {error}") from error
+    return example, members(token_weights(np.logical_or.reduce(masks), token_boxes(vlm, image.height, image.width)))
+
+
+def _generate(vlm: Vlm, asked: Sequence[Example], max_new_tokens: int) -> list[Example]:
+    """The same with the greedy answers at their ends, end token included."""
+    inputs, _ = _inputs(vlm, asked, "left")
+    own = getattr(vlm.model.generation_config, "eos_token_id", None)
+    ends = [vlm.tokenizer.eos_token_id, *(own if isinstance(own, list) else [] if own is None else [own])]
+    greedy = GenerationConfig(
+        **GREEDY, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=vlm.tokenizer.pad_token_id
+    )
+    generated = vlm.model.generate(**inputs, generation_config=greedy)  # pyright: ignore[reportCallIssue]
+    generated = generated[:, inputs["input_ids"].shape[1] :].cpu()
+    answered = []
+    for example, tokens in zip(asked, generated, strict=True):
+        end = next((at + 1 for at, token in enumerate(tokens.tolist()) if token in ends), len(tokens))
+        answered.append(replace(example, input_ids=torch.cat([example.input_ids, tokens[:end]])))
+    return answered
+
+
+def _attend(vlm: Vlm, answered: Sequence[Example], settings: _Settings) -> tuple[list[Array], list[Array]]:
+    """Maps float64 `[N]` of one teacher-forced pass: over each sample's own R heads (Eq. 8-9), and over all (Eq. 2)."""
+    # Padded on the right: positions then start at 0 without being told, in every family.
+    inputs, masks = _inputs(vlm, answered, "right")
+    image_mask, prompt_mask, answer_mask = (masks[name] for name in TOKEN_MASKS)
+    request = capture_request(settings.rows, image_mask, prompt_mask, answer_mask)
+    outputs = vlm.model(
+        **inputs,
+        routing=Routing(prompt_mask, image_mask),
+        capture=request,
+        output_attentions=True,
+        use_cache=False,
+        logits_to_keep=1,
+    )
+    captured = stack(outputs.attentions, request)
+    selector = HeadSelector(settings.heads)
+    selected, everywhere = [], []
+    for index, columns_N in enumerate(request.columns):
+        one = slice(index, index + 1)
+        map_1LHN = captured.map_BLHN[one, ..., : int((columns_N >= 0).sum())]
+        heads_LH = selector.select(captured.ratio_BLH[one], captured.counted_B[one])
+        for maps, chosen_LH in ((selected, heads_LH), (everywhere, torch.ones_like(heads_LH))):
+            maps.append(averaged_map(map_1LHN, chosen_LH)[0].double().cpu().numpy())
+    return selected, everywhere
+
+
+def _inputs(
+    vlm: Vlm, examples: Sequence[Example], padding_side: PaddingSide
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What the model takes, and the token masks."""
+    batch = pad(vlm, examples, padding_side).to(vlm.device, dtype=vlm.model.dtype)
+    masks = {name: batch.pop(name) for name in TOKEN_MASKS}
+    batch.pop("labels", None)
+    return dict(batch), masks
+
+
+def _measure(map_N: Array, region_N: NDArray[np.float32], settings: _Settings) -> dict[str, float]:
+    """Attention metrics of one map; what is undefined is left out."""
+    found = attention_metrics(map_N[None], region_N[None], tau=settings.tau, normalisation=settings.normalisation)
+    return {name: float(values[0]) for name, values in found.items() if np.isfinite(values[0])}
+
+
+def _estimates(
+    found: Sequence[Mapping[str, float]], groups: Sequence[str], chosen: Sequence[int]
+) -> dict[str, Estimate]:
+    names = dict.fromkeys(name for index in chosen for name in found[index])
+    own_groups = [groups[index] for index in chosen]
+    return {name: mean_interval([found[index].get(name, np.nan) for index in chosen], own_groups) for name in names}
+
+
+def _as_json(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
+    def number(value: float) -> float | None:
+        return value if np.isfinite(value) else None
+
+    return {
+        name: {"mean": number(found.mean), "ci95": [number(found.low), number(found.high)], "count": found.count}
+        for name, found in metrics.items()
+    }
+
+
+def _image_name(sample: Sample) -> str:
+    return content_hash(sample.image) if isinstance(sample.image, bytes) else str(sample.image)
+
+
+def _fingerprint(vlm: Vlm) -> str:
+    """Tells weights apart by a few values of each: an evaluation must not go on with another model."""
+    digest = sha256()
+    for parameter in vlm.model.parameters():
+        values = parameter.detach().flatten()
+        digest.update(str(tuple(parameter.shape)).encode())
+        digest.update(values[:: max(1, len(values) // 64)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _evaluation_mode(vlm: Vlm) -> Iterator[None]:
+    training = vlm.model.training
+    vlm.model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        vlm.model.train(training)

@@ -1,0 +1,128 @@
+"""Scores of answers: LLaVA-Med's, reproduced with their quirks, and stricter ones beside them.
+
+Knows two texts, prediction and reference; not which model wrote the first.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+from a3tune.types import AnswerType, Sample
+
+ClosedMode = Literal["llava-med", "strict"]
+
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_PERIOD = re.compile(r"\.(?!\d)")
+_PERIODS_REMOVED = 32
+"""LLaVA-Med passes a regex flag of value 32 where `re.sub` takes the count."""
+_DIGIT_COMMA = re.compile(r"\d,\d")
+_ARTICLES = ("a", "an", "the")
+_NUMERALS = "zero one two three four five six seven eight nine ten"
+_NUMBERS = {word: str(number) for number, word in enumerate(_NUMERALS.split())} | {"none": "0"}
+_CONTRACTED = """
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
+how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
+oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
+someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's
+they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's
+where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
+y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+"""
+_CONTRACTIONS = {
+    word[:at] + word[at + 1 :]: word for word in _CONTRACTED.split() for at in range(len(word)) if word[at] == "'"
+}
+"""Words that lack one apostrophe -> the word, as in the VQA evaluation that LLaVA-Med took them from."""
+_CONTRACTIONS["somebody'd"] = "somebodyd"
+
+
+def normalise(text: str) -> str:
+    """LLaVA-Med's normalisation of an answer, applied twice as its script does.
+
+    Lower-cases, drops or spaces punctuation, turns number words into digits, drops articles, expands contractions.
+    """
+    return _normalise_once(_normalise_once(text.lower()))
+
+
+def open_recall(prediction: str, answer: str, *, clipped: bool = False) -> float:
+    """Share of the answer's words that the prediction holds, in [0, 1].
+
+    LLaVA-Med's tp counts how often shared words stand in the PREDICTION, so that repeating them raises the score;
+    `clipped` counts none more often than the answer does. 0 when either side is empty.
+    """
+    found, wanted = Counter(normalise(prediction).split()), Counter(normalise(answer).split())
+    if clipped:
+        return (found & wanted).total() / wanted.total() if wanted else 0.0
+    hits = sum(count for word, count in found.items() if word in wanted)
+    misses = sum(count for word, count in wanted.items() if word not in found)
+    return hits / (hits + misses) if hits else 0.0
+
+
+def closed_accuracy(prediction: str, answer: str, mode: ClosedMode = "llava-med") -> float:
+    """1.0 if a closed question is answered right, else 0.0.
+
+    `llava-med`: right iff "yes" or "no" is a SUBSTRING of the prediction and the answer is one too; "normal" holds a
+    "no", and a "left or right?" can hardly be right. (Its script leaves wrong answers that hold a yes or no out of the
+    mean, which raises it; here they count.)
+    `strict`: whole words; the prediction's first yes or no must be the answer, any other answer must stand in it.
+    """
+    said, truth = normalise(prediction), normalise(answer)
+    if mode == "llava-med":
+        return float(("yes" in said or "no" in said) and truth in said)
+    if truth in ("yes", "no"):
+        return float(next((word for word in said.split() if word in ("yes", "no")), None) == truth)
+    return float(bool(truth) and f" {truth} " in f" {said} ")
+
+
+def answer_scores(prediction: str, answer: str, answer_type: AnswerType) -> dict[str, float]:
+    """Every score that this type of question has, by name, in [0, 1]; reports have none here.
+
+    `hallucination` (0 is good): a closed question answered "yes" where the truth is "no".
+    """
+    if answer_type == "open":
+        return {
+            "open_recall": open_recall(prediction, answer),
+            "open_recall_clipped": open_recall(prediction, answer, clipped=True),
+        }
+    if answer_type == "closed":
+        scores = {
+            "closed_accuracy": closed_accuracy(prediction, answer),
+            "closed_accuracy_strict": closed_accuracy(prediction, answer, "strict"),
+        }
+        denied = normalise(answer) == "no"
+        return scores | ({"hallucination": closed_accuracy(prediction, "yes", "strict")} if denied else {})
+    return {"choice_accuracy": closed_accuracy(prediction, answer, "strict")} if answer_type == "choice" else {}
+
+
+def prior_baseline(train: Sequence[Sample], test: Sequence[Sample]) -> list[str]:
+    """Answers to `test` without looking: the most frequent one in `train` to the same prompt.
+
+    Backs off to the same question type (`meta["question_type"]`), the same answer type, any question. Of equally
+    frequent answers the first wins. Raises ValueError without training samples.
+    """
+    if not train:
+        raise ValueError("prior_baseline: expected at least one training sample")
+    counts: dict[tuple[str, ...], Counter[str]] = {}
+    for sample in train:
+        for key in _prior_keys(sample):
+            counts.setdefault(key, Counter())[sample.answer] += 1
+    most_common = {key: counter.most_common(1)[0][0] for key, counter in counts.items()}
+    return [next(most_common[key] for key in _prior_keys(sample) if key in most_common) for sample in test]
+
+
+def _prior_keys(sample: Sample) -> list[tuple[str, ...]]:
+    """What a sample has in common with others, closest first."""
+    kind = sample.answer_type
+    question_type = [("question type", kind, sample.meta["question_type"])] if "question_type" in sample.meta else []
+    return [("prompt", kind, sample.prompt), *question_type, ("answer type", kind), ("any",)]
+
+
+def _normalise_once(text: str) -> str:
+    has_digit_comma = bool(_DIGIT_COMMA.search(text))
+    spaced = text
+    for mark in _PUNCTUATION:
+        dropped = has_digit_comma or f"{mark} " in text or f" {mark}" in text
+        spaced = spaced.replace(mark, "" if dropped else " ")
+    words = _PERIOD.sub("", spaced, count=_PERIODS_REMOVED).lower().split()
+    numbered = (_NUMBERS.get(word, word) for word in words)
+    return " ".join(_CONTRACTIONS.get(word, word) for word in numbered if word not in _ARTICLES)

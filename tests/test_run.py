@@ -1,0 +1,140 @@
+import errno
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from a3tune.config import RunConfig, load_config
+from a3tune.errors import ConfigError, RunError
+from a3tune.run import RunFolder, environment, write_atomic
+
+
+def test_new_empty_and_own_folders_are_taken(tmp_path):
+    folder = RunFolder.create(tmp_path / "a" / "b")
+    assert RunFolder.create(folder.path) == RunFolder.open(folder.path) == folder
+    (tmp_path / "empty").mkdir()
+    assert RunFolder.create(tmp_path / "empty").path.is_dir()
+
+
+@pytest.mark.parametrize("marker", [None, "", "{}", "[1]", "no json", '{"schema": 99}'])
+def test_a_folder_that_is_not_ours_is_refused_and_kept(tmp_path, marker):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    if marker is not None:
+        (tmp_path / "a3tune.json").write_text(marker)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for claim in (RunFolder.create, RunFolder.open):
+        with pytest.raises(RunError, match="choose another"):
+            claim(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_no_folder(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match="this is a file"):
+        RunFolder.create(tmp_path / "file")
+    with pytest.raises(RunError, match="cannot be made"):
+        RunFolder.create(tmp_path / "file" / "below")
+    with pytest.raises(RunError, match="there is none"):
+        RunFolder.open(tmp_path / "none")
+
+
+def hold(path: Path, ready) -> None:
+    with RunFolder.open(path).lock():
+        ready.set()
+        signal.pause()
+
+
+def test_second_run_is_refused_until_the_first_ends_however_it_ends(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=hold, args=(folder.path, ready), daemon=True)
+    process.start()
+    assert ready.wait(60)
+    with pytest.raises(RunError, match=f"in use by another run \\(process {process.pid} on"), folder.lock():
+        pass
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with folder.lock():
+        assert str(os.getpid()) in (folder.path / ".lock").read_text()
+    assert (folder.path / ".lock").read_text() == ""
+
+
+def test_lock_is_released_on_error_and_refused_within_one_process(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    with pytest.raises(ZeroDivisionError), folder.lock():
+        raise ZeroDivisionError
+    with folder.lock(), pytest.raises(RunError, match="in use"), folder.lock():
+        pass
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("where", [(os, "fsync"), (Path, "replace")])
+def test_disk_full_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, where):
+    path = write_atomic(tmp_path / "results.json", b"old")
+    monkeypatch.setattr(*where, no_space)
+    with pytest.raises(RunError, match=r"results.json: cannot be written: No space left"):
+        write_atomic(path, b"new")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"results.json": b"old"}
+
+
+def test_write_that_stops_in_the_middle_leaves_the_old_file(tmp_path):
+    path = write_atomic(tmp_path / "results.json", b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(RunError, match="File too large"):
+            write_atomic(path, b"x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"results.json": b"old"}
+
+
+def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = write_atomic(tmp_path / "x", b"old")
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, b"new")
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+
+
+def test_config_round_trip(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    with pytest.raises(RunError, match="train first"):
+        folder.read_config()
+    config = load_config(None, ["labels.top_k=7", f"output={folder.path}"])
+    folder.write_config(config)
+    assert folder.read_config() == config != RunConfig()
+    folder.config.write_text("labels: {top_k: 0}")
+    with pytest.raises(ConfigError, match="top_k"):
+        folder.read_config()
+
+
+def test_environment_names_versions_and_nobody(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    text = folder.write_environment().read_text()
+    assert json.loads(text) == environment()
+    assert set(json.loads(text)["packages"]) >= {"torch", "transformers", "peft"}
+    for private in (socket.gethostname(), str(Path.home()) + "/", str(Path.cwd())):
+        assert private not in text
+
+
+def test_json_is_json(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    assert json.loads(folder.write_json("results.json", {"é": 1}).read_text(encoding="utf-8")) == {"é": 1}
+    with pytest.raises(ValueError, match="JSON"):
+        folder.write_json("results.json", {"x": float("nan")})
+    assert json.loads(folder.results.read_text(encoding="utf-8")) == {"é": 1}
