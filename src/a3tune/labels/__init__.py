@@ -1,0 +1,1 @@
+"""Where to look, in pixels of the original image. Knows no VLM."""

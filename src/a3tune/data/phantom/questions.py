@@ -67,7 +67,12 @@ _T = TypeVar("_T")
 
 def fill(template: str, organ: str = "", kind: str = "") -> str:
     """A template of `TEMPLATES` with its organ and lesion kind."""
-    return template.format(organ=organ, kind=kind, a_kind=f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind}")
+    return template.format(organ=organ, kind=kind, a_kind=with_article(kind))
+
+
+def with_article(noun: str) -> str:
+    """ "a mass", "an abscess"."""
+    return f"{'an' if noun.startswith(tuple('aeiou')) else 'a'} {noun}"
 
 
 _Found = tuple[str, str, str, np.ndarray]

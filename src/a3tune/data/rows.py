@@ -1,0 +1,216 @@
+"""The public JSONL format -> `Sample`, and back. Never opens an image.
+
+One JSON object per line:
+
+    id           text, unique in the file
+    image        path, relative to the file's own folder (or absolute)
+    prompt       text, the question
+    answer       text, the reference answer
+    answer_type  "open" | "closed" | "choice" | "report"; left out: "closed" for a yes or no, else "open"
+    regions      a list of {"rle": {"size": [height, width], "counts": "..."}} or {"box": [x0, y0, x1, y1]}, with "name"
+                 if it has one; left out or null: nobody said where to look; []: the question asks about no place
+    meta         {"modality": "CT", ...}: what results are broken down by; numbers become text
+"""
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, get_args
+
+from a3tune.errors import DataError
+from a3tune.types import AnswerType, Box, Region, Rle, Sample
+
+FIELDS = ("id", "image", "prompt", "answer", "answer_type", "regions", "meta")
+ANSWER_TYPES: tuple[AnswerType, ...] = get_args(AnswerType)
+
+
+def read_rows(path: Path) -> list[Sample]:
+    """Read a JSONL file strictly; blank lines are skipped and images are not opened.
+
+    Raises:
+        DataError: the file cannot be read, or a line breaks the format; names file, line, field and what was expected.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            return _parse(path, lines)
+    except OSError as error:
+        raise DataError(f"{path}: expected a JSONL file, cannot read it: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected UTF-8 text, got {error}") from error
+
+
+def write_rows(path: Path, samples: Iterable[Sample]) -> None:
+    """Write samples as JSONL, images as paths relative to the file's folder; all of it or nothing.
+
+    Raises:
+        DataError: a sample could not be read back (see `read_rows`), its image is bytes, or the disk refuses.
+    """
+    lines = [json.dumps(_row(path, sample), ensure_ascii=False) + "\n" for sample in samples]
+    _parse(path, lines)
+    with replacing(path) as file:
+        file.writelines(line.encode() for line in lines)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file that takes `path`'s place when the block ends well; else `path` stays as it was.
+
+    On an error nothing of the new file is left. A killed process leaves at most `.NAME.tmp`, which the next attempt
+    overwrites. One writer at a time.
+
+    Raises:
+        DataError: the system refuses to write (disk full, no permission); the block itself should only write.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot write it: {error.strerror or error}; nothing was changed") from error
+
+
+def _row(path: Path, sample: Sample) -> dict[str, Any]:
+    if isinstance(sample.image, bytes):
+        raise DataError(
+            f"sample {sample.id}: image: expected a path, got {len(sample.image)} bytes; save the image first"
+        )
+    image = Path(os.path.relpath(sample.image, path.parent)).as_posix()
+    row: dict[str, Any] = {
+        "id": sample.id,
+        "image": image,
+        "prompt": sample.prompt,
+        "answer": sample.answer,
+        "answer_type": sample.answer_type,
+    }
+    if sample.regions is not None:
+        row["regions"] = [_region_row(region) for region in sample.regions]
+    return row | ({"meta": dict(sample.meta)} if sample.meta else {})
+
+
+def _region_row(region: Region) -> dict[str, Any]:
+    name = {"name": region.name} if region.name else {}
+    if region.mask is not None:
+        return {"rle": {"size": list(region.mask.size), "counts": region.mask.counts}} | name
+    return {"box": region.box} | name
+
+
+def _parse(path: Path, lines: Iterable[str]) -> list[Sample]:
+    samples: list[Sample] = []
+    line_of: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line, parse_constant=_refuse_constant)
+        except ValueError as error:
+            raise DataError(f"{where}: expected one JSON object per line: {error}") from None
+        sample = _sample(where, path.parent, row)
+        if sample.id in line_of:
+            raise DataError(f"{where}: id: expected a unique text, {sample.id!r} is also on line {line_of[sample.id]}")
+        line_of[sample.id] = number
+        samples.append(sample)
+    return samples
+
+
+def _sample(where: str, folder: Path, row: Any) -> Sample:
+    _check_fields(where, row, FIELDS)
+    answer = _text(where, row, "answer")
+    default = "closed" if answer.strip().rstrip(".").lower() in ("yes", "no") else "open"
+    answer_type = row.get("answer_type", default)
+    if answer_type not in ANSWER_TYPES:
+        raise DataError(f"{where}: answer_type: expected one of {', '.join(ANSWER_TYPES)}, got {answer_type!r}")
+    return Sample(
+        id=_text(where, row, "id"),
+        image=folder / _text(where, row, "image"),
+        prompt=_text(where, row, "prompt"),
+        answer=answer,
+        answer_type=answer_type,
+        regions=_regions(where, row.get("regions")),
+        meta=_meta(where, row.get("meta", {})),
+    )
+
+
+def _check_fields(where: str, value: Any, known: tuple[str, ...]) -> None:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected an object with the fields {', '.join(known)}, got {value!r:.60}")
+    for field in value.keys() - set(known):
+        close = difflib.get_close_matches(field, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"the fields are {', '.join(known)}"
+        raise DataError(f"{where}: unknown field {field!r}; {hint}")
+
+
+def _text(where: str, row: dict[str, Any], field: str) -> str:
+    if field not in row:
+        raise DataError(f"{where}: {field}: expected a text, the field is missing")
+    if not isinstance(row[field], str) or not row[field].strip():
+        raise DataError(f"{where}: {field}: expected a text that is not empty, got {row[field]!r:.60}")
+    return row[field]
+
+
+def _meta(where: str, value: Any) -> Mapping[str, str]:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: meta: expected an object of texts, got {value!r:.60}")
+    for key, item in value.items():
+        if isinstance(item, bool) or not isinstance(item, str | int | float):
+            raise DataError(f"{where}: meta.{key}: expected a text or a number, got {item!r:.60}")
+    return {key: str(item) for key, item in value.items()}
+
+
+def _regions(where: str, value: Any) -> tuple[Region, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise DataError(f"{where}: regions: expected a list, null or nothing, got {value!r:.60}")
+    return tuple(_region(f"{where}: regions[{index}]", item) for index, item in enumerate(value))
+
+
+def _region(where: str, value: Any) -> Region:
+    _check_fields(where, value, ("rle", "box", "name"))
+    if ("rle" in value) == ("box" in value):
+        raise DataError(f"{where}: expected either 'rle' or 'box', got {'both' if 'rle' in value else 'neither'}")
+    name = value.get("name", "")
+    if not isinstance(name, str):
+        raise DataError(f"{where}: name: expected a text, got {name!r:.60}")
+    if "box" in value:
+        return Region(box=_box(where, value["box"]), name=name)
+    return Region(mask=_rle(where, value["rle"]), name=name)
+
+
+def _box(where: str, value: Any) -> Box:
+    if not (isinstance(value, list) and len(value) == 4 and all(_is_number(item) for item in value)):
+        raise DataError(f"{where}: box: expected four numbers [x0, y0, x1, y1], got {value!r:.60}")
+    x0, y0, x1, y1 = map(float, value)
+    if not (x0 < x1 and y0 < y1):
+        raise DataError(f"{where}: box: expected x0 < x1 and y0 < y1 (corners, not width and height), got {value!r}")
+    return x0, y0, x1, y1
+
+
+def _rle(where: str, value: Any) -> Rle:
+    _check_fields(f"{where}: rle", value, ("size", "counts"))
+    size, counts = value.get("size"), value.get("counts")
+    if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
+        raise DataError(f"{where}: rle.size: expected [height, width] in pixels, got {size!r:.60}")
+    if not isinstance(counts, str):
+        raise DataError(f"{where}: rle.counts: expected COCO's compressed text, got {counts!r:.60}")
+    return Rle(size=(size[0], size[1]), counts=counts)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,93 @@
+"""How good weak labels are, where the true regions are known. Knows masks, not how labels were made."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from a3tune.labels.rle import decode, encode, mask_iou, region_mask
+from a3tune.types import Labels, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Means over the true regions of a group of samples; IoU is intersection over union."""
+
+    samples: int
+    """Samples with at least one true region; all others are left out."""
+    recall: float
+    """Share of regions that one of the top-K segments meets with the asked-for IoU."""
+    best_iou: float
+    """Mean of the best IoU among the top-K."""
+    ceiling_recall: float
+    """The same share among all proposals: what a perfect ranking would reach."""
+    ceiling_iou: float
+    """Mean of the best IoU among all proposals."""
+    precision: float
+    """Mean over samples of the share of the top-K's area that lies inside a true region."""
+
+
+def label_quality(
+    samples: Iterable[Sample],
+    ranked: Callable[[Sample], Labels],
+    *,
+    top_k: int = 4,
+    min_iou: float = 0.5,
+    by: str | None = None,
+) -> dict[str, Quality]:
+    """Compare weak labels with the samples' own regions.
+
+    Args:
+        samples: those without regions are skipped.
+        ranked: all segments of a sample, best first, e.g. `lambda sample: store.labels(sample, top_k=None)`.
+        top_k: K, the segments that would guide the attention.
+        min_iou: IoU in [0, 1] from which a region counts as found.
+        by: a `meta` field to break the result down by; samples without it are grouped under "".
+
+    Returns:
+        "all", and "FIELD=VALUE" for every value of the field. Empty if no sample has regions.
+
+    Raises:
+        LabelError: a region does not fit its image, or a sample has no labels.
+    """
+    groups: dict[str, list[_Measured]] = {}
+    for sample in samples:
+        if sample.regions:
+            measured = _measure(sample, ranked(sample), top_k)
+            for group in ["all"] + ([f"{by}={sample.meta.get(by, '')}"] if by else []):
+                groups.setdefault(group, []).append(measured)
+    return {group: _summary(items, min_iou) for group, items in groups.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    best_top: np.ndarray
+    """Best IoU of each true region among the top-K, float [regions]."""
+    best_all: np.ndarray
+    precision: float
+
+
+def _measure(sample: Sample, labels: Labels, top_k: int) -> _Measured:
+    assert sample.regions
+    if not labels.segments:
+        nothing = np.zeros(len(sample.regions))
+        return _Measured(nothing, nothing, 0.0)
+    height, width = labels.segments[0].mask.size
+    truth = [region_mask(region, height, width) for region in sample.regions]
+    overlap = mask_iou([encode(mask) for mask in truth], [segment.mask for segment in labels.segments])
+    top = np.any([decode(segment.mask) for segment in labels.segments[:top_k]], axis=0)
+    inside = np.any(truth, axis=0) & top
+    return _Measured(overlap[:, :top_k].max(1), overlap.max(1), float(inside.sum() / max(1, top.sum())))
+
+
+def _summary(items: list[_Measured], min_iou: float) -> Quality:
+    best_top = np.concatenate([item.best_top for item in items])
+    best_all = np.concatenate([item.best_all for item in items])
+    return Quality(
+        samples=len(items),
+        recall=float((best_top >= min_iou).mean()),
+        best_iou=float(best_top.mean()),
+        ceiling_recall=float((best_all >= min_iou).mean()),
+        ceiling_iou=float(best_all.mean()),
+        precision=float(np.mean([item.precision for item in items])),
+    )

@@ -1,0 +1,124 @@
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+
+from a3tune.errors import ConfigError
+from a3tune.labels.propose import PROPOSERS, Superpixels
+from a3tune.labels.rle import bounding_box, decode, encode, mask_iou
+
+
+def ellipse(side, cy, cx, ry, rx):
+    y, x = (np.mgrid[:side, :side] + 0.5) / side
+    return ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 <= 1
+
+
+def scan(seed: int, side: int = 120, noise: float = 5) -> tuple[Image.Image, dict[str, np.ndarray]]:
+    """A body with four textured organs, a lesion in the first, shading and noise."""
+    rng = np.random.default_rng(seed)
+    picture = np.where(ellipse(side, 0.5, 0.5, 0.42, 0.45), 90.0, 8.0)
+    regions = {}
+    for index, (cy, cx) in enumerate([(0.35, 0.3), (0.35, 0.7), (0.68, 0.35), (0.66, 0.66)]):
+        mask = ellipse(side, cy + rng.uniform(-0.03, 0.03), cx, *rng.uniform(0.08, 0.14, 2))
+        texture = 4 * ndimage.gaussian_filter(rng.normal(size=mask.shape), 1.5)
+        picture[mask] = 90 + rng.choice([-1, 1]) * rng.uniform(25, 50) + texture[mask]
+        regions[f"organ {index}"] = mask
+    lesion = ellipse(side, 0.35, 0.3, 0.04, 0.045)
+    picture[lesion] = 190
+    regions["lesion"] = lesion
+    picture = ndimage.gaussian_filter(picture, 0.6) * np.linspace(0.95, 1.05, side) + noise * rng.normal(
+        size=picture.shape
+    )
+    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).convert("RGB"), regions
+
+
+def best_iou(image, regions, proposer):
+    segments = [segment.mask for segment in proposer(image)]
+    return mask_iou([encode(mask) for mask in regions.values()], segments).max(1)
+
+
+@pytest.mark.parametrize("noise", [0, 4, 12])
+def test_organs_and_lesions_are_among_the_segments(noise):
+    found = np.concatenate([best_iou(*scan(seed, noise=noise), Superpixels()) for seed in range(4)])
+    assert (found >= 0.5).mean() >= 0.9
+    assert found.mean() >= 0.75
+
+
+def test_segments_are_many_of_all_sizes_and_no_duplicates():
+    image, _ = scan(0)
+    segments = Superpixels()(image)
+    masks = [segment.mask for segment in segments]
+    scores = [segment.score for segment in segments]
+    areas = [decode(mask).mean() for mask in masks]
+    assert 30 <= len(segments) <= 80
+    assert min(areas) < 0.005 < 0.03 < max(areas)
+    assert (mask_iou(masks, masks) - np.eye(len(masks))).max() <= 0.8
+    assert scores == sorted(scores, reverse=True)
+    assert 0 <= min(scores) <= max(scores) <= 1
+
+
+def test_the_same_image_gives_the_same_segments():
+    assert Superpixels()(scan(3)[0]) == Superpixels()(scan(3)[0])
+
+
+def test_filters_hold_at_any_image_size():
+    proposer = Superpixels(min_side=0.1, min_area=0.01, max_area=0.3, max_frame=0, max_segments=10)
+    image, _ = scan(1)
+    for size in ((120, 120), (700, 500)):
+        segments = proposer(image.resize(size))
+        assert 1 <= len(segments) <= 10
+        for segment in segments:
+            mask = decode(segment.mask)
+            x0, y0, x1, y1 = bounding_box(segment.mask)
+            assert mask.shape == (size[1], size[0])
+            assert 0.009 <= mask.mean() <= 0.31
+            assert min(x1 - x0, y1 - y0) / min(size) >= 0.09
+            assert x0 > 0 and y0 > 0 and x1 < size[0] and y1 < size[1]
+
+
+def test_large_images_get_masks_in_their_own_pixels():
+    image, regions = scan(2)
+    large = {name: np.kron(mask, np.ones((8, 8), bool)) for name, mask in regions.items()}
+    assert best_iou(image.resize((960, 960)), large, Superpixels()).min() >= 0.5
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 40), st.integers(0, 255), st.booleans())
+def test_odd_images_never_crash(width, height, value, noisy):
+    pixels = np.full((height, width, 3), value, np.uint8)
+    if noisy:
+        pixels += np.random.default_rng(value).integers(0, 200, pixels.shape, dtype=np.uint8)
+    for segment in Superpixels()(Image.fromarray(pixels)):
+        assert decode(segment.mask).shape == (height, width)
+        assert decode(segment.mask).any()
+
+
+def test_an_even_image_has_no_segments():
+    assert Superpixels()(Image.new("RGB", (120, 120), (50, 60, 70))) == []
+    assert Superpixels()(Image.new("RGB", (1, 1))) == []
+
+
+def test_it_is_fast_enough_to_run_while_a_user_waits():
+    image, _ = scan(0)
+    proposer = Superpixels()
+    proposer(image)
+    start = time.process_time()
+    proposer(image)
+    assert time.process_time() - start < 1.0
+
+
+@pytest.mark.parametrize("setting", [{"max_area": 1.5}, {"working_side": 8}, {"max_segments": 0}, {"smoothing": 0}])
+def test_settings_out_of_range_are_named(setting):
+    (name,) = setting
+    with pytest.raises(ConfigError, match=f"{name}: expected a number from"):
+        Superpixels(**setting)
+
+
+def test_settings_say_everything_the_segments_depend_on():
+    assert PROPOSERS["superpixels"]().settings() == Superpixels().settings()
+    assert Superpixels(max_overlap=0.5).settings() == {**Superpixels().settings(), "max_overlap": 0.5}
+    assert Superpixels().settings()["name"] == "superpixels"

@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+
+from a3tune.errors import ConfigError, LabelError, ModelError
+from a3tune.labels.rank import PUBLISHED_QUERY, VISUAL_PROMPTS, ClipRanker, format_query, top_k
+from a3tune.types import Sample
+from a3tune.vlm.tiny import train_tokenizer
+
+similarities = arrays(float, st.integers(0, 12), elements=st.integers(-4, 4).map(lambda n: n / 4))
+
+
+def equation_3(similarity, threshold):
+    """S = {s in S* | Sim(E_s, E_P) >= tau_K}, one segment after the other."""
+    chosen = set()
+    for segment in range(len(similarity)):
+        if similarity[segment] >= threshold:
+            chosen.add(segment)
+    return chosen
+
+
+@settings(deadline=None)
+@given(similarities, st.floats(-1.2, 1.2))
+def test_a_threshold_is_equation_3(similarity, threshold):
+    chosen = top_k(similarity, threshold=threshold)
+    assert set(chosen.tolist()) == equation_3(similarity, threshold)
+    assert len(chosen) == len(set(chosen.tolist()))
+
+
+@settings(deadline=None)
+@given(similarities, st.integers(1, 15))
+def test_k_is_equation_3_with_the_threshold_that_k_segments_reach(similarity, k):
+    chosen = top_k(similarity, k=k)
+    assert len(chosen) == min(k, len(similarity))
+    if len(chosen):
+        reach = equation_3(similarity, min(similarity[chosen]))
+        assert set(chosen.tolist()) <= reach
+        if len(set(similarity.tolist())) == len(similarity):
+            assert set(chosen.tolist()) == reach
+
+
+@settings(deadline=None)
+@given(similarities)
+def test_order_is_best_first_and_ties_go_to_the_earlier_segment(similarity):
+    assert top_k(similarity).tolist() == sorted(range(len(similarity)), key=lambda i: (-similarity[i], i))
+
+
+def test_both_limits_hold_together():
+    assert top_k(np.array([0.1, 0.9, 0.5, 0.7]), k=2, threshold=0.4).tolist() == [1, 3]
+    assert top_k(np.array([0.1, 0.9, 0.5, 0.7]), k=4, threshold=0.6).tolist() == [1, 3]
+
+
+def test_queries():
+    sample = Sample("7", b"", "Is it {large}?", "yes", "closed", meta={"location": "liver"})
+    assert format_query("{question}", sample) == "Is it {large}?"
+    assert format_query(PUBLISHED_QUERY, sample) == "Medical image of liver. Is it {large}?"
+    with pytest.raises(LabelError, match=r"sample 7: .*meta field 'plane', the sample has question, location"):
+        format_query("{plane}: {question}", sample)
+    for malformed in ("{question", "{}", "{question.x}"):
+        with pytest.raises(ConfigError, match="query"):
+            format_query(malformed, sample)
+
+
+@pytest.fixture
+def picture():
+    pixels = np.random.default_rng(0).integers(50, 200, (40, 60, 3), dtype=np.uint8)
+    mask = np.zeros((40, 60), bool)
+    mask[10:20, 30:50] = True
+    mask[10, 30] = False
+    return Image.fromarray(pixels), mask
+
+
+def shown(name, picture):
+    return np.asarray(VISUAL_PROMPTS[name](*picture)).astype(int)
+
+
+def test_crop_is_the_box_and_black_outside_the_segment(picture):
+    image, mask = np.asarray(picture[0]), picture[1]
+    assert np.array_equal(shown("crop", picture), (image * mask[..., None])[10:20, 30:50])
+
+
+def test_expand_adds_context_up_to_the_border(picture):
+    assert np.array_equal(shown("expand", picture), np.asarray(picture[0])[5:25, 20:60])
+
+
+def test_whole_image_prompts_leave_the_segment_as_it_is(picture):
+    image, mask = np.asarray(picture[0]), picture[1]
+    for name in ("blur", "dim"):
+        assert np.array_equal(shown(name, picture)[mask], image[mask])
+    assert np.abs(shown("dim", picture)[~mask] - 0.35 * image[~mask]).max() <= 0.5
+    assert shown("blur", picture)[~mask].std() < 0.6 * image[~mask].std()
+
+
+def test_box_draws_only_the_outline(picture):
+    drawn = shown("box", picture)
+    red = (drawn == (255, 0, 0)).all(-1)
+    expected = np.zeros_like(red)
+    expected[10:20, 30:50] = True
+    expected[11:19, 31:49] = False
+    assert np.array_equal(red, expected)
+    assert np.array_equal(drawn[~red], np.asarray(picture[0])[~red])
+
+
+@pytest.mark.parametrize("name", VISUAL_PROMPTS)
+def test_prompts_do_not_change_the_image_and_work_at_any_size(name, picture):
+    image, mask = picture
+    before = np.asarray(image).copy()
+    assert VISUAL_PROMPTS[name](image, mask).mode == "RGB"
+    assert np.array_equal(np.asarray(image), before)
+    assert VISUAL_PROMPTS[name](Image.new("RGB", (1, 1)), np.ones((1, 1), bool)).size == (1, 1)
+    large = np.zeros((1200, 2000), bool)
+    large[5:1100, 7] = True
+    assert max(VISUAL_PROMPTS[name](Image.new("RGB", (2000, 1200)), large).size) <= 512
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = train_tokenizer(["where is the liver"] * 3, vocab=300)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"vocab_size": 300, "max_position_embeddings": 24, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=small | ids, vision_config=small | {"image_size": 32, "patch_size": 8}, projection_dim=8
+    )
+    CLIPModel(config).save_pretrained(folder)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_clip_embeds_to_unit_vectors_whatever_the_batch(clip_folder):
+    rng = np.random.default_rng(0)
+    sizes = ((20, 40), (64, 9), (1, 1))
+    images = [Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in sizes]
+    texts = ["where is the liver", "liver", "x " * 200]
+    ranker = ClipRanker(clip_folder, device="cpu")
+    one_by_one = ClipRanker(clip_folder, device="cpu", batch_size=1)
+    for embed, single, items in (
+        (ranker.embed_images, one_by_one.embed_images, images),
+        (ranker.embed_texts, one_by_one.embed_texts, texts),
+    ):
+        vectors = embed(items)
+        assert vectors.shape == (3, 8)
+        assert vectors.dtype == np.float32
+        assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+        assert embed([]).shape == (0, 8)
+        if items is images:
+            assert np.allclose(vectors, single(items), atol=1e-5)
+    assert not np.allclose(*ranker.embed_texts(texts[:2]), atol=1e-3)
+
+
+def test_nothing_at_the_sides_of_an_image_is_cut_off(clip_folder):
+    plain = np.full((30, 90, 3), 128, np.uint8)
+    marked = plain.copy()
+    marked[:, :10] = 255
+    first, second = ClipRanker(clip_folder, device="cpu").embed_images(
+        [Image.fromarray(plain), Image.fromarray(marked)]
+    )
+    assert np.abs(first - second).max() > 1e-3
+
+
+def test_settings_follow_the_weights(clip_folder, tmp_path):
+    for file in clip_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    before = ClipRanker(clip_folder, device="cpu").settings()
+    assert ClipRanker(tmp_path, device="cpu", batch_size=3).settings() == before
+    model = CLIPModel.from_pretrained(tmp_path)
+    model.logit_scale.data += 1
+    model.save_pretrained(tmp_path)
+    assert ClipRanker(tmp_path, device="cpu").settings() != before
+
+
+def test_folders_that_hold_no_clip(tmp_path):
+    with pytest.raises(ModelError, match=r"config\.json"):
+        ClipRanker(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(ModelError, match="safetensors"):
+        ClipRanker(tmp_path)

@@ -1,0 +1,287 @@
+import errno
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from a3tune.data import rows
+from a3tune.errors import ConfigError, DataError, LabelError
+from a3tune.labels import store
+from a3tune.labels.rle import box_mask, decode, encode
+from a3tune.labels.store import LabelStore, label_images, truth_labels
+from a3tune.types import Region, Sample, Segment
+
+
+class Quarters:
+    """Proposes the four quarters of an image, and counts."""
+
+    name = "quarters"
+
+    def __init__(self, **extra):
+        self.extra, self.calls = extra, 0
+
+    def settings(self):
+        return {"name": self.name, **self.extra}
+
+    def __call__(self, image):
+        self.calls += 1
+        w, h = image.width / 2, image.height / 2
+        boxes = [(x, y, x + w, y + h) for y in (0, h) for x in (0, w)]
+        return [Segment(encode(box_mask(box, image.height, image.width)), 0.5) for box in boxes]
+
+
+class Brightness:
+    """Embeds an image as its brightness and a text as light or dark, and counts."""
+
+    name = "brightness"
+
+    def __init__(self, **extra):
+        self.extra, self.images, self.texts = extra, 0, 0
+
+    def settings(self):
+        return {"name": self.name, **self.extra}
+
+    def embed_images(self, images):
+        self.images += len(images)
+        angle = np.array([np.asarray(image).mean() / 255 * np.pi / 2 for image in images])
+        return np.stack((np.cos(angle), np.sin(angle)), axis=1).astype(np.float32)
+
+    def embed_texts(self, texts):
+        self.texts += len(texts)
+        return np.array([(0.0, 1.0) if "bright" in text else (1.0, 0.0) for text in texts], dtype=np.float32)
+
+
+BRIGHT = [1, 3, 0, 2]
+"""Quarters of every image, brightest first."""
+
+
+def make_samples(folder, count=3):
+    samples = []
+    for index in range(count):
+        pixels = np.kron([[100, 250], [30, 200]], np.ones((4, 6))).astype(np.uint8) + index % 5
+        path = folder / f"{index}.png"
+        Image.fromarray(pixels).save(path)
+        path.write_bytes(path.read_bytes() + str(index).encode())
+        for word in ("bright", "dark"):
+            samples.append(Sample(f"{index}-{word}", path, f"What is {word}?", "a", "open", meta={"organ": "liver"}))
+    return samples
+
+
+def quarters_of(labels, height=8, width=12):
+    order = [decode(segment.mask) for segment in labels.segments]
+    return [2 * (not mask[0].any()) + (not mask[:, 0].any()) for mask in order]
+
+
+def test_labels_are_ranked_by_the_prompt_and_cut_at_reading(tmp_path):
+    samples = make_samples(tmp_path)
+    run = label_images(samples, Quarters(), Brightness(), tmp_path / "store")
+    assert (run.images, run.proposed, run.ranked, run.failures) == (3, 3, 6, {})
+    labels = LabelStore(tmp_path / "store")
+    for sample in samples:
+        order = BRIGHT if "bright" in sample.prompt else BRIGHT[::-1]
+        assert quarters_of(labels.labels(sample)) == order
+        assert quarters_of(labels.labels(sample, top_k=2)) == order[:2]
+        everything = labels.labels(sample, top_k=None)
+        assert list(everything.similarity) == sorted(everything.similarity, reverse=True)
+        above = labels.labels(sample, top_k=None, threshold=everything.similarity[1])
+        assert quarters_of(above) == order[:2]
+        assert everything.sample_id == sample.id
+        assert decode(everything.segments[0].mask).shape == (8, 12)
+
+
+def test_nothing_is_made_twice(tmp_path):
+    samples = make_samples(tmp_path)
+    proposer, ranker = Quarters(), Brightness()
+    label_images(samples, proposer, ranker, tmp_path / "store")
+    assert (proposer.calls, ranker.images, ranker.texts) == (3, 12, 2)
+    run = label_images(samples, proposer, ranker, tmp_path / "store")
+    assert (run.proposed, run.ranked) == (0, 0)
+    new = [replace(samples[0], prompt="A new question about the bright one")]
+    assert label_images(new, proposer, ranker, tmp_path / "store").ranked == 1
+    assert (proposer.calls, ranker.images, ranker.texts) == (3, 12, 3)
+
+
+def test_one_image_under_two_names_runs_once(tmp_path):
+    samples = make_samples(tmp_path, 1)
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(samples[0].image.read_bytes())
+    samples += [
+        replace(sample, id=f"{sample.id}-copy", image=image)
+        for sample in samples
+        for image in (copy, copy.read_bytes())
+    ]
+    proposer = Quarters()
+    assert label_images(samples, proposer, Brightness(), tmp_path / "store").images == proposer.calls == 1
+    labels = LabelStore(tmp_path / "store")
+    assert len({labels.labels(sample).segments for sample in samples if "bright" in sample.prompt}) == 1
+
+
+def test_a_changed_setting_makes_again_just_what_depends_on_it(tmp_path):
+    samples = make_samples(tmp_path)
+    folder = tmp_path / "store"
+
+    def cost(proposer, ranker, **options):
+        label_images(samples, proposer, ranker, folder, **options)
+        return proposer.calls, ranker.images, ranker.texts
+
+    assert cost(Quarters(), Brightness()) == (3, 12, 2)
+    assert cost(Quarters(), Brightness(), query="{organ}: {question}") == (0, 0, 2)
+    assert cost(Quarters(), Brightness(), visual_prompt="dim") == (0, 12, 2)
+    assert cost(Quarters(), Brightness(size=2)) == (0, 12, 2)
+    assert cost(Quarters(grid=2), Brightness()) == (3, 12, 2)
+    assert cost(Quarters(), Brightness()) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 5, 9])
+def test_an_interrupted_run_keeps_what_it_made_and_goes_on(tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(store, "SHARD_IMAGES", 4)
+    samples = make_samples(tmp_path, 10)
+    label_images(samples, Quarters(), Brightness(), tmp_path / "whole")
+
+    def interrupt(done, total):
+        assert total == 10
+        if done == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        label_images(samples, Quarters(), Brightness(), tmp_path / "store", progress=interrupt)
+    with pytest.raises(LabelError, match="a3tune label"):
+        LabelStore(tmp_path / "store")
+    proposer = Quarters()
+    assert label_images(samples, proposer, Brightness(), tmp_path / "store").proposed == 10 - stop_at
+    whole, parts = LabelStore(tmp_path / "whole"), LabelStore(tmp_path / "store")
+    assert [parts.labels(sample) for sample in samples] == [whole.labels(sample) for sample in samples]
+    for table in (tmp_path / "store").rglob("*.parquet"):
+        assert pq.ParquetFile(table).metadata.num_rows
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from a3tune.labels import store
+from test_store import Brightness, Quarters, make_samples
+folder = Path(sys.argv[2])
+store.SHARD_IMAGES = 2
+writes = 0
+whole = os.fsync
+def dies(descriptor):
+    global writes
+    writes += 1
+    if writes == int(sys.argv[3]):
+        os.truncate(descriptor, 10)
+        os._exit(9)
+    whole(descriptor)
+os.fsync = dies
+store.label_images(make_samples(folder, 4), Quarters(), Brightness(), folder / "store")
+"""
+
+
+def test_a_run_killed_in_the_middle_of_a_write_loses_no_finished_shard(tmp_path):
+    write = 5
+    command = [sys.executable, "-c", KILLED, os.path.dirname(__file__), str(tmp_path), str(write)]  # noqa: PTH120
+    assert subprocess.run(command).returncode == 9
+    samples = make_samples(tmp_path, 4)
+    finished = sorted((tmp_path / "store").rglob("*.parquet"))
+    assert len(finished) == write - 1
+    label_images(samples, Quarters(), Brightness(), tmp_path / "store")
+    keys = {"segments": ["image"], "embeddings": ["image"], "similarities": ["image", "query"]}
+    for table, key in keys.items():
+        found = [
+            tuple(row.values())
+            for shard in (tmp_path / "store" / table).rglob("*.parquet")
+            for row in pq.ParquetFile(shard).read(key).to_pylist()
+        ]
+        assert len(found) == len(set(found)) == 4 * len(key)
+    assert all(path.exists() for path in finished)
+    labels = LabelStore(tmp_path / "store")
+    assert all(len(labels.labels(sample).segments) == 4 for sample in samples)
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+    samples = make_samples(tmp_path)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows.os, "fsync", full)
+        with pytest.raises(DataError, match="No space left"):
+            label_images(samples, Quarters(), Brightness(), tmp_path / "store")
+    assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
+    assert label_images(samples, Quarters(), Brightness(), tmp_path / "store").proposed == 3
+
+
+def test_images_that_cannot_be_read_are_listed_and_the_rest_is_done(tmp_path):
+    samples = make_samples(tmp_path)
+    (tmp_path / "cut.png").write_bytes(samples[0].image.read_bytes()[:50])
+    bad = [replace(samples[0], id=name, image=tmp_path / name) for name in ("missing.png", "cut.png")]
+    calls = []
+    run = label_images(
+        [*bad, *samples], Quarters(), Brightness(), tmp_path / "store", progress=lambda *at: calls.append(at)
+    )
+    assert set(run.failures) == {str(sample.image) for sample in bad}
+    assert "cannot read" in run.failures[str(tmp_path / "missing.png")]
+    assert calls == [(done, 4) for done in range(1, 5)]
+    labels = LabelStore(tmp_path / "store")
+    assert len(labels.labels(samples[0]).segments) == 4
+    with pytest.raises(LabelError, match=r"sample cut\.png: its image has no labels"):
+        labels.labels(bad[1])
+
+
+def test_an_image_without_segments_has_empty_labels(tmp_path):
+    class Nothing(Quarters):
+        def __call__(self, image):
+            return []
+
+    samples = make_samples(tmp_path, 1)
+    label_images(samples, Nothing(), Brightness(), tmp_path / "store")
+    assert LabelStore(tmp_path / "store").labels(samples[0]).segments == ()
+
+
+def test_what_is_asked_wrongly_stops_before_any_work(tmp_path):
+    samples = make_samples(tmp_path, 1)
+    proposer = Quarters()
+    with pytest.raises(ConfigError, match="visual_prompt: expected one of crop"):
+        label_images(samples, proposer, Brightness(), tmp_path / "store", visual_prompt="corp")
+    with pytest.raises(LabelError, match="plane"):
+        label_images(samples, proposer, Brightness(), tmp_path / "store", query="{plane}")
+    assert proposer.calls == 0
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_damaged_or_foreign_store_is_named(tmp_path):
+    samples = make_samples(tmp_path, 1)
+    folder = tmp_path / "store"
+    label_images(samples, Quarters(), Brightness(), folder)
+    stranger = replace(samples[0], prompt="never asked")
+    with pytest.raises(LabelError, match="its question has no labels"):
+        LabelStore(folder).labels(stranger)
+    shard = next((folder / "segments").rglob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:20])
+    with pytest.raises(LabelError, match=f"{shard.name}.*delete this file"):
+        LabelStore(folder)
+    (folder / "current.json").write_text("[]")
+    with pytest.raises(LabelError, match=r"current\.json"):
+        LabelStore(folder)
+
+
+def test_true_regions_become_labels():
+    mask = encode(np.eye(6, 8) > 0)
+    regions = (Region(mask=mask, name="rib"), Region(box=(1.0, 1.0, 3.0, 4.0)))
+    sample = Sample("7", b"", "p", "a", "open", regions)
+    labels = truth_labels(sample, 6, 8)
+    assert labels is not None
+    assert labels.similarity == (1.0, 1.0)
+    assert labels.segments[0].mask == mask
+    assert decode(labels.segments[1].mask).sum() == 6
+    assert truth_labels(replace(sample, regions=None), 6, 8) is None
+    nothing = truth_labels(replace(sample, regions=()), 6, 8)
+    assert nothing is not None and nothing.segments == ()
+    with pytest.raises(LabelError, match=r"sample 7: region 'rib': .*9 x 6.*8 x 6"):
+        truth_labels(sample, 6, 9)
