@@ -1,0 +1,1 @@
+"""Fine-tuning with both losses: batches, the trainer, one run from configuration to adapter."""

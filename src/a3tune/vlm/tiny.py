@@ -23,7 +23,8 @@ IMAGE_SIZE = 120
 PATCH_SIZE = 12
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message.role | upper }}: "
-    "{% for part in message.content %}{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}{% endif %}{% endfor %}"
+    "{% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}{% endif %}{% endfor %}"
     "{% if message.role == 'assistant' %}{{ eos_token }}{% else %} {% endif %}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
@@ -37,7 +38,13 @@ def shipped(name: str) -> Path:
 
 
 def tiny_config(
-    *, hidden: int = 128, layers: int = 4, heads: int = 8, kv_heads: int = 4, vocab: int = 640, image_size: int = IMAGE_SIZE
+    *,
+    hidden: int = 128,
+    layers: int = 4,
+    heads: int = 8,
+    kv_heads: int = 4,
+    vocab: int = 640,
+    image_size: int = IMAGE_SIZE,
 ) -> LlavaConfig:
     """Configuration of the tiny LLaVA; `kv_heads < heads` gives grouped-query attention."""
     vision = CLIPVisionConfig(

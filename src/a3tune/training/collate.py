@@ -1,0 +1,116 @@
+"""Samples and labels -> a training batch.
+
+Knows samples, labels and the model's tokens; no losses.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from a3tune.data.images import load_image
+from a3tune.errors import DataError, LabelError
+from a3tune.labels import rle
+from a3tune.types import Labels, Sample
+from a3tune.vlm.encode import Example, pad, prepare
+from a3tune.vlm.grids import token_boxes
+from a3tune.vlm.load import Vlm
+from a3tune.vlm.patches import members, token_weights
+
+CACHE_BYTES = 2**30
+LabelsFor = Callable[[Sample, int, int], Labels | None]
+"""(sample, image height, image width) -> where to look; None where nobody said."""
+
+
+@dataclass(frozen=True)
+class _Item:
+    example: Example
+    segments: torch.Tensor
+    """float32 `[K, N]`."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (self.example.input_ids, self.segments, *self.example.images.values()))
+
+
+class Collator:
+    """Makes a batch out of samples; a `data_collator` for `A3Trainer`.
+
+    Samples are kept ready for the next epoch, in at most `cache_bytes` of memory (per data-loading process); the least
+    recently used go first.
+
+    Args:
+        vlm: model and processor.
+        labels_for: where to look for a sample; a sample without labels, or with none, is unlabelled, which is no error.
+        membership: share of an image token's box that a segment must cover to hold the token (`patches.members`).
+        cache_bytes: upper bound of the cache.
+    """
+
+    def __init__(
+        self,
+        vlm: Vlm,
+        labels_for: LabelsFor,
+        *,
+        membership: float = 0.5,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.vlm = vlm
+        self.labels_for = labels_for
+        self.membership = membership
+        self.cache_bytes = cache_bytes
+        self._items: OrderedDict[str, _Item] = OrderedDict()
+        self._bytes = 0
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Right-padded batch.
+
+        Returns what `vlm.encode.pad` returns, `segments` float32 `[B, K, N]` (1 where an image token is in a segment;
+        zero-padded) and `sample_ids`, a list of B texts. Raises `DataError` or `LabelError` naming the sample that
+        cannot be used.
+        """
+        items = [self._item(sample) for sample in samples]
+        batch = dict(pad(self.vlm, [item.example for item in items], padding_side="right"))
+        batch["segments"] = _pad_segments([item.segments for item in items])
+        batch["sample_ids"] = [sample.id for sample in samples]
+        return batch
+
+    def _item(self, sample: Sample) -> _Item:
+        if sample.id in self._items:
+            self._items.move_to_end(sample.id)
+            return self._items[sample.id]
+        item = self._make(sample)
+        self._items[sample.id] = item
+        self._bytes += item.nbytes
+        while self._bytes > self.cache_bytes:
+            self._bytes -= self._items.popitem(last=False)[1].nbytes
+        return item
+
+    def _make(self, sample: Sample) -> _Item:
+        try:
+            image = load_image(sample.image)
+            example = prepare(self.vlm, [image], sample.prompt, sample.answer)
+        except DataError as error:
+            raise DataError(f"sample {sample.id}: {error}") from error
+        boxes = token_boxes(self.vlm, image.height, image.width)
+        labels = self.labels_for(sample, image.height, image.width)
+        weights = [np.zeros((0, len(boxes)), np.float32)]
+        for segment in labels.segments if labels else ():
+            if segment.mask.size != (image.height, image.width):
+                height, width = segment.mask.size
+                raise LabelError(
+                    f"sample {sample.id}: its labels are for an image of {width} x {height} pixels, but the image has "
+                    f"{image.width} x {image.height}. Label the data again."
+                )
+            weights.append(token_weights(rle.decode(segment.mask)[None], boxes))
+        return _Item(example, torch.from_numpy(members(np.concatenate(weights), self.membership)))
+
+
+def _pad_segments(segments: list[torch.Tensor]) -> torch.Tensor:
+    """`[K, N]` of every sample -> `[B, K, N]`, with K and N of the largest."""
+    tokens = max(own.shape[1] for own in segments)
+    widened = [torch.nn.functional.pad(own, (0, tokens - own.shape[1])) for own in segments]
+    return pad_sequence(widened, batch_first=True)
