@@ -15,6 +15,7 @@ from a3tune.vlm.tiny import PATCH_SIZE
 CAPTION_PROMPTS = ("Describe the image.", "What are the findings?", "Write a report of this scan.")
 POSITION_PROMPTS = ("What is at row {row}, column {column}?", "Name the structure at row {row}, column {column}.")
 POSITION_LESION_PROMPTS = ("What kind of lesion is at row {row}, column {column}?",)
+LOOK_PROMPTS = ("How does the {organ} look?", "What about the {organ} in this image?")
 SIZES = ("small", "large")
 PLACES = ("upper", "lower")
 
@@ -48,6 +49,16 @@ def position_question(scan: Scan, rng: np.random.Generator) -> tuple[str, str]:
     y, x = (int((value + 0.5) * PATCH_SIZE) for value in (row, column))
     organ = next((name for name, mask in scan.organs.items() if mask[y, x]), "nothing")
     return _pick(POSITION_PROMPTS, rng).format(row=row, column=column), organ
+
+
+def look_question(scan: Scan, rng: np.random.Generator) -> tuple[str, str]:
+    """Whether an organ is normal: finding what a question names, in other words than the demo's."""
+    affected = {lesion.organ for lesion in scan.lesions}
+    choices = [organ for organ in scan.hosts if (organ in affected) == (rng.random() < 0.5)] or list(scan.hosts)
+    organ = choices[rng.integers(len(choices))]
+    return LOOK_PROMPTS[rng.integers(len(LOOK_PROMPTS))].format(
+        organ=organ
+    ), "abnormal" if organ in affected else "normal"
 
 
 def generic_question(scan: Scan, rng: np.random.Generator) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scans import pixel_values, pretraining_scans
-from texts import CAPTION_PROMPTS, caption, corpus, generic_question, position_question
+from texts import CAPTION_PROMPTS, caption, corpus, generic_question, look_question, position_question
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -21,8 +21,12 @@ from a3tune.data.phantom.dataset import draw_questions
 from a3tune.data.phantom.scan import Scan
 from a3tune.vlm.tiny import tiny_config, tiny_processor, train_tokenizer
 
-TASKS = ("caption", "generic", "position")
-ODDS = (0.40, 0.15, 0.45)
+STAGES = {
+    "words": {"caption": 0.40, "generic": 0.15, "position": 0.45},
+    "organs": {"caption": 0.35, "generic": 0.10, "position": 0.20, "look": 0.35},
+}
+"""Odds of each task. First words and places; then to find an organ that a question names."""
+TASKS = {"generic": generic_question, "position": position_question, "look": look_question}
 
 
 @torch.no_grad()
@@ -36,12 +40,13 @@ def tower_features(tower: CLIPVisionModel, scans: list[Scan]) -> Tensor:
     return torch.cat(features)
 
 
-def draw_text(scan: Scan, rng: np.random.Generator) -> tuple[str, str]:
+def draw_text(scan: Scan, stage: str, rng: np.random.Generator) -> tuple[str, str]:
     """Prompt and answer of a random pretraining task."""
-    task = rng.choice(TASKS, p=ODDS)
+    odds = STAGES[stage]
+    task = str(rng.choice(list(odds), p=list(odds.values())))
     if task == "caption":
         return CAPTION_PROMPTS[rng.integers(len(CAPTION_PROMPTS))], caption(scan, rng)
-    return generic_question(scan, rng) if task == "generic" else position_question(scan, rng)
+    return TASKS[task](scan, rng)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str, image_tokens: int) -> list[int]:
@@ -88,7 +93,7 @@ def exam(
             asked += [
                 (index, question.type, question.prompt, question.answer) for question in draw_questions(scan, rng)
             ]
-            asked += [(index, "at position", *position_question(scan, rng))]
+            asked += [(index, f"({task})", *TASKS[task](scan, rng)) for task in ("position", "look")]
         rows = [prompt_ids(tokenizer, prompt, model.config.image_seq_length) for _, _, prompt, _ in asked]
         longest = max(map(len, rows))
         ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
@@ -107,32 +112,40 @@ def exam(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tower", type=Path, required=True)
+    parser.add_argument("--stage", choices=STAGES, required=True)
+    start_from = parser.add_mutually_exclusive_group(required=True)
+    start_from.add_argument("--tower", type=Path, help="this tower and a new decoder")
+    start_from.add_argument("--init", type=Path, help="what an earlier stage made")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scans", type=int, default=8000)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     start = time.monotonic()
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     tokenizer = train_tokenizer(corpus())
-    model = LlavaForConditionalGeneration(tiny_config(vocab=len(tokenizer)))
-    tower = CLIPVisionModel.from_pretrained(args.tower).eval()
-    model.model.vision_tower.load_state_dict(tower.state_dict())
+    if args.init:
+        model = LlavaForConditionalGeneration.from_pretrained(args.init)
+    else:
+        model = LlavaForConditionalGeneration(tiny_config(vocab=len(tokenizer)))
+        model.model.vision_tower.load_state_dict(CLIPVisionModel.from_pretrained(args.tower).state_dict())
     scans = pretraining_scans(args.scans)
     held_out = pretraining_scans(200, first=1_000_000)
-    features = tower_features(tower, scans)
+    features = tower_features(model.model.vision_tower, scans)
     model.model.vision_tower.requires_grad_(False)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.02)
+    optimizer = torch.optim.AdamW(trainable, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, step / 200) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / args.steps)))
     )
     for step in range(args.steps):
         chosen = rng.integers(len(scans), size=args.batch)
-        ids, labels = batch(tokenizer, [draw_text(scans[i], rng) for i in chosen], model.config.image_seq_length)
+        ids, labels = batch(
+            tokenizer, [draw_text(scans[i], args.stage, rng) for i in chosen], model.config.image_seq_length
+        )
         value = forward_loss(model, features[chosen].float(), ids, labels)
         optimizer.zero_grad()
         value.backward()

@@ -1,0 +1,190 @@
+"""The demo's comparison over several training seeds, with every ablation in one table.
+
+    python benchmarks/demo_seeds.py --out runs/demo_seeds --seeds 0 1 2 --jobs 2
+
+All methods of a seed see the same data, labels, steps and seed. A difference is paired with LoRA's run of the same
+seed, question by question; its interval resamples seeds and patients. Resumable: what is trained or answered is not
+done again. Writes `results.json` and `results.md`.
+"""
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from a3tune.commands import QUALITY, fine_tune, label, measure
+from a3tune.config import RunConfig
+from a3tune.data.phantom import write_phantom
+from a3tune.data.phantom.questions import GENERIC_TYPES
+from a3tune.data.rows import read_rows
+from a3tune.demo import plan_demo
+from a3tune.evaluate import clusters, scores
+from a3tune.metrics.stats import Estimate, paired_difference, seeds_interval
+from a3tune.predictions import read_predictions
+from a3tune.run import RunFolder
+from a3tune.types import Prediction, Sample
+
+REFERENCE = "lora"
+ABLATIONS = {
+    "no alignment": ["alignment.weight=0"],
+    "no Q-MoE": ["adapter.query_experts=0"],
+    "no K-MoE": ["adapter.key_experts=0"],
+    "no A3MoE": ["adapter.kind=lora"],
+    "all heads": ["alignment.heads=1.0"],
+}
+"""What each takes away from A3Tune with weak labels."""
+METRICS = {
+    "localised_open": "Open recall (localised)",
+    "localised_closed": "Closed accuracy (localised)",
+    "open_recall": "Open recall (all)",
+    "attention_mass": "Attention mass",
+    "coverage": "Coverage",
+    "intensity": "Intensity",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method in the table: means over seeds and questions, and differences from LoRA."""
+
+    method: str
+    means: Mapping[str, Estimate]
+    differences: Mapping[str, Estimate]
+    by_type: Mapping[str, Estimate]
+
+
+def settings(folder: Path, seed: int, overrides: Sequence[str]) -> dict[str, RunConfig]:
+    """The demo's methods and the ablations for one seed, each with its own run folder."""
+    shared = [*overrides, f"training.seed={seed}"]
+    demo = plan_demo(folder, shared)
+    methods = {name: config for name, config in demo.configs.items() if name in demo.recipe.methods}
+    for name, change in ABLATIONS.items():
+        methods[name] = plan_demo(folder, [*shared, *change]).configs["a3tune"]
+    return {
+        name: replace(config, output=folder / f"{name} {seed}".replace(" ", "_")) for name, config in methods.items()
+    }
+
+
+def work(config: RunConfig, trained: bool) -> None:
+    """Train and answer, in a process of its own."""
+    fine_tune(config, _silent) if trained else None
+    measure(config, RunFolder(config.output).adapter if trained else None, _silent)
+
+
+def score_table(predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:
+    """Every metric for every question, NaN where it is not defined."""
+    found = []
+    for prediction in predictions:
+        values = scores(prediction)
+        if prediction.meta["question_type"] not in GENERIC_TYPES:
+            values |= {"localised_open": values.get("open_recall", np.nan)}
+            values |= {"localised_closed": values.get("closed_accuracy_strict", np.nan)}
+        values |= {f"type {prediction.meta['question_type']}": _answer(values)}
+        found.append(values)
+    names = sorted({name for values in found for name in values})
+    return {name: np.array([values.get(name, np.nan) for values in found]) for name in names}
+
+
+def compare(runs: Mapping[str, Sequence[dict[str, np.ndarray]]], samples: Sequence[Sample]) -> list[Row]:
+    """One row per method from its score tables, one per seed."""
+    groups = clusters(samples)
+    reference = runs[REFERENCE]
+    rows = []
+    for method, tables in runs.items():
+        stacked = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
+        against = {name: np.stack([table[name] for table in reference]) for name in reference[0]}
+        paired = len(tables) == len(reference) and method != REFERENCE
+        rows.append(
+            Row(
+                method,
+                {name: seeds_interval(stacked[name], groups) for name in METRICS},
+                {name: paired_difference(stacked[name], against[name], groups) for name in METRICS if paired},
+                {name: seeds_interval(stacked[name], groups) for name in stacked if name.startswith("type ")},
+            )
+        )
+    return rows
+
+
+def markdown(rows: Sequence[Row], about: Mapping[str, object]) -> str:
+    """Both tables: means, and by question type; a star marks a difference whose interval excludes 0."""
+    lines = [f"- {name}: {value}" for name, value in about.items()]
+    lines += ["", "| Method | " + " | ".join(METRICS.values()) + " |", "|---" * (len(METRICS) + 1) + "|"]
+    for row in rows:
+        cells = [_cell(row.means[name], row.differences.get(name)) for name in METRICS]
+        lines.append(f"| {row.method} | " + " | ".join(cells) + " |")
+    types = sorted(rows[0].by_type)
+    lines += ["", "| Method | " + " | ".join(name.removeprefix("type ") for name in types) + " |"]
+    lines += ["|---" * (len(types) + 1) + "|"]
+    lines += [f"| {r.method} | " + " | ".join(f"{100 * r.by_type[t].mean:.1f}" for t in types) + " |" for r in rows]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("overrides", nargs="*", help="settings of the demo, key=value")
+    args = parser.parse_args()
+    demo = plan_demo(args.out, args.overrides)
+    if not (args.out / "data" / "test.jsonl").is_file():
+        write_phantom(args.out / "data", demo.recipe.patients, seed=demo.recipe.seed)
+    label(demo.configs["a3tune"], _silent)
+    per_seed = {seed: settings(args.out, seed, args.overrides) for seed in args.seeds}
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(work, demo.configs["base"], False)]
+        jobs += [pool.submit(work, config, True) for methods in per_seed.values() for config in methods.values()]
+        for number, job in enumerate(jobs, 1):
+            job.result()
+            print(f"{number} of {len(jobs)} runs done", flush=True)
+    samples = read_rows(args.out / "data" / "test.jsonl")
+
+    def table(config: RunConfig) -> dict[str, np.ndarray]:
+        by_id = {prediction.id: prediction for prediction in read_predictions(RunFolder(config.output))}
+        return score_table([by_id[sample.id] for sample in samples])
+
+    runs = {"base": [table(demo.configs["base"])]}
+    for name in per_seed[args.seeds[0]]:
+        runs[name] = [table(methods[name]) for methods in per_seed.values()]
+    rows = compare(runs, samples)
+    quality = json.loads((args.out / "labels" / QUALITY).read_text(encoding="utf-8"))["all"]
+    about = {
+        "seeds": " ".join(map(str, args.seeds)),
+        "training questions": len(read_rows(args.out / "data" / "train.jsonl")),
+        "test questions": len(samples),
+        "weak labels": f"recall of the region at K {quality['recall']:.3f}, mean best IoU {quality['best_iou']:.3f}",
+        "machine": f"{platform.machine()}, Python {platform.python_version()}, 1 thread per run",
+        "command": " ".join(["python benchmarks/demo_seeds.py --seeds", *map(str, args.seeds), *args.overrides]),
+    }
+    found = {"about": about, "rows": [asdict(row) for row in rows]}
+    (args.out / "results.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    (args.out / "results.md").write_text(markdown(rows, about), encoding="utf-8")
+    print(markdown(rows, about))
+
+
+def _cell(mean: Estimate, difference: Estimate | None) -> str:
+    text = f"{100 * mean.mean:.1f} [{100 * mean.low:.1f}, {100 * mean.high:.1f}]"
+    if difference is None:
+        return text
+    star = "*" if difference.low > 0 or difference.high < 0 else ""
+    return f"{text}; {100 * difference.mean:+.1f}{star} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+
+
+def _answer(values: Mapping[str, float]) -> float:
+    return values.get("open_recall", values.get("closed_accuracy_strict", np.nan))
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()
