@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from a3tune.data.rows import ANSWER_TYPES, read_rows, write_rows
-from a3tune.errors import DataError
+from a3tune.errors import DataError, OutputError
 from a3tune.types import Region, Rle, Sample
 
 ROW = {"id": "1", "image": "a.png", "prompt": "Where is it?", "answer": "left lung"}
@@ -173,7 +173,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch,
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os if failing == "fsync" else Path, failing, full)
-    with pytest.raises(DataError, match=r"rows\.jsonl: cannot write it: No space left"):
+    with pytest.raises(OutputError, match=r"rows\.jsonl: cannot be written: No space left"):
         write_rows(path, [sample, Sample("2", tmp_path / "b.png", "p", "a", "open")])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

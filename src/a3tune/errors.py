@@ -2,7 +2,7 @@
 
 
 class A3TuneError(Exception):
-    """Base of every error that a user can mend. The message names the thing, what was expected, what came, what to do."""
+    """Base of every error that a user can mend. Its message says what, what was expected, what came, what to do."""
 
 
 class ConfigError(A3TuneError):
@@ -23,6 +23,10 @@ class ModelError(A3TuneError):
 
 class AdapterError(A3TuneError):
     """An adapter does not fit its base model, or cannot do what was asked of it."""
+
+
+class OutputError(A3TuneError):
+    """A file cannot be written; what was there before still is."""
 
 
 class RunError(A3TuneError):

@@ -3,7 +3,6 @@
 Knows the order of things; how answers and maps are scored is the business of `metrics`.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,8 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -25,12 +22,13 @@ from a3tune.attention.align import averaged_map
 from a3tune.attention.capture import Rows, capture_request, stack
 from a3tune.attention.heads import HeadSelector
 from a3tune.data.images import content_hash, load_image
-from a3tune.errors import DataError, LabelError, RunError
+from a3tune.errors import DataError, LabelError
 from a3tune.labels.rle import region_mask
 from a3tune.metrics.attention import Array, Normalisation, attention_metrics
 from a3tune.metrics.stats import Estimate, mean_interval
 from a3tune.metrics.vqa import answer_scores
-from a3tune.run import RunFolder, write_atomic
+from a3tune.predictions import Map, PredictionLog
+from a3tune.run import RunFolder
 from a3tune.types import Prediction, Sample
 from a3tune.vlm.encode import TOKEN_MASKS, Example, PaddingSide, pad, prepare
 from a3tune.vlm.grids import token_boxes
@@ -51,13 +49,6 @@ GREEDY = {
     "no_repeat_ngram_size": 0,
 }
 """All stated, since what is not comes from the checkpoint's own `generation_config.json`."""
-ABOUT = "evaluation.json"
-"""What `predictions.jsonl` of the folder belongs to: model, settings, fingerprint of the weights."""
-MAPS = "maps"
-"""Folder of the attention maps: safetensors, one file per batch."""
-Map = NDArray[np.float16]
-_KEY = "sample "
-"""Starts the names of maps in their files, where one name is reserved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +120,7 @@ def evaluate(
     folder = RunFolder.create(out_folder) if out_folder else None
     with folder.lock() if folder else nullcontext(), _evaluation_mode(vlm):
         about = {"model": vlm.name, **asdict(settings)}
-        book = _Book(folder, by_id, about | {"weights": _fingerprint(vlm)})
+        book = PredictionLog(folder, by_id, about | {"weights": _fingerprint(vlm)})
         for batch in _batches(vlm, samples, batch_size):
             # A batch is asked whole or not at all: the numbers do not depend on where an evaluation was stopped.
             if any(sample.id not in book.predictions for sample in batch):
@@ -190,24 +181,6 @@ def make_prediction(sample: Sample, text: str, attention: Mapping[str, float] | 
     )
 
 
-def read_predictions(folder: RunFolder) -> list[Prediction]:
-    """Complete lines of `predictions.jsonl`. Raises RunError when there is none or a line is damaged."""
-    if not folder.predictions.is_file():
-        raise RunError(f"{folder.path}: holds no {folder.predictions.name}; evaluate first")
-    return [prediction for prediction, _ in _read_lines(folder.predictions)]
-
-
-def read_maps(folder: RunFolder) -> dict[str, Map]:
-    """Attention maps in `maps/` by sample id; see `Results.maps`. Raises RunError if one cannot be read."""
-    maps: dict[str, Map] = {}
-    for path in sorted((folder.path / MAPS).glob("*.safetensors")):
-        try:
-            maps |= {name.removeprefix(_KEY): values for name, values in load_file(path).items()}
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"{path}: cannot be read ({error}); remove it, and evaluate again") from None
-    return maps
-
-
 @dataclass(frozen=True, slots=True)
 class _Settings:
     rows: Rows
@@ -215,83 +188,6 @@ class _Settings:
     tau: float
     normalisation: Normalisation
     max_new_tokens: int
-
-
-class _Book:
-    """Answers and maps so far, in memory and in the folder, if there is one.
-
-    Maps are written before their predictions, so a prediction on disk always has its map.
-    """
-
-    def __init__(self, folder: RunFolder | None, samples: Mapping[str, Sample], about: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self.predictions: dict[str, Prediction] = {}
-        self.maps: dict[str, Map] = {}
-        self.seconds = 0.0
-        if folder is None:
-            return
-        if folder.predictions.is_file():
-            self._resume(folder, samples, about)
-        else:
-            folder.write_json(ABOUT, about)
-
-    def add(self, answered: Sequence[tuple[Prediction, Map]], seconds: float) -> None:
-        new = [(prediction, values) for prediction, values in answered if prediction.id not in self.predictions]
-        if self.folder:
-            shard = self.folder.path / MAPS / f"{len(self.predictions):07d}.safetensors"
-            lines = [_line(prediction, seconds / len(new)) for prediction, _ in new]
-            try:
-                shard.parent.mkdir(exist_ok=True)
-                write_atomic(shard, save({_KEY + prediction.id: values for prediction, values in new}))
-                with self.folder.predictions.open("a", encoding="utf-8") as file:
-                    file.writelines(lines)
-            except OSError as error:
-                raise RunError(
-                    f"{self.folder.path}: cannot be written: {error.strerror}; make room and run the same command again"
-                ) from error
-        self.predictions |= {prediction.id: prediction for prediction, _ in new}
-        self.maps |= {prediction.id: values for prediction, values in new}
-        self.seconds += seconds
-
-    def _resume(self, folder: RunFolder, samples: Mapping[str, Sample], about: Mapping[str, Any]) -> None:
-        hint = "choose another output folder"
-        try:
-            earlier = json.loads((folder.path / ABOUT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise RunError(
-                f"{folder.predictions}: {ABOUT}, which says what it belongs to, is missing; {hint}"
-            ) from None
-        for name, now in about.items():
-            if earlier.get(name) != now:
-                raise RunError(f"{folder.path}: holds an evaluation with {name}={earlier.get(name)}, not {now}; {hint}")
-        lines, self.maps = _read_lines(folder.predictions), read_maps(folder)
-        for prediction, seconds in lines:
-            sample = samples.get(prediction.id)
-            if sample is None or (sample.prompt, sample.answer) != (prediction.prompt, prediction.answer):
-                raise RunError(f"{folder.predictions}: sample {prediction.id!r} is not among those to evaluate; {hint}")
-            self.predictions[prediction.id] = prediction
-            self.seconds += seconds
-        # What was cut short goes; the next line must not continue it.
-        write_atomic(folder.predictions, "".join(_line(*line) for line in lines).encode())
-
-
-def _line(prediction: Prediction, seconds: float) -> str:
-    return json.dumps(asdict(prediction) | {"seconds": seconds}, ensure_ascii=False) + "\n"
-
-
-def _read_lines(path: Path) -> list[tuple[Prediction, float]]:
-    """Predictions and their seconds; a last line without its end was cut short and is left out."""
-    lines = path.read_bytes().split(b"\n")[:-1]
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            found.append(
-                (Prediction(**{name: value for name, value in row.items() if name != "seconds"}), row["seconds"])
-            )
-        except (ValueError, TypeError, KeyError):
-            raise RunError(f"{path}:{number}: expected a prediction, the line is damaged; remove it") from None
-    return found
 
 
 def _batches(vlm: Vlm, samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:

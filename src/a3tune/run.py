@@ -1,7 +1,6 @@
 """The run folder: one folder tells the whole story of a run.
 
-Knows which files a run holds, whether a folder is ours, and how to write without leaving half a file; not what the
-files say. Needs a POSIX system (`fcntl`).
+Knows which files a run holds and whether a folder is ours; not what the files say. Needs a POSIX system (`fcntl`).
 """
 
 import fcntl
@@ -20,6 +19,7 @@ import torch
 
 from a3tune.config import RunConfig, dump_config, load_config
 from a3tune.errors import RunError
+from a3tune.files import write_atomic
 
 MARKER = "a3tune.json"
 SCHEMA = 1
@@ -161,24 +161,3 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
-
-
-def write_atomic(path: Path, data: bytes) -> Path:
-    """Write a file whole or not at all: a reader sees the old or the new one, and a full disk leaves the old.
-
-    Raises RunError when the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}; an earlier version of it is untouched") from error
-    return path

@@ -16,12 +16,12 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, get_args
 
 from a3tune.errors import DataError
+from a3tune.files import replacing
 from a3tune.types import AnswerType, Box, Region, Rle, Sample
 
 FIELDS = ("id", "image", "prompt", "answer", "answer_type", "regions", "meta")
@@ -47,38 +47,13 @@ def write_rows(path: Path, samples: Iterable[Sample]) -> None:
     """Write samples as JSONL, images as paths relative to the file's folder; all of it or nothing.
 
     Raises:
-        DataError: a sample could not be read back (see `read_rows`), its image is bytes, or the disk refuses.
+        DataError: a sample could not be read back (see `read_rows`), or its image is bytes.
+        OutputError: the disk refuses.
     """
     lines = [json.dumps(_row(path, sample), ensure_ascii=False) + "\n" for sample in samples]
     _parse(path, lines)
     with replacing(path) as file:
         file.writelines(line.encode() for line in lines)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file that takes `path`'s place when the block ends well; else `path` stays as it was.
-
-    On an error nothing of the new file is left. A killed process leaves at most `.NAME.tmp`, which the next attempt
-    overwrites. One writer at a time.
-
-    Raises:
-        DataError: the system refuses to write (disk full, no permission); the block itself should only write.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise DataError(f"{path}: cannot write it: {error.strerror or error}; nothing was changed") from error
 
 
 def _row(path: Path, sample: Sample) -> dict[str, Any]:

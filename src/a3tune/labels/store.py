@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from a3tune.data.images import content_hash, describe, load_image
-from a3tune.data.rows import replacing
 from a3tune.errors import ConfigError, DataError, LabelError
+from a3tune.files import replacing
 from a3tune.labels import rank
 from a3tune.labels.propose import Proposer
 from a3tune.labels.rank import Ranker, format_query

@@ -13,20 +13,12 @@ import numpy as np
 
 from a3tune.data.images import load_image
 from a3tune.errors import RunError
-from a3tune.evaluate import (
-    Map,
-    Results,
-    clusters,
-    make_prediction,
-    read_maps,
-    read_predictions,
-    scores,
-    summarise,
-)
+from a3tune.evaluate import Results, clusters, make_prediction, scores, summarise
 from a3tune.labels.quality import Quality
 from a3tune.labels.rle import decode, region_mask
 from a3tune.metrics.stats import Estimate, holm, paired_difference, paired_permutation_test
 from a3tune.metrics.vqa import prior_baseline
+from a3tune.predictions import Map, read_maps, read_predictions
 from a3tune.report.cases import Selection, score, select_cases
 from a3tune.report.data import (
     METRICS,
@@ -77,29 +69,19 @@ def read_method(name: str, title: str, folder: RunFolder, samples: Sequence[Samp
 
 def method_results(methods: Sequence[Method], samples: Sequence[Sample], reference: str) -> tuple[MethodResult, ...]:
     """Scores of every method and its differences to `reference`; p-values are adjusted over all comparisons (Holm)."""
-    groups = clusters(samples)
-    scored = {method.name: [scores(prediction) for prediction in method.predictions] for method in methods}
-    compared: dict[tuple[str, str], tuple[Estimate, float]] = {}
-    for method in methods:
-        for metric in METRICS:
-            pair = [
-                np.array([found.get(metric, np.nan) for found in scored[name]]) for name in (method.name, reference)
-            ]
-            if method.name != reference and not np.isnan(pair[0] - pair[1]).all():
-                difference = paired_difference(*pair, groups)
-                compared[method.name, metric] = difference, paired_permutation_test(*pair, groups)
-    adjusted = holm([p for _, p in compared.values()])
-    differences = {
-        key: Comparison(difference, float(p))
-        for (key, (difference, _)), p in zip(compared.items(), adjusted, strict=True)
-    }
-    return tuple(
-        _result(
-            method,
-            summarise(samples, method.predictions),
-            {metric: found for (name, metric), found in differences.items() if name == method.name},
-        )
+    compared = {
+        (method.name, metric): found
         for method in methods
+        for metric, found in _compare(
+            method, next(m for m in methods if m.name == reference), clusters(samples)
+        ).items()
+    }
+    adjusted = holm([p for _, p in compared.values()])
+    differences: dict[str, dict[str, Comparison]] = {method.name: {} for method in methods}
+    for ((name, metric), (difference, _)), p in zip(compared.items(), adjusted, strict=True):
+        differences[name][metric] = Comparison(difference, float(p))
+    return tuple(
+        _result(method, summarise(samples, method.predictions), differences[method.name]) for method in methods
     )
 
 
@@ -150,6 +132,19 @@ def draw_cases(
             for choice in chosen.choices
         ),
     )
+
+
+def _compare(method: Method, reference: Method, groups: Sequence[str]) -> dict[str, tuple[Estimate, float]]:
+    """By metric, the difference and its p-value; nothing of the reference itself, or where no question has both."""
+    if method is reference:
+        return {}
+    own, other = ([scores(prediction) for prediction in item.predictions] for item in (method, reference))
+    compared = {}
+    for metric in METRICS:
+        first, second = (np.array([found.get(metric, np.nan) for found in item]) for item in (own, other))
+        if not np.isnan(first - second).all():
+            compared[metric] = paired_difference(first, second, groups), paired_permutation_test(first, second, groups)
+    return compared
 
 
 def _case(

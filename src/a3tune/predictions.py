@@ -1,0 +1,120 @@
+"""Predictions and attention maps of an evaluation, in memory and on disk, line by line. Knows no model and no score."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from a3tune.errors import RunError
+from a3tune.files import write_atomic
+from a3tune.run import RunFolder
+from a3tune.types import Prediction, Sample
+
+ABOUT = "evaluation.json"
+"""What `predictions.jsonl` of the folder belongs to: model, settings, fingerprint of the weights."""
+MAPS = "maps"
+"""Folder of the attention maps: safetensors, one file per batch."""
+Map = NDArray[np.float16]
+_KEY = "sample "
+"""Starts the names of maps in their files, where one name is reserved."""
+
+
+class PredictionLog:
+    """Answers and maps so far, in memory and in the folder, if there is one.
+
+    Maps are written before their predictions, so a prediction on disk always has its map.
+    """
+
+    def __init__(self, folder: RunFolder | None, samples: Mapping[str, Sample], about: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.predictions: dict[str, Prediction] = {}
+        self.maps: dict[str, Map] = {}
+        self.seconds = 0.0
+        if folder is None:
+            return
+        if folder.predictions.is_file():
+            self._resume(folder, samples, about)
+        else:
+            folder.write_json(ABOUT, about)
+
+    def add(self, answered: Sequence[tuple[Prediction, Map]], seconds: float) -> None:
+        new = [(prediction, values) for prediction, values in answered if prediction.id not in self.predictions]
+        if self.folder:
+            shard = self.folder.path / MAPS / f"{len(self.predictions):07d}.safetensors"
+            lines = [_line(prediction, seconds / len(new)) for prediction, _ in new]
+            try:
+                shard.parent.mkdir(exist_ok=True)
+                write_atomic(shard, save({_KEY + prediction.id: values for prediction, values in new}))
+                with self.folder.predictions.open("a", encoding="utf-8") as file:
+                    file.writelines(lines)
+            except OSError as error:
+                raise RunError(
+                    f"{self.folder.path}: cannot be written: {error.strerror}; make room and run the same command again"
+                ) from error
+        self.predictions |= {prediction.id: prediction for prediction, _ in new}
+        self.maps |= {prediction.id: values for prediction, values in new}
+        self.seconds += seconds
+
+    def _resume(self, folder: RunFolder, samples: Mapping[str, Sample], about: Mapping[str, Any]) -> None:
+        hint = "choose another output folder"
+        try:
+            earlier = json.loads((folder.path / ABOUT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise RunError(
+                f"{folder.predictions}: {ABOUT}, which says what it belongs to, is missing; {hint}"
+            ) from None
+        for name, now in about.items():
+            if earlier.get(name) != now:
+                raise RunError(f"{folder.path}: holds an evaluation with {name}={earlier.get(name)}, not {now}; {hint}")
+        lines, self.maps = _read_lines(folder.predictions), read_maps(folder)
+        for prediction, seconds in lines:
+            sample = samples.get(prediction.id)
+            if sample is None or (sample.prompt, sample.answer) != (prediction.prompt, prediction.answer):
+                raise RunError(f"{folder.predictions}: sample {prediction.id!r} is not among those to evaluate; {hint}")
+            self.predictions[prediction.id] = prediction
+            self.seconds += seconds
+        # What was cut short goes; the next line must not continue it.
+        write_atomic(folder.predictions, "".join(_line(*line) for line in lines).encode())
+
+
+def _line(prediction: Prediction, seconds: float) -> str:
+    return json.dumps(asdict(prediction) | {"seconds": seconds}, ensure_ascii=False) + "\n"
+
+
+def _read_lines(path: Path) -> list[tuple[Prediction, float]]:
+    """Predictions and their seconds; a last line without its end was cut short and is left out."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            found.append(
+                (Prediction(**{name: value for name, value in row.items() if name != "seconds"}), row["seconds"])
+            )
+        except (ValueError, TypeError, KeyError):
+            raise RunError(f"{path}:{number}: expected a prediction, the line is damaged; remove it") from None
+    return found
+
+
+def read_predictions(folder: RunFolder) -> list[Prediction]:
+    """Complete lines of `predictions.jsonl`. Raises RunError when there is none or a line is damaged."""
+    if not folder.predictions.is_file():
+        raise RunError(f"{folder.path}: holds no {folder.predictions.name}; evaluate first")
+    return [prediction for prediction, _ in _read_lines(folder.predictions)]
+
+
+def read_maps(folder: RunFolder) -> dict[str, Map]:
+    """Attention maps in `maps/` by sample id; see `Results.maps`. Raises RunError if one cannot be read."""
+    maps: dict[str, Map] = {}
+    for path in sorted((folder.path / MAPS).glob("*.safetensors")):
+        try:
+            maps |= {name.removeprefix(_KEY): values for name, values in load_file(path).items()}
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{path}: cannot be read ({error}); remove it, and evaluate again") from None
+    return maps
