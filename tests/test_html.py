@@ -24,6 +24,7 @@ from a3tune.report.data import (
     View,
     curves_from_log,
     experts_from_log,
+    heads_from_log,
     public_command,
     public_settings,
 )
@@ -237,3 +238,10 @@ def test_log_becomes_curves_and_expert_use() -> None:
 )
 def test_duration(seconds: float, wanted: str) -> None:
     assert duration(seconds) == wanted
+
+
+def test_heads_come_from_the_log():
+    lines = [{"heads_selected": ["10", "01"]}, {"heads_selected": ["10", "10"]}, {"loss": 1.0}]
+    found = heads_from_log(lines)
+    assert found is not None and found.tolist() == [[1.0, 0.0], [0.5, 0.5]]
+    assert heads_from_log([{"loss": 1.0}]) is None

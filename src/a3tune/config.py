@@ -47,7 +47,7 @@ class ModelConfig(_Section):
     path: Text = "tiny"
     """`tiny` (shipped in the package), a folder, or a name on the Hugging Face Hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the frozen weights; `auto` is the checkpoint's own."""
+    """Of the frozen weights; `auto` is bfloat16 on CUDA, float32 elsewhere."""
     device: Device = "auto"
     """auto, cpu, mps, cuda or cuda:N."""
 

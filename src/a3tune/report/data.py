@@ -130,7 +130,7 @@ class MethodResult:
     """By name, see `CURVES`; empty for a model that was not trained."""
     experts: Mapping[Literal["query", "key"], ExpertUse] = field(default_factory=dict)
     head_share: np.ndarray | None = None
-    """float [L, H]: share of the batches in which a head was selected."""
+    """float [L, H]: share of the logged steps in which a head was selected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +239,12 @@ def curves_from_log(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
             steps, values = zip(*points, strict=True)
             found[name] = Curve(np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64))
     return found
+
+
+def heads_from_log(lines: Iterable[Mapping[str, Any]]) -> np.ndarray | None:
+    """Share of the logged steps in which each head was aligned, float [L, H]; None if the run aligned nothing."""
+    selected = [[list(map(int, row)) for row in line["heads_selected"]] for line in lines if "heads_selected" in line]
+    return np.mean(selected, axis=0) if selected else None
 
 
 def experts_from_log(lines: Iterable[Mapping[str, Any]]) -> dict[Literal["query", "key"], ExpertUse]:

@@ -31,6 +31,7 @@ from a3tune.report.data import (
     View,
     curves_from_log,
     experts_from_log,
+    heads_from_log,
 )
 from a3tune.run import RunFolder
 from a3tune.types import Labels, Prediction, Sample
@@ -196,6 +197,7 @@ def _result(method: Method, results: Results, differences: Mapping[str, Comparis
         by_type=by_type,
         curves=curves_from_log(method.log),
         experts=experts_from_log(method.log),
+        head_share=heads_from_log(method.log),
     )
 
 

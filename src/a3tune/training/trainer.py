@@ -21,7 +21,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from a3tune.adapters import A3MoEConfig, Routing, balance_loss, gate_loads
 from a3tune.attention.align import alignment_loss, averaged_map, labelled
 from a3tune.attention.capture import Captured, capture_request, check_captured, stack
-from a3tune.attention.heads import HeadSelector, overlap
+from a3tune.attention.heads import HeadSelector, overlap, votes
 from a3tune.config import AlignmentConfig
 from a3tune.errors import A3TuneError, ModelError
 from a3tune.training.collate import Collator
@@ -58,7 +58,8 @@ class A3Trainer(Trainer):
     Logs, averaged since the last line: `loss_llm`, `loss_align` (without its weight), `labelled` (share of samples),
     `attention_inside` (share of the selected heads' image attention inside the labels, over labelled samples) and
     `heads_overlap` (share of the heads kept from one forward pass to the next); and of the last pass `query_use`,
-    `query_entropy`, `key_use`, `key_entropy` of the experts, averaged over layers.
+    `query_entropy`, `key_use`, `key_entropy` of the experts, averaged over layers,
+    and `heads_selected`, a text of 0 and 1 for each layer.
 
     Args:
         model: what `add_adapter` returns, on a model that `load_vlm` returned.
@@ -122,7 +123,7 @@ class A3Trainer(Trainer):
             with torch.no_grad():
                 outputs = model(**inputs, capture=request, output_attentions=True)
             captured = stack(outputs.attentions, request)
-            ratios.append(captured.ratio_BLH[captured.counted_B])
+            ratios.append(votes(captured.ratio_BLH, captured.counted_B))
         self.selector.calibrate(torch.cat(ratios).mean(0))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
@@ -171,6 +172,8 @@ class A3Trainer(Trainer):
             for kind, load in gate_loads(model).items():
                 logs[f"{kind}_use"] = load.use.mean(0).tolist()  # pyright: ignore[reportArgumentType]
                 logs[f"{kind}_entropy"] = load.entropy.mean().item()
+            if self._heads is not None:
+                logs["heads_selected"] = ["".join(map(str, row)) for row in self._heads.int().tolist()]  # pyright: ignore[reportArgumentType]
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -12,9 +12,9 @@ from a3tune.data.rows import write_rows
 from a3tune.labels.rle import encode
 from a3tune.types import Region, Sample
 
-DEMO_PATIENTS = {"train": 300, "validation": 80, "test": 200}
+DEMO_PATIENTS = {"train": 300, "validation": 80, "test": 120}
 SCANS_PER_PATIENT = 2
-QUESTIONS_PER_SCAN = {"generic": 1, "localised": 4}
+QUESTIONS_PER_SCAN = {"generic": 1, "localised": 6}
 _SPLIT_STREAM = {"train": 1, "validation": 2, "test": 3}
 
 
