@@ -1,6 +1,6 @@
 """The demo's comparison over several training seeds, with every ablation in one table.
 
-    python benchmarks/demo_seeds.py --out runs/demo_seeds --seeds 0 1 2 --jobs 2
+    python benchmarks/demo_seeds.py --out runs/demo_seeds --seeds 0 1 2 --ablation-seeds 0 1 2 --jobs 2
 
 All methods of a seed see the same data, labels, steps and seed. A difference is paired with LoRA's run of the same
 seed, question by question; its interval resamples seeds and patients. Resumable: what is trained or answered is not
@@ -55,17 +55,18 @@ class Row:
     """One method in the table: means over seeds and questions, and differences from LoRA."""
 
     method: str
+    seeds: int
     means: Mapping[str, Estimate]
     differences: Mapping[str, Estimate]
     by_type: Mapping[str, Estimate]
 
 
-def settings(folder: Path, seed: int, overrides: Sequence[str]) -> dict[str, RunConfig]:
-    """The demo's methods and the ablations for one seed, each with its own run folder."""
+def settings(folder: Path, seed: int, overrides: Sequence[str], ablations: bool) -> dict[str, RunConfig]:
+    """The demo's methods, and the ablations if asked for, for one seed, each with its own run folder."""
     shared = [*overrides, f"training.seed={seed}"]
     demo = plan_demo(folder, shared)
     methods = {name: config for name, config in demo.configs.items() if name in demo.recipe.methods}
-    for name, change in ABLATIONS.items():
+    for name, change in ABLATIONS.items() if ablations else ():
         methods[name] = plan_demo(folder, [*shared, *change]).configs["a3tune"]
     return {
         name: replace(config, output=folder / f"{name} {seed}".replace(" ", "_")) for name, config in methods.items()
@@ -92,33 +93,36 @@ def score_table(predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:
     return {name: np.array([values.get(name, np.nan) for values in found]) for name in names}
 
 
-def compare(runs: Mapping[str, Sequence[dict[str, np.ndarray]]], samples: Sequence[Sample]) -> list[Row]:
-    """One row per method from its score tables, one per seed."""
+def compare(runs: Mapping[str, Mapping[int, dict[str, np.ndarray]]], samples: Sequence[Sample]) -> list[Row]:
+    """One row per method from its score tables by seed; differences over the seeds that it shares with LoRA."""
     groups = clusters(samples)
-    reference = runs[REFERENCE]
     rows = []
     for method, tables in runs.items():
-        stacked = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
-        against = {name: np.stack([table[name] for table in reference]) for name in reference[0]}
-        paired = len(tables) == len(reference) and method != REFERENCE
-        rows.append(
-            Row(
-                method,
-                {name: seeds_interval(stacked[name], groups) for name in METRICS},
-                {name: paired_difference(stacked[name], against[name], groups) for name in METRICS if paired},
-                {name: seeds_interval(stacked[name], groups) for name in stacked if name.startswith("type ")},
+        stacked = {name: np.stack([table[name] for table in tables.values()]) for name in METRICS}
+        shared = [seed for seed in tables if seed in runs[REFERENCE]] if method not in (REFERENCE, "base") else []
+        differences = {
+            name: paired_difference(
+                np.stack([tables[seed][name] for seed in shared]),
+                np.stack([runs[REFERENCE][seed][name] for seed in shared]),
+                groups,
             )
-        )
+            for name in METRICS
+            if shared
+        }
+        types = sorted({name for table in tables.values() for name in table if name.startswith("type ")})
+        by_type = {name: seeds_interval(np.stack([table[name] for table in tables.values()]), groups) for name in types}
+        means = {name: seeds_interval(values, groups) for name, values in stacked.items()}
+        rows.append(Row(method, len(tables), means, differences, by_type))
     return rows
 
 
 def markdown(rows: Sequence[Row], about: Mapping[str, object]) -> str:
     """Both tables: means, and by question type; a star marks a difference whose interval excludes 0."""
     lines = [f"- {name}: {value}" for name, value in about.items()]
-    lines += ["", "| Method | " + " | ".join(METRICS.values()) + " |", "|---" * (len(METRICS) + 1) + "|"]
+    lines += ["", "| Method | Seeds | " + " | ".join(METRICS.values()) + " |", "|---" * (len(METRICS) + 2) + "|"]
     for row in rows:
         cells = [_cell(row.means[name], row.differences.get(name)) for name in METRICS]
-        lines.append(f"| {row.method} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row.method} | {row.seeds} | " + " | ".join(cells) + " |")
     types = sorted(rows[0].by_type)
     lines += ["", "| Method | " + " | ".join(name.removeprefix("type ") for name in types) + " |"]
     lines += ["|---" * (len(types) + 1) + "|"]
@@ -130,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ablation-seeds", type=int, nargs="*", help="of the seeds (all)")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("overrides", nargs="*", help="settings of the demo, key=value")
     args = parser.parse_args()
@@ -137,7 +142,8 @@ def main() -> None:
     if not (args.out / "data" / "test.jsonl").is_file():
         write_phantom(args.out / "data", demo.recipe.patients, seed=demo.recipe.seed)
     label(demo.configs["a3tune"], _silent)
-    per_seed = {seed: settings(args.out, seed, args.overrides) for seed in args.seeds}
+    ablated = args.seeds if args.ablation_seeds is None else args.ablation_seeds
+    per_seed = {seed: settings(args.out, seed, args.overrides, seed in ablated) for seed in args.seeds}
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(work, demo.configs["base"], False)]
@@ -151,18 +157,21 @@ def main() -> None:
         by_id = {prediction.id: prediction for prediction in read_predictions(RunFolder(config.output))}
         return score_table([by_id[sample.id] for sample in samples])
 
-    runs = {"base": [table(demo.configs["base"])]}
-    for name in per_seed[args.seeds[0]]:
-        runs[name] = [table(methods[name]) for methods in per_seed.values()]
+    runs = {"base": {args.seeds[0]: table(demo.configs["base"])}}
+    for seed, methods in per_seed.items():
+        for name, config in methods.items():
+            runs.setdefault(name, {})[seed] = table(config)
     rows = compare(runs, samples)
     quality = json.loads((args.out / "labels" / QUALITY).read_text(encoding="utf-8"))["all"]
+    words = ["python benchmarks/demo_seeds.py --seeds", *map(str, args.seeds), "--ablation-seeds", *map(str, ablated)]
+    words += args.overrides
     about = {
         "seeds": " ".join(map(str, args.seeds)),
         "training questions": len(read_rows(args.out / "data" / "train.jsonl")),
         "test questions": len(samples),
         "weak labels": f"recall of the region at K {quality['recall']:.3f}, mean best IoU {quality['best_iou']:.3f}",
         "machine": f"{platform.machine()}, Python {platform.python_version()}, 1 thread per run",
-        "command": " ".join(["python benchmarks/demo_seeds.py --seeds", *map(str, args.seeds), *args.overrides]),
+        "command": " ".join(words),
     }
     found = {"about": about, "rows": [asdict(row) for row in rows]}
     (args.out / "results.json").write_text(json.dumps(found, indent=1), encoding="utf-8")

@@ -1,0 +1,250 @@
+"""What each command does, over a `RunConfig`. Knows which room does what, in which order; prints nothing."""
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback
+
+from a3tune.adapters import load_adapter
+from a3tune.config import RunConfig, dump_config, load_config
+from a3tune.data.images import describe, load_image
+from a3tune.data.rows import read_rows
+from a3tune.errors import ConfigError, RunError
+from a3tune.evaluate import Results, evaluate
+from a3tune.files import write_atomic
+from a3tune.labels.propose import PROPOSERS
+from a3tune.labels.quality import Quality, label_quality
+from a3tune.labels.rank import ClipRanker
+from a3tune.labels.store import LabelRun, LabelStore, label_images
+from a3tune.report.card import model_card
+from a3tune.report.data import Cases, LabelQuality, ReportData, public_settings
+from a3tune.report.figures import overlay
+from a3tune.report.gather import (
+    Method,
+    choose_cases,
+    draw_cases,
+    label_scores,
+    method_results,
+    question_only,
+    read_method,
+)
+from a3tune.report.html import render
+from a3tune.run import RunFolder
+from a3tune.training.train import train
+from a3tune.types import Labels, Sample
+from a3tune.vlm.grids import token_boxes
+from a3tune.vlm.load import Vlm, load_vlm
+from a3tune.vlm.patches import paint
+from a3tune.vlm.tiny import shipped
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is in all."""
+EVALUATION = "evaluation.yaml"
+"""File of a run folder: the settings that its answers were made with."""
+QUALITY = "quality.json"
+"""File of a label store: how well its labels find the true regions."""
+MIN_IOU = 0.5
+"""Overlap from which a weak label counts as the true region."""
+
+
+def label(config: RunConfig, progress: Progress) -> tuple[LabelRun, dict[str, Quality]]:
+    """Weak labels of `config.data.train` into the label store; what is there already is not made again.
+
+    Returns what was done, and how well the labels find the true regions where these are known (`label_quality`).
+    """
+    samples = read_rows(_needed(config.data.train, "data.train", "a JSONL file to label"))
+    run = _make_labels(config, samples, progress)
+    usable = [sample for sample in samples if describe(sample.image) not in run.failures]
+    store = LabelStore(_store(config))
+    quality = label_quality(
+        usable, lambda sample: store.labels(sample, top_k=None), top_k=config.labels.top_k, min_iou=MIN_IOU, by="body"
+    )
+    text = json.dumps({name: asdict(group) for name, group in quality.items()}, indent=2)
+    write_atomic(_store(config) / QUALITY, text.encode())
+    return run, quality
+
+
+def fine_tune(config: RunConfig, progress: Progress, *, synthetic: bool = False) -> Path:
+    """Train an adapter in `config.output`; weak labels come from the store (`label`). Returns the run folder.
+
+    `synthetic` says in the adapter's model card that the data are phantom scans.
+    """
+    folder = RunFolder(train(config, callbacks=[_Steps(progress)]))
+    samples = read_rows(_needed(config.data.train, "data.train", "a JSONL file to train on"))
+    write_atomic(folder.adapter / "README.md", model_card(config, _counts(samples), synthetic=synthetic).encode())
+    return folder.path
+
+
+def measure(config: RunConfig, adapter: Path | None, progress: Progress) -> Results:
+    """Answer and score `config.data.test` with the base model or an adapter; everything ends in `config.output`."""
+    samples = read_rows(_needed(config.data.test, "data.test", "a JSONL file to evaluate"))
+    folder = RunFolder.create(config.output)
+    settings = config.evaluation
+    results = evaluate(
+        _load(config, adapter),
+        samples,
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        tau=settings.tau,
+        normalisation=settings.normalisation,
+        out_folder=folder.path,
+        progress=progress,
+    )
+    folder.write_text(EVALUATION, dump_config(config))
+    if not folder.environment.is_file():
+        folder.write_environment()
+    return results
+
+
+def ask(config: RunConfig, adapter: Path | None, image: Path, question: str, out: Path) -> str:
+    """The answer to one question; `out` becomes a PNG of the image under the attention of the answer."""
+    vlm = _load(config, adapter)
+    sample = Sample(id="question", image=image, prompt=question, answer="", answer_type="report")
+    results = evaluate(vlm, [sample], max_new_tokens=config.evaluation.max_new_tokens)
+    pixels = np.asarray(load_image(image))
+    size = (pixels.shape[0], pixels.shape[1])
+    heat = paint(results.maps[sample.id].astype(np.float32), token_boxes(vlm, *size), size)
+    picture = io.BytesIO()
+    overlay(pixels, heat).save(picture, "PNG")
+    write_atomic(out, picture.getvalue())
+    return results.predictions[0].prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a report says beside what its runs left."""
+
+    title: str
+    command: str
+    """That makes the page again."""
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """Of the runs, by the names of their folders; the others are called by these names."""
+    reference: str | None = None
+    """Run that the others are compared with; None is the first."""
+    shown: str | None = None
+    """Run whose cases are drawn; None is the last."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    synthetic: bool = False
+
+
+def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
+    """One page about evaluated runs, in this order.
+
+    Raises RunError when a folder holds no evaluated run, two have one name, or the runs answered different questions.
+    """
+    folders = {path.resolve().name: RunFolder.open(path) for path in runs}
+    if len(folders) < len(runs):
+        raise RunError(f"runs: expected folders of different names, got {', '.join(map(str, runs))}; rename one")
+    reference, shown = page.reference or next(iter(folders)), page.shown or list(folders)[-1]
+    config = _evaluation(folders[shown])
+    samples = read_rows(_needed(config.data.test, "data.test", "the questions of the evaluation"))
+    methods = [read_method(name, page.titles.get(name, name), folder, samples) for name, folder in folders.items()]
+    data = ReportData(
+        title=page.title,
+        methods=method_results(methods, samples, reference),
+        reference=reference,
+        counts=_counts(samples),
+        seeds=1,
+        command=page.command,
+        settings=public_settings(config),
+        seconds=page.seconds,
+        tau=config.evaluation.tau,
+        normalisation=config.evaluation.normalisation,
+        question_only=question_only(read_rows(config.data.train), samples) if config.data.train else None,
+        labels=_label_quality(config),
+        cases=_cases(config, methods, samples, shown, reference) if shown != reference else None,
+        synthetic=page.synthetic,
+        environment=_environment(folders[shown]),
+    )
+    write_atomic(out, render(data).encode())
+    return data
+
+
+class _Steps(TrainerCallback):
+    """Tells the optimiser steps done."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress(state.global_step, state.max_steps)
+
+
+def _needed(path: Path | None, key: str, what: str) -> Path:
+    if path is None:
+        raise ConfigError(f"{key}: expected {what}, got none; add {key}=FILE.jsonl")
+    return path
+
+
+def _load(config: RunConfig, adapter: Path | None) -> Vlm:
+    vlm = load_vlm(config.model.path, device=config.model.device, dtype=config.model.dtype)
+    return vlm if adapter is None else replace(vlm, model=load_adapter(vlm.model, adapter))
+
+
+def _store(config: RunConfig) -> Path:
+    return config.labels.store or config.output / "labels"
+
+
+def _make_labels(config: RunConfig, samples: Sequence[Sample], progress: Progress) -> LabelRun:
+    settings = config.labels
+    if settings.proposer not in PROPOSERS:
+        raise ConfigError(f"labels.proposer: expected one of {', '.join(PROPOSERS)}, got {settings.proposer}")
+    return label_images(
+        samples,
+        PROPOSERS[settings.proposer](),
+        ClipRanker(shipped("ranker") if settings.ranker == "tiny" else Path(settings.ranker)),
+        _store(config),
+        visual_prompt=settings.visual_prompt,
+        query=settings.query,
+        progress=progress,
+    )
+
+
+def _evaluation(folder: RunFolder) -> RunConfig:
+    path = folder.path / EVALUATION
+    if not path.is_file():
+        raise RunError(f"{folder.path}: holds no {EVALUATION}: it was not evaluated; use `a3tune eval` first")
+    return load_config(path)
+
+
+def _counts(samples: Sequence[Sample]) -> dict[str, int]:
+    counts = {"questions": len(samples), "images": len({sample.image for sample in samples})}
+    patients = {sample.meta["patient"] for sample in samples if "patient" in sample.meta}
+    return counts | ({"patients": len(patients)} if patients else {})
+
+
+def _label_quality(config: RunConfig) -> LabelQuality | None:
+    path = _store(config) / QUALITY
+    if not path.is_file():
+        return None
+    quality = {name: Quality(**group) for name, group in json.loads(path.read_text(encoding="utf-8")).items()}
+    return label_scores(quality, top_k=config.labels.top_k, min_iou=MIN_IOU)
+
+
+def _cases(
+    config: RunConfig, methods: Sequence[Method], samples: Sequence[Sample], shown: str, reference: str
+) -> Cases:
+    """The cases with their weak labels, which are made now: only training data was labelled."""
+    chosen = choose_cases(methods, shown, reference)
+    labels: dict[str, Labels] = {}
+    if config.labels.source == "weak":
+        ids = {choice.id for choice in chosen.choices}
+        drawn = [sample for sample in samples if sample.id in ids]
+        _make_labels(config, drawn, lambda done, total: None)
+        store = LabelStore(_store(config))
+        labels = {sample.id: store.labels(sample, config.labels.top_k, config.labels.threshold) for sample in drawn}
+    vlm = load_vlm(config.model.path, device="cpu", attention=False)
+    return draw_cases(chosen, methods, samples, labels, lambda height, width: token_boxes(vlm, height, width))
+
+
+def _environment(folder: RunFolder) -> dict[str, str]:
+    if not folder.environment.is_file():
+        return {}
+    found = json.loads(folder.environment.read_text(encoding="utf-8"))
+    flat = {name: value for name, value in found.items() if isinstance(value, str | int)} | found.get("packages", {})
+    return {name: str(value) for name, value in flat.items()}

@@ -1,0 +1,249 @@
+"""The whole chain on phantom scans: data, labels, LoRA and A3Tune, evaluation, report. Tunables: `assets/demo/`.
+
+Every stage is what a command of the CLI does (`commands.py`), over a `RunConfig`. Knows their order and places.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from a3tune.commands import QUALITY, Page, Progress, fine_tune, label, measure, write_report
+from a3tune.config import RunConfig, load_config
+from a3tune.data.phantom import write_phantom
+from a3tune.data.rows import read_rows
+from a3tune.errors import ConfigError
+from a3tune.predictions import MAPS
+from a3tune.report.data import METRICS
+from a3tune.report.gather import question_only
+from a3tune.report.summary import number
+from a3tune.run import RunFolder
+from a3tune.stages import Stages, digest
+from a3tune.training.trainer import Interrupted
+from a3tune.vlm.tiny import shipped
+
+SUMMARY_METRICS = ("open_recall", "closed_accuracy", "coverage", "intensity", "attention_mass")
+TITLES = {"base": "Base", "lora": "LoRA", "a3tune": "A3Tune", "a3tune_truth": "A3Tune, true regions"}
+COMMAND = "a3tune demo"
+SUMMARY = "summary.json"
+
+Bar = Callable[[str], AbstractContextManager[Progress]]
+"""title -> a progress bar, for as long as it is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What the demo does with its settings: `assets/demo/recipe.yaml` says what each means."""
+
+    patients: dict[str, int]
+    seed: int
+    methods: dict[str, list[str]]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """A demo with everything decided."""
+
+    folder: Path
+    recipe: Recipe
+    configs: Mapping[str, RunConfig]
+    """Of the base model and of every method, by name."""
+
+    def stages(self) -> dict[str, float]:
+        """Name -> about how many seconds, in their order."""
+        about = self.recipe.seconds
+        stages = {"data": about["data"], "labels": about["labels"]}
+        for name in self.configs:
+            stages |= {f"train_{name}": about["train"]} if name in self.recipe.methods else {}
+            stages |= {f"evaluate_{name}": about["evaluate"]}
+        return stages | {"report": about["report"]}
+
+
+def plan_demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
+    """Recipe and settings, changed by overrides such as `patients.train=20` or `training.epochs=1`. Touches nothing.
+
+    Raises ConfigError for an override that does not fit.
+    """
+    recipe = Recipe(**yaml.safe_load(_asset("recipe.yaml").read_text(encoding="utf-8")))
+    shared = []
+    for override in overrides:
+        if override.startswith("patients."):
+            _change_patients(recipe.patients, override)
+        else:
+            shared.append(override)
+    shared += [f"data.{split}={folder / 'data' / split}.jsonl" for split in recipe.patients]
+    shared += [f"labels.store={folder / 'labels'}"]
+    configs = {
+        name: load_config(_asset("config.yaml"), [*shared, *differences, f"output={folder / name}"])
+        for name, differences in {"base": [], **recipe.methods}.items()
+    }
+    return Demo(folder, recipe, configs)
+
+
+def run_demo(demo: Demo, say: Callable[[str], None], bar: Bar) -> Path:
+    """Run what is not finished yet and return the report; `summary.json` beside it holds the numbers.
+
+    An interrupted demo goes on where it was. A stage whose settings or inputs changed runs again, with all that
+    builds on it.
+    """
+    folder = RunFolder.create(demo.folder)
+    with folder.lock():
+        stages = Stages(folder.path / "stages", say)
+        for line in _announcement(demo, stages):
+            say(line)
+        data = _data(demo, stages, bar)
+        labels = _labels(demo, stages, data, bar)
+        for line in _inputs(demo):
+            say(line)
+        evaluated = {name: _method(demo, name, stages, data, labels, bar) for name in demo.configs}
+        stages.run("report", evaluated, [folder.report], lambda: _report(demo, folder.report, stages.seconds))
+        found = summary(demo, stages.seconds)
+        folder.write_json(SUMMARY, found)
+    for line in _table(found):
+        say(line)
+    return folder.report
+
+
+def summary(demo: Demo, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Content of `summary.json`; a number that is not defined is null."""
+    methods = {}
+    for name, config in demo.configs.items():
+        metrics = json.loads(RunFolder(config.output).results.read_text(encoding="utf-8"))["metrics"]
+        methods[name] = {
+            metric: {"mean": metrics[metric]["mean"], "ci95": metrics[metric]["ci95"]}
+            for metric in SUMMARY_METRICS
+            if metric in metrics
+        }
+    quality = _quality(demo)
+    labels = {"recall_at_k": quality["recall"], "mean_best_iou": quality["best_iou"]}
+    return {"methods": methods, "labels": labels, "seconds": dict(seconds)}
+
+
+def _data(demo: Demo, stages: Stages, bar: Bar) -> str:
+    recipe, folder = demo.recipe, demo.folder / "data"
+
+    def work() -> None:
+        with bar("Drawing scans") as progress:
+            write_phantom(folder, recipe.patients, seed=recipe.seed, progress=progress)
+
+    return stages.run("data", {"patients": recipe.patients, "seed": recipe.seed}, [folder], work)
+
+
+def _labels(demo: Demo, stages: Stages, data: str, bar: Bar) -> str:
+    config = demo.configs["a3tune"]
+    settings = asdict(config.labels) | {"store": None}
+
+    def work() -> None:
+        with bar("Finding regions") as progress:
+            label(config, progress)
+
+    inputs = {"data": data, "labels": settings, "ranker": _weights(config.labels.ranker, "ranker")}
+    return stages.run("labels", inputs, [demo.folder / "labels"], work)
+
+
+def _method(demo: Demo, name: str, stages: Stages, data: str, labels: str, bar: Bar) -> str:
+    """Train and evaluate a method; returns the key of its evaluation."""
+    config, title = demo.configs[name], TITLES.get(name, name)
+    folder = RunFolder(config.output)
+    model = {**asdict(config.model), "weights": _weights(config.model.path, "vlm")}
+    trained = None
+    if name in demo.recipe.methods:
+        inputs = {"data": data, "model": model, **_training_inputs(config, labels)}
+
+        def train() -> None:
+            with bar(f"Training {title}") as progress:
+                try:
+                    fine_tune(config, progress, synthetic=True)
+                except Interrupted:
+                    # Its advice is for `a3tune train`; the demo goes on by itself.
+                    raise KeyboardInterrupt from None
+
+        trained = stages.run(f"train_{name}", inputs, [folder.path], train)
+
+    def evaluate() -> None:
+        with bar(f"Evaluating {title}") as progress:
+            measure(config, folder.adapter if trained else None, progress)
+
+    inputs = {"data": data, "model": model, "trained": trained, "evaluation": asdict(config.evaluation)}
+    outputs = [folder.predictions, folder.path / MAPS, folder.results]
+    return stages.run(f"evaluate_{name}", inputs, outputs, evaluate)
+
+
+def _training_inputs(config: RunConfig, labels: str) -> dict[str, Any]:
+    """What a training depends on beside data and model. Without alignment its settings change nothing."""
+    source = config.labels.source
+    inputs = {"adapter": asdict(config.adapter), "training": asdict(config.training), "source": source}
+    if source != "none":
+        inputs |= {"alignment": asdict(config.alignment), "labels": labels if source == "weak" else None}
+    return inputs
+
+
+def _report(demo: Demo, out: Path, seconds: Mapping[str, float]) -> None:
+    page = Page("A3Tune demo", COMMAND, TITLES, reference="lora", shown="a3tune", seconds=seconds, synthetic=True)
+    write_report([config.output for config in demo.configs.values()], out, page)
+
+
+def _announcement(demo: Demo, stages: Stages) -> Iterator[str]:
+    about = demo.stages()
+    left = {name: seconds for name, seconds in about.items() if not stages.finished(name)}
+    yield "A tiny vision-language model learns to look where the question asks, on synthetic scans; LoRA beside it."
+    yield f"Stages: {', '.join(about)}."
+    minutes = math.ceil(sum(left.values()) / 60)
+    yield f"About {minutes} min for the {len(left)} that are not finished, on 2 cores with the settings as shipped."
+    yield "Ctrl-C stops it, and the same command goes on from there."
+
+
+def _inputs(demo: Demo) -> Iterator[str]:
+    """What can be had without looking, and how good the weak labels are."""
+    train, test = (read_rows(demo.folder / "data" / f"{split}.jsonl") for split in ("train", "test"))
+    prior = question_only(train, test).scores
+    yield "Without the image (most frequent answer to the question): " + ", ".join(
+        f"{METRICS[metric].title.lower()} {number(prior[metric].mean, metric)} %"
+        for metric in ("open_recall", "closed_accuracy")
+        if metric in prior
+    )
+    quality, top_k = _quality(demo), demo.configs["a3tune"].labels.top_k
+    yield (
+        f"Weak labels: the true region is among the best {top_k} for {100 * quality['recall']:.0f} % of the training "
+        f"questions (at most {100 * quality['ceiling_recall']:.0f} % with all segments); "
+        f"mean best overlap {quality['best_iou']:.2f}"
+    )
+
+
+def _table(found: Mapping[str, Any]) -> Iterator[str]:
+    names = {metric: METRICS[metric].title for metric in SUMMARY_METRICS}
+    yield " " * 22 + "".join(f"{title:>18}" for title in names.values())
+    for method, scores in found["methods"].items():
+        values = [number(scores[metric]["mean"], metric) if metric in scores else "-" for metric in names]
+        yield f"{TITLES.get(method, method):22}" + "".join(f"{value:>18}" for value in values)
+
+
+def _quality(demo: Demo) -> dict[str, float]:
+    return json.loads((demo.folder / "labels" / QUALITY).read_text(encoding="utf-8"))["all"]
+
+
+def _change_patients(patients: dict[str, int], override: str) -> None:
+    key, _, value = override.partition("=")
+    split = key.removeprefix("patients.")
+    if split not in patients:
+        raise ConfigError(f"{override}: expected one of {', '.join(f'patients.{name}' for name in patients)}")
+    if not value.isdecimal() or int(value) < 1:
+        raise ConfigError(f"{override}: {key}: expected an integer >= 1, got {value}")
+    patients[split] = int(value)
+
+
+def _weights(path: str, asset: str) -> str:
+    """Tells models apart: by their files, or by their name on the Hub."""
+    folder = shipped(asset) if path == "tiny" else Path(path)
+    return digest(folder) if folder.is_dir() else path
+
+
+def _asset(name: str) -> Path:
+    return Path(str(files("a3tune") / "assets" / "demo" / name))

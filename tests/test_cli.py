@@ -1,0 +1,200 @@
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from a3tune import commands
+from a3tune.cli import app
+from a3tune.data.phantom import write_phantom
+
+COMMANDS = ("demo", "label", "train", "eval", "ask", "report")
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `a3tune` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> Result:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert "Traceback" not in result.output
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_phantom(tmp_path_factory.mktemp("data"), {"train": 2, "test": 1}, seed=3)
+
+
+@pytest.fixture(scope="module")
+def trained(data, vlm_folder: Path, ranker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder after `label`, `train` and `eval`."""
+    folder = tmp_path_factory.mktemp("runs")
+    settings = folder / "settings.yaml"
+    settings.write_text(
+        f"model: {{path: {vlm_folder}}}\nlabels: {{ranker: {ranker_folder}, store: {folder / 'labels'}}}\n"
+        "adapter: {rank: 2, expert_rank: 2}\nalignment: {heads: 0.5}\ntraining: {max_steps: 1, batch_size: 4}\n"
+        "evaluation: {max_new_tokens: 4}\n"
+    )
+    mine = folder / "mine"
+    for arguments in (
+        ["label", data["train"], "--out", folder / "labels", "--config", settings],
+        ["train", "--config", settings, f"data.train={data['train']}", f"output={mine}"],
+        ["eval", data["test"], "--adapter", mine / "adapter", "--out", mine],
+        ["eval", data["test"], "--adapter", "none", "--out", folder / "base", "--config", settings],
+    ):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+    return mine
+
+
+def test_version_and_help(run: Run):
+    assert re.fullmatch(r"a3tune \d+\.\d+\.\d+\n", run("--version").output)
+    result = run("--help")
+    assert result.exit_code == 0
+    assert all(name in result.output for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_an_example(run: Run, command: str):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: a3tune {command}" in result.output
+
+
+def test_typing_errors_are_answered_with_a_suggestion(run: Run):
+    result = run("trian")
+    assert result.exit_code == 2
+    assert "Did you mean 'train'?" in result.output
+    result = run("train", "--confg", "x.yaml")
+    assert result.exit_code == 2
+    assert "--config" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "labels.topk=2"], "a3tune: labels.topk=2: labels.topk: no such setting; did you mean labels.top_k?"),
+        (["train", "--config", "none.yaml"], "a3tune: none.yaml: expected a YAML file"),
+        (["train"], "a3tune: data.train: expected"),
+        (["label", "none.jsonl", "--out", "labels"], "a3tune: none.jsonl: expected a JSONL file"),
+        (["report", "nothing"], "a3tune: nothing: expected the folder of a run"),
+        (["demo", "patients.train=0"], "a3tune: patients.train=0: patients.train: expected an integer >= 1, got 0"),
+        (["demo", "patients.dev=1"], "a3tune: patients.dev=1: expected one of patients.train, patients."),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(run: Run, tmp_path: Path, arguments: list[str], message: str):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_dry_runs_print_all_settings_and_touch_nothing(run: Run, tmp_path: Path):
+    for arguments in (
+        ["demo", "training.epochs=1"],
+        ["label", "data.jsonl", "--out", "labels", "labels.top_k=3"],
+        ["train", "training.epochs=1"],
+        ["eval", "data.jsonl", "--adapter", "none", "--out", "runs/x"],
+        ["ask", "Where?", "--image", "x.png"],
+    ):
+        result = run(*arguments, "--dry-run")
+        assert result.exit_code == 0, result.output
+        assert "top_k:" in result.output
+        assert "# Would" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_dry_run_prints_is_a_config_file(run: Run, tmp_path: Path):
+    printed = run("train", "labels.query=Organ: {question}", "--dry-run").output
+    (tmp_path / "settings.yaml").write_text(printed)
+    assert run("train", "--config", "settings.yaml", "--dry-run").output == printed
+
+
+def test_the_chain_leaves_an_adapter_answers_and_scores(trained: Path, data):
+    assert (trained / "adapter" / "adapter_config.json").is_file()
+    assert "not a medical device" in (trained / "adapter" / "README.md").read_text()
+    asked = len(data["test"].read_text().splitlines())
+    assert len((trained / "predictions.jsonl").read_text().splitlines()) == asked
+    assert "attention_mass" in json.loads((trained / "results.json").read_text())["metrics"]
+
+
+def test_eval_takes_the_settings_that_the_adapter_was_trained_with(trained: Path):
+    assert json.loads((trained / "results.json").read_text())["settings"]["max_new_tokens"] == 4
+
+
+def test_label_tells_what_it_made_and_lists_what_failed(run: Run, data, ranker_folder: Path, tmp_path: Path):
+    rows = data["train"].read_text().splitlines()
+    row = json.loads(rows[0])
+    row["image"] = str(data["train"].parent / row["image"])
+    broken = row | {"id": "broken", "image": "broken.png"}
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(broken) + "\n")
+    for made in ("1 of them cut", "0 of them cut"):
+        result = run("label", "rows.jsonl", "--out", "labels", f"labels.ranker={ranker_folder}")
+        assert result.exit_code == 0
+        assert made in result.stdout
+        assert re.search(r"failed: .*broken\.png: ", result.stderr)
+
+
+def test_ask_answers_draws_and_does_not_overwrite(run: Run, trained: Path, data, tmp_path: Path):
+    image = next(data["test"].parent.glob("images/test-*.png"))
+    ask = ["ask", "Is there a lesion in the liver?", "--adapter", trained / "adapter", "--image", image]
+    result = run(*ask, "--out", "heat.png")
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "heat.png") as picture, Image.open(image) as scan:
+        assert picture.size == scan.size
+    before = (tmp_path / "heat.png").read_bytes()
+    refused = run(*ask, "--out", "heat.png")
+    assert refused.exit_code == 2
+    assert "--force" in refused.stderr
+    (tmp_path / "heat.png").write_bytes(b"old")
+    assert run(*ask, "--out", "heat.png", "--force").exit_code == 0
+    assert (tmp_path / "heat.png").read_bytes() == before
+
+
+def test_report_compares_runs_and_takes_one_alone(run: Run, trained: Path, tmp_path: Path):
+    result = run("report", trained.parent / "base", trained, "--out", "both.html")
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "both.html").read_text()
+    assert "base" in page
+    assert "mine" in page
+    assert str(tmp_path) not in page
+    assert run("report", trained, "--out", "one.html").exit_code == 0
+
+
+def test_report_refuses_a_run_without_answers(run: Run, trained: Path, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a3tune.json").write_text((trained / "a3tune.json").read_text())
+    result = run("report", "empty")
+    assert result.exit_code == 2
+    assert "a3tune eval" in result.stderr
+
+
+def test_ctrl_c_says_how_to_go_on(run: Run, data, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "label", interrupted)
+    result = run("label", data["train"], "--out", "labels")
+    assert result.exit_code == 130
+    assert "the same command goes on from there" in result.stderr
+
+
+def test_the_message_of_an_interruption_is_shown(run: Run, data, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt("stopped after step 3 of 9")
+
+    monkeypatch.setattr(commands, "fine_tune", interrupted)
+    result = run("train", f"data.train={data['train']}")
+    assert result.exit_code == 130
+    assert "a3tune: stopped after step 3 of 9" in result.stderr

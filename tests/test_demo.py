@@ -1,0 +1,135 @@
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from a3tune import demo
+from a3tune.commands import Progress
+from a3tune.demo import SUMMARY_METRICS, Demo, plan_demo, run_demo
+from a3tune.errors import RunError
+
+METHODS = ["base", "lora", "a3tune", "a3tune_truth"]
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Progress]:
+    yield lambda done, total: None
+
+
+def run(plan: Demo) -> list[str]:
+    said: list[str] = []
+    run_demo(plan, said.append, bar)
+    return said
+
+
+def done_now(said: list[str], plan: Demo) -> set[str]:
+    """Names of the stages that were not taken from an earlier run."""
+    stages = dict(line.split(": ", 1) for line in said if line.split(": ")[0] in plan.stages())
+    assert set(stages) == set(plan.stages())
+    return {name for name, what in stages.items() if "done earlier" not in what}
+
+
+@pytest.fixture(scope="module")
+def tiny(vlm_folder: Path, ranker_folder: Path) -> list[str]:
+    return [
+        "patients.train=2",
+        "patients.test=2",
+        "training.max_steps=2",
+        "training.batch_size=4",
+        "evaluation.max_new_tokens=3",
+        f"model.path={vlm_folder}",
+        f"labels.ranker={ranker_folder}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> tuple[Demo, list[str]]:
+    plan = plan_demo(tmp_path_factory.mktemp("runs") / "demo", tiny)
+    return plan, run(plan)
+
+
+def test_the_summary_has_the_published_form(finished):
+    plan, _ = finished
+    found = json.loads((plan.folder / "summary.json").read_text())
+    assert set(found) == {"methods", "labels", "seconds"}
+    assert list(found["methods"]) == METHODS
+    for scores in found["methods"].values():
+        assert set(scores) == set(SUMMARY_METRICS)
+        for score in scores.values():
+            assert score["ci95"][0] <= score["mean"] <= score["ci95"][1]
+    assert set(found["labels"]) == {"recall_at_k", "mean_best_iou"}
+    assert set(found["seconds"]) == set(plan.stages())
+
+
+def test_it_says_first_what_it_will_do_and_how_long_it_takes(finished):
+    plan, said = finished
+    assert all(stage in said[1] for stage in plan.stages())
+    assert "min" in said[2]
+    assert any(line.startswith("Without the image") for line in said)
+    assert any(line.startswith("Weak labels") for line in said)
+    assert done_now(said, plan) == set(plan.stages())
+
+
+def test_the_report_shows_the_four_methods(finished):
+    plan, _ = finished
+    page = (plan.folder / "report.html").read_text()
+    assert all(title in page for title in demo.TITLES.values())
+
+
+def test_methods_differ_in_what_they_are_and_in_nothing_else():
+    plan = plan_demo(Path("demo"))
+    base, lora, weak, truth = plan.configs.values()
+    assert list(plan.configs) == METHODS
+    assert lora.adapter.kind == "lora"
+    assert [config.labels.source for config in (lora, weak, truth)] == ["none", "weak", "truth"]
+    assert lora.training == weak.training == truth.training
+    assert lora.data == weak.data == truth.data
+    assert base.evaluation == lora.evaluation == weak.evaluation == truth.evaluation
+
+
+def test_a_finished_demo_does_nothing_again_and_keeps_its_numbers(finished):
+    plan, _ = finished
+    before = json.loads((plan.folder / "summary.json").read_text())
+    assert done_now(run(plan), plan) == set()
+    after = json.loads((plan.folder / "summary.json").read_text())
+    assert after["methods"] == before["methods"]
+    assert after["seconds"] == pytest.approx(before["seconds"], abs=0.06)
+
+
+def test_changed_settings_run_again_just_what_depends_on_them(finished, tiny):
+    plan, _ = finished
+    changed = plan_demo(plan.folder, [*tiny, "alignment.weight=0.2"])
+    assert done_now(run(changed), changed) == {
+        "train_a3tune",
+        "evaluate_a3tune",
+        "train_a3tune_truth",
+        "evaluate_a3tune_truth",
+        "report",
+    }
+
+
+def test_an_interrupted_demo_goes_on(finished, tiny, monkeypatch: pytest.MonkeyPatch):
+    plan, _ = finished
+    changed = plan_demo(plan.folder, [*tiny, "evaluation.max_new_tokens=2"])
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "write_report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(changed)
+    assert done_now(run(changed), changed) == {"report"}
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, tiny):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="not ours"):
+        run(plan_demo(tmp_path, tiny))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_shipped_models_are_told_apart_by_their_files(tmp_path: Path):
+    (tmp_path / "model.safetensors").write_text("1")
+    first = demo._weights(str(tmp_path), "vlm")
+    (tmp_path / "model.safetensors").write_text("2")
+    assert demo._weights(str(tmp_path), "vlm") != first
+    assert demo._weights("owner/model", "vlm") == "owner/model"
