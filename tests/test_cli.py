@@ -141,7 +141,7 @@ def test_label_tells_what_it_made_and_lists_what_failed(run: Run, data, ranker_f
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(broken) + "\n")
     for made in ("1 of them cut", "0 of them cut"):
         result = run("label", "rows.jsonl", "--out", "labels", f"labels.ranker={ranker_folder}")
-        assert result.exit_code == 0
+        assert result.exit_code == 1
         assert made in result.stdout
         assert re.search(r"failed: .*broken\.png: ", result.stderr)
 
