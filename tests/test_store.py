@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from a3tune.data import rows
-from a3tune.errors import ConfigError, DataError, LabelError
+from a3tune.errors import ConfigError, LabelError, OutputError
 from a3tune.labels import store
 from a3tune.labels.rle import box_mask, decode, encode
 from a3tune.labels.store import LabelStore, label_images, truth_labels
@@ -210,8 +209,8 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(rows.os, "fsync", full)
-        with pytest.raises(DataError, match="No space left"):
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OutputError, match="No space left"):
             label_images(samples, Quarters(), Brightness(), tmp_path / "store")
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
     assert label_images(samples, Quarters(), Brightness(), tmp_path / "store").proposed == 3

@@ -72,7 +72,7 @@ def tiny_config(
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=SPECIAL_TOKENS.index("<image>"),
+        image_token_index=SPECIAL_TOKENS.index("<image>"),
         image_seq_length=(image_size // PATCH_SIZE) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",

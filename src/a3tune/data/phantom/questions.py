@@ -80,7 +80,7 @@ _Found = tuple[str, str, str, np.ndarray]
 
 
 def _pick(options: Sequence[_T], rng: np.random.Generator) -> _T:
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def _in(scan: Scan, organ: str) -> list[Lesion]:

@@ -75,7 +75,7 @@ def has_room(mask: np.ndarray, size: Size) -> bool:
 
 def _depth(mask: np.ndarray) -> np.ndarray:
     """Distance of each pixel to the outside of the mask; the image's edge counts as outside."""
-    return ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    return np.asarray(ndimage.distance_transform_edt(np.pad(mask, 1)))[1:-1, 1:-1]
 
 
 def _smooth_noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
@@ -124,7 +124,7 @@ def _place_lesions(organ: str, mask: np.ndarray, rng: np.random.Generator) -> li
         row, column = room[rng.integers(len(room))] + rng.uniform(-0.5, 0.5, 2)
         outline = _lesion_mask(kind, row, column, radius, rng) & mask
         lesions.append(Lesion(kind, organ, size, (row, column), outline))
-        free &= ~ndimage.binary_dilation(outline, iterations=4)
+        free &= ~np.asarray(ndimage.binary_dilation(outline, iterations=4), bool)
     return lesions
 
 
@@ -167,7 +167,7 @@ def _paint(
 def _paint_lesion(picture: np.ndarray, lesion: Lesion, rng: np.random.Generator) -> None:
     """A cyst is dark with a thin rim, an abscess a thick bright ring, a mass bright, a calcification bright dots."""
     mask = lesion.mask
-    depth = ndimage.distance_transform_edt(mask)
+    depth = _depth(mask)
     strength = rng.uniform(0.85, 1.15)
     around = float(np.median(picture[ndimage.binary_dilation(mask, iterations=3) & ~mask]))
     bright, dark = min(1.0, around + 0.42 * strength), max(0.0, around - 0.30 * strength)
