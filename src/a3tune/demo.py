@@ -29,7 +29,7 @@ from a3tune.training.trainer import Interrupted
 from a3tune.vlm.tiny import shipped
 
 SUMMARY_METRICS = ("open_recall", "closed_accuracy", "coverage", "intensity", "attention_mass")
-TITLES = {"base": "Base", "lora": "LoRA", "a3tune": "A3Tune", "a3tune_truth": "A3Tune, true regions"}
+TITLES = {"base": "Base", "lora": "LoRA", "a3tune": "A3Tune (weak labels)", "a3tune_truth": "A3Tune (true regions)"}
 COMMAND = "a3tune demo"
 SUMMARY = "summary.json"
 
