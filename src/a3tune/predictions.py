@@ -49,7 +49,6 @@ class PredictionLog:
             shard = self.folder.path / MAPS / f"{len(self.predictions):07d}.safetensors"
             lines = [_line(prediction, seconds / len(new)) for prediction, _ in new]
             try:
-                shard.parent.mkdir(exist_ok=True)
                 write_atomic(shard, save({_KEY + prediction.id: values for prediction, values in new}))
                 with self.folder.predictions.open("a", encoding="utf-8") as file:
                     file.writelines(lines)

@@ -180,7 +180,6 @@ def _prepare(
     vlm = load_vlm(config.model.path, device=str(args.device), dtype=config.model.dtype)
     set_seed(config.training.seed)
     settings = config.adapter
-    router = {} if settings.router_hidden is None else {"router_hidden": settings.router_hidden}
     model = add_adapter(
         vlm.model,
         settings.kind,
@@ -193,7 +192,7 @@ def _prepare(
         key_experts=settings.key_experts,
         top_experts=settings.top_experts,
         balance=config.training.load_balance > 0,
-        **router,  # pyright: ignore[reportArgumentType]
+        router_hidden=settings.router_hidden,
     )
     stop = StopOnRequest()
     trainer = A3Trainer(
