@@ -60,7 +60,18 @@ def test_segments_stand_on_their_image_tokens(vlm: Vlm) -> None:
 def test_a_batch_without_labels_has_no_segments(vlm: Vlm) -> None:
     batch = Collator(vlm, lambda *_: None)([sample("a"), sample("b", answer="left")])
     assert batch["segments"].shape == (2, 0, SIDE * SIDE)
-    assert torch.equal(batch["labels"] != -100, batch["answer_mask"])
+    assert torch.equal(batch["labels"] != -100, batch["answer_mask"][:, -batch["logits_to_keep"] :])
+
+
+def test_the_loss_without_logits_of_the_prompt_is_the_loss(vlm: Vlm) -> None:
+    batch = Collator(vlm, lambda *_: None)([sample("a"), sample("b", prompt="Which side is it on?", answer="left")])
+    names = ("input_ids", "attention_mask", "pixel_values")
+    inputs = {name: batch[name] for name in names}
+    everywhere = batch["input_ids"].where(batch["answer_mask"], -100)
+    expected = vlm.model(**inputs, labels=everywhere)
+    cut = vlm.model(**inputs, labels=batch["labels"], logits_to_keep=batch["logits_to_keep"])
+    assert cut.logits.shape[1] < expected.logits.shape[1]
+    torch.testing.assert_close(cut.loss, expected.loss)
     assert batch["attention_mask"][:, 0].all()
 
 

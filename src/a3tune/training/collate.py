@@ -69,11 +69,16 @@ class Collator:
         """Right-padded batch.
 
         Returns what `vlm.encode.pad` returns, `segments` float32 `[B, K, N]` (1 where an image token is in a segment;
-        zero-padded) and `sample_ids`, a list of B texts. Raises `DataError` or `LabelError` naming the sample that
-        cannot be used.
+        zero-padded) and `sample_ids`, a list of B texts. `labels` are cut to the `logits_to_keep` last positions, those
+        from the batch's first answer on: logits of prompts cost memory and teach nothing. Raises `DataError` or
+        `LabelError` naming the sample that cannot be used.
         """
         items = [self._item(sample) for sample in samples]
         batch = dict(pad(self.vlm, [item.example for item in items], padding_side="right"))
+        # The position before the first answer token predicts it.
+        first = int(batch["answer_mask"].any(0).int().argmax())
+        batch["logits_to_keep"] = batch["answer_mask"].shape[1] - first + 1
+        batch["labels"] = batch["labels"][:, -batch["logits_to_keep"] :]
         batch["segments"] = _pad_segments([item.segments for item in items])
         batch["sample_ids"] = [sample.id for sample in samples]
         return batch
