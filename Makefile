@@ -42,5 +42,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) --editable . --group dev
+	$(PIP_INSTALL) --editable '.[medical,quantize]' --group dev
 	touch $(VENV)/.installed $@

@@ -171,7 +171,7 @@ def test_the_hash_names_the_content(tmp_path):
 
 
 def test_a_new_format_is_one_line(monkeypatch):
-    decoder = (lambda data: data[:4] == b"MINE", lambda data: Image.new("RGB", (3, 2)))
+    decoder = (lambda data: data[:4] == b"MINE", lambda data, fragment: Image.new("RGB", (3, 2)))
     monkeypatch.setattr(images, "DECODERS", [decoder, *images.DECODERS])
     assert load_image(b"MINE!").size == (3, 2)
     assert load_image(encoded(Image.new("L", (1, 1)))).size == (1, 1)

@@ -1,19 +1,21 @@
-"""Any 2D image file -> RGB, and the hash that names its content. Knows nothing of questions or models."""
+"""Any 2D image, frame or slice -> RGB, and the hash that names its content. Knows nothing of questions or models.
+
+Of a file that holds several images, a fragment after the path says which: `scan.dcm#frame=3`, `ct.nii.gz#axial=12`
+(`medical.py`).
+"""
 
 import hashlib
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from a3tune.data.medical import decode_dicom, decode_nifti, is_dicom, is_nifti
+from a3tune.data.window import MAX_PIXELS, check_size, window
 from a3tune.errors import DataError
 from a3tune.types import ImageSource
-
-MAX_PIXELS = 80_000_000
-"""Larger images are refused before they are decoded: a few kilobytes can unpack to gigabytes (a decompression bomb)."""
-WINDOW_PERCENTILES = (0.5, 99.5)
-"""Grey values of more than 8 bits are scaled so that these percentiles become black and white; tails are clipped."""
 
 
 def load_image(source: ImageSource) -> Image.Image:
@@ -21,16 +23,17 @@ def load_image(source: ImageSource) -> Image.Image:
 
     Grey images of more than 8 bits, integer or float, are windowed to their own 0.5-99.5 percentile range (`window`);
     every other image keeps its values. Transparency is laid on black, EXIF orientation is applied, of several frames
-    the first is taken.
+    the first is taken unless the path's fragment names one. DICOM and NIfTI: see `medical.py`.
 
     Raises:
-        DataError: the file is missing, empty, truncated, no image, or has more than `MAX_PIXELS` pixels.
+        DataError: the file is missing, empty, truncated, no image, or has more than `MAX_PIXELS` pixels; its fragment
+            names nothing in it.
     """
-    name, data = describe(source), _read(source)
+    name, (data, fragment) = describe(source), read_image(source)
     for recognises, decode in DECODERS:
         if recognises(data):
             try:
-                return decode(data)
+                return decode(data, fragment)
             except DataError as error:
                 raise DataError(f"{name}: {error}") from None
             except Exception as error:  # a decoder of damaged bytes may raise anything
@@ -41,10 +44,16 @@ def load_image(source: ImageSource) -> Image.Image:
 def content_hash(source: ImageSource) -> str:
     """SHA-256 of the encoded bytes, as 64 hex digits: the same file under two names is one image.
 
+    A fragment counts: two slices of one volume are two images.
+
     Raises:
         DataError: the file cannot be read or is empty.
     """
-    return hashlib.sha256(_read(source)).hexdigest()
+    data, fragment = read_image(source)
+    digest = hashlib.sha256(data)
+    if fragment:
+        digest.update(f"#{fragment}".encode())
+    return digest.hexdigest()
 
 
 def describe(source: ImageSource) -> str:
@@ -52,51 +61,44 @@ def describe(source: ImageSource) -> str:
     return f"image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
-def window(values: np.ndarray) -> np.ndarray:
-    """Scale grey values to uint8 by the 0.5-99.5 percentile range of the finite ones.
+def split_fragment(path: Path) -> tuple[Path, str]:
+    """The file and the fragment of `scan.dcm#frame=3`; a file whose own name holds a `#` has no fragment."""
+    name, mark, fragment = path.name.rpartition("#")
+    if not mark or not name or path.exists():
+        return path, ""
+    return path.with_name(name), fragment
 
-    If that range is a single value (a mask, a nearly empty image) the full range is used; a constant image becomes
-    black. Infinities are clipped to the range, NaN becomes black. Any shape, any real dtype.
+
+def read_image(source: ImageSource) -> tuple[bytes, str]:
+    """The encoded bytes of an image, and its path's fragment ("" if there is none).
 
     Raises:
-        DataError: no value is finite.
+        DataError: the file cannot be read or is empty.
     """
-    values = values.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        raise DataError("expected finite pixel values, all are NaN or infinite")
-    low, high = np.percentile(finite, WINDOW_PERCENTILES)
-    if low == high:
-        low, high = finite.min(), finite.max()
-    scaled = (np.clip(values, low, high) - low) / ((high - low) or 1.0)
-    return np.round(255 * np.nan_to_num(scaled)).astype(np.uint8)
-
-
-def _read(source: ImageSource) -> bytes:
+    fragment = ""
     if isinstance(source, bytes):
         data = source
     else:
+        file, fragment = split_fragment(source)
         try:
-            data = source.read_bytes()
+            data = file.read_bytes()
         except OSError as error:
             raise DataError(f"{source}: expected an image file, cannot read it: {error.strerror}") from error
     if not data:
         raise DataError(f"{describe(source)}: expected an image, the file is empty")
-    return data
+    return data, fragment
 
 
-def _decode_pillow(data: bytes) -> Image.Image:
+def _decode_pillow(data: bytes, fragment: str) -> Image.Image:
+    if fragment:
+        raise DataError(f"'#{fragment:.60}': expected a DICOM or NIfTI file before it, this is another image")
     try:
         image = Image.open(io.BytesIO(data))
     except Image.UnidentifiedImageError:
         raise DataError("expected an image file, its format is not recognised") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(f"expected at most {MAX_PIXELS:,} pixels, got far more; reduce the image first") from None
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise DataError(f"expected at most {MAX_PIXELS:,} pixels, got {width} x {height}; reduce the image first")
-    if width * height == 0:
-        raise DataError(f"expected at least one pixel, got {width} x {height}")
+    check_size(*image.size)
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(window(np.asarray(image))).convert("RGB")
@@ -105,5 +107,9 @@ def _decode_pillow(data: bytes) -> Image.Image:
     return image.convert("RGB")
 
 
-DECODERS: list[tuple[Callable[[bytes], bool], Callable[[bytes], Image.Image]]] = [(lambda data: True, _decode_pillow)]
-"""(does it know these bytes, bytes -> RGB); the first that knows them decodes. Pillow takes the rest and stays last."""
+DECODERS: list[tuple[Callable[[bytes], bool], Callable[[bytes, str], Image.Image]]] = [
+    (is_dicom, decode_dicom),
+    (is_nifti, decode_nifti),
+    (lambda data: True, _decode_pillow),
+]
+"""(does it know these bytes, bytes and fragment -> RGB); the first that knows them decodes. Pillow takes the rest."""

@@ -1,9 +1,9 @@
-"""The public JSONL format -> `Sample`, and back. Never opens an image.
+"""The public row format -> `Sample`, and back. Never opens an image.
 
-One JSON object per line:
+One JSON object per line of a JSONL file (or one row of a table, see `tables.py`):
 
     id           text, unique in the file
-    image        path, relative to the file's own folder (or absolute)
+    image        path, relative to the file's own folder (or absolute); a fragment names a frame or slice (`medical.py`)
     prompt       text, the question
     answer       text, the reference answer
     answer_type  "open" | "closed" | "choice" | "report"; left out: "closed" for a yes or no, else "open"
@@ -16,10 +16,11 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from a3tune.data.tables import is_table, read_table
 from a3tune.errors import DataError
 from a3tune.files import replacing
 from a3tune.types import AnswerType, Box, Region, Rle, Sample
@@ -29,11 +30,15 @@ ANSWER_TYPES: tuple[AnswerType, ...] = get_args(AnswerType)
 
 
 def read_rows(path: Path) -> list[Sample]:
-    """Read a JSONL file strictly; blank lines are skipped and images are not opened.
+    """Read rows strictly: a JSONL file, a `.parquet` file or a folder saved by `save_to_disk`. Images are not opened.
+
+    Blank lines are skipped. Rows of tables may bring their images as bytes.
 
     Raises:
-        DataError: the file cannot be read, or a line breaks the format; names file, line, field and what was expected.
+        DataError: the file cannot be read, or a row breaks the format; names file, row, field and what was expected.
     """
+    if is_table(path):
+        return _samples(path, read_table(path), "row")
     try:
         with path.open(encoding="utf-8-sig") as lines:
             return _parse(path, lines)
@@ -82,20 +87,30 @@ def _region_row(region: Region) -> dict[str, Any]:
 
 
 def _parse(path: Path, lines: Iterable[str]) -> list[Sample]:
-    samples: list[Sample] = []
-    line_of: dict[str, int] = {}
+    return _samples(path, _objects(path, lines), "line")
+
+
+def _objects(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where = f"{path}:{number}"
         try:
-            row = json.loads(line, parse_constant=_refuse_constant)
+            yield number, json.loads(line, parse_constant=_refuse_constant)
         except ValueError as error:
-            raise DataError(f"{where}: expected one JSON object per line: {error}") from None
-        sample = _sample(where, path.parent, row)
-        if sample.id in line_of:
-            raise DataError(f"{where}: id: expected a unique text, {sample.id!r} is also on line {line_of[sample.id]}")
-        line_of[sample.id] = number
+            raise DataError(f"{path}:{number}: expected one JSON object per line: {error}") from None
+
+
+def _samples(path: Path, rows: Iterable[tuple[int, Any]], unit: str) -> list[Sample]:
+    folder = path if path.is_dir() else path.parent
+    samples: list[Sample] = []
+    number_of: dict[str, int] = {}
+    for number, row in rows:
+        where = f"{path}:{number}"
+        sample = _sample(where, folder, row)
+        if sample.id in number_of:
+            first = f"{unit} {number_of[sample.id]}"
+            raise DataError(f"{where}: id: expected a unique text, {sample.id!r} is also on {first}")
+        number_of[sample.id] = number
         samples.append(sample)
     return samples
 
@@ -109,7 +124,7 @@ def _sample(where: str, folder: Path, row: Any) -> Sample:
         raise DataError(f"{where}: answer_type: expected one of {', '.join(ANSWER_TYPES)}, got {answer_type!r}")
     return Sample(
         id=_text(where, row, "id"),
-        image=folder / _text(where, row, "image"),
+        image=row["image"] if isinstance(row.get("image"), bytes) else folder / _text(where, row, "image"),
         prompt=_text(where, row, "prompt"),
         answer=answer,
         answer_type=answer_type,

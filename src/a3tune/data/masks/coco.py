@@ -1,0 +1,82 @@
+"""COCO JSON -> the regions of each image: run-length codes, polygons, boxes. Opens no image."""
+
+from typing import Any
+
+import numpy as np
+
+from a3tune.data.masks.shapes import Annotated, box_region, image_size, numbers, polygon_region
+from a3tune.errors import DataError, LabelError
+from a3tune.labels.rle import decode, encode
+from a3tune.types import Region, Rle
+
+
+def read_coco(where: str, data: dict[str, Any]) -> list[Annotated]:
+    """What a COCO detection file says, image by image; images without annotations are left out.
+
+    Raises:
+        DataError: a field is missing or damaged, or an annotation belongs to no image or category of the file.
+    """
+    names = {_field(where, item, "id"): str(_field(where, item, "name")) for item in _items(where, data, "categories")}
+    images = {_field(where, item, "id"): item for item in _items(where, data, "images")}
+    sizes = {
+        key: image_size(f"{where}: image {key}", item.get("height"), item.get("width")) for key, item in images.items()
+    }
+    regions: dict[Any, list[Region]] = {}
+    for number, item in enumerate(_items(where, data, "annotations")):
+        here = f"{where}: annotations[{number}]"
+        key, category = _field(here, item, "image_id"), _field(here, item, "category_id")
+        if key not in images or category not in names:
+            raise DataError(
+                f"{here}: expected an image and a category of this file, got {key!r:.40} and {category!r:.40}"
+            )
+        regions.setdefault(key, []).append(_region(here, item, sizes[key], names[category]))
+    return [
+        Annotated(str(_field(f"{where}: image {key}", images[key], "file_name")), sizes[key], tuple(found))
+        for key, found in regions.items()
+    ]
+
+
+def _region(where: str, item: dict[str, Any], size: tuple[int, int], name: str) -> Region:
+    shape = item.get("segmentation")
+    if isinstance(shape, dict):
+        return Region(mask=_rle(where, shape, size), name=name)
+    if isinstance(shape, list) and shape:
+        flat = [numbers(f"{where}: segmentation", polygon) for polygon in shape]
+        if any(len(polygon) % 2 for polygon in flat):
+            raise DataError(f"{where}: segmentation: expected pairs x, y, got an odd count of numbers")
+        return polygon_region(f"{where}: segmentation", [polygon.reshape(-1, 2) for polygon in flat], size, name)
+    x, y, width, height = numbers(f"{where}: bbox", item.get("bbox"), 4)
+    return box_region(f"{where}: bbox", np.array([x, y, x + width, y + height]), size, name)
+
+
+def _rle(where: str, shape: dict[str, Any], size: tuple[int, int]) -> Rle:
+    height, width = size
+    if shape.get("size") != [height, width]:
+        raise DataError(
+            f"{where}: segmentation.size: expected [{height}, {width}] as its image, got {shape.get('size')!r:.40}"
+        )
+    counts = shape.get("counts")
+    if isinstance(counts, str):
+        try:
+            decode(Rle(size, counts))
+        except LabelError as error:
+            raise DataError(f"{where}: segmentation: {error}") from None
+        return Rle(size, counts)
+    runs = numbers(f"{where}: segmentation.counts", counts)
+    if (runs < 0).any() or (runs % 1).any() or runs.sum() != height * width:
+        raise DataError(f"{where}: segmentation.counts: expected runs that sum to {height * width} pixels")
+    return encode(np.repeat(np.arange(len(runs)) % 2 == 1, runs.astype(np.int64)).reshape(width, height).T)
+
+
+def _items(where: str, data: dict[str, Any], field: str) -> list[dict[str, Any]]:
+    items = data.get(field)
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise DataError(f"{where}: {field}: expected a list of objects as COCO has them, got {items!r:.60}")
+    return items
+
+
+def _field(where: str, item: dict[str, Any], field: str) -> Any:
+    value = item.get(field)
+    if type(value) not in (int, str):
+        raise DataError(f"{where}: {field}: expected a number or a text, got {value!r:.60}")
+    return value

@@ -1,0 +1,314 @@
+"""DICOM files and slices of NIfTI volumes -> grey or RGB pixels. Keeps no header text, nor puts any in a message.
+
+A fragment after the path says what is shown:
+
+    scan.dcm                     the first frame
+    scan.dcm#frame=3             a frame, counted from 0
+    ct.nii.gz#axial=12           a slice (axial, coronal or sagittal), counted from 0 from the feet, back or left
+    ct.nii.gz#axial=12&volume=5  of a series of volumes, counted from 0; the first if left out
+    ct.nii.gz#axial=12&window=lung, scan.dcm#window=bone    a customary window of CT, for values in Hounsfield units
+
+Slices lie as radiologists look at them: the patient's right is on the left, anterior (axial) or superior (coronal,
+sagittal) is at the top, anterior is on the left of a sagittal slice. Pixels are the volume's own: nothing is resampled.
+"""
+
+import gzip
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from a3tune.data.window import centred_window, check_size, ct_window, window
+from a3tune.errors import DataError
+
+Result = TypeVar("Result")
+PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
+"""The patient's axis that a slice stands across, in RAS order."""
+MAX_VOLUME_BYTES = 2**31
+"""Larger volumes are refused before they are unpacked."""
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_NIFTI_HEADER = 544
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether these bytes start as a DICOM file (preamble and "DICM")."""
+    return data[128:132] == b"DICM"
+
+
+def is_nifti(data: bytes) -> bool:
+    """Whether these bytes are a NIfTI volume, compressed with gzip or not."""
+    head = _head(data)
+    return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
+
+
+def decode_dicom(data: bytes, fragment: str) -> Image.Image:
+    """One frame of a DICOM file as 8-bit RGB.
+
+    Grey values are rescaled, windowed by the fragment's window, else the header's first window, else its VOI table,
+    else by percentiles; MONOCHROME1 is inverted, padding becomes black. Colour is converted to RGB.
+
+    Raises:
+        DataError: pydicom is missing, the file is damaged or holds no image, or the fragment does not fit.
+    """
+    asked = _parse(fragment, ("frame", "window"))
+    try:
+        import pydicom
+    except ImportError as error:
+        raise _missing("DICOM", "pydicom") from error
+    if _DEFLATED in data[:4096]:
+        raise DataError("expected a DICOM file that is not deflated as a whole; decompress it first")
+    dataset = _quietly("DICOM file", lambda: pydicom.dcmread(io.BytesIO(data)))
+    pixels = _quietly("DICOM file", lambda: _dicom_pixels(dataset, asked))
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def decode_nifti(data: bytes, fragment: str) -> Image.Image:
+    """One slice of a NIfTI volume as 8-bit RGB, windowed by the fragment's window, else by percentiles.
+
+    Raises:
+        DataError: as `nifti_slice`.
+    """
+    values = nifti_slice(data, fragment)
+    name = _parse(fragment, (*PLANES, "volume", "window")).get("window")
+    return Image.fromarray(centred_window(values, *ct_window(name)) if name else window(values)).convert("RGB")
+
+
+def nifti_slice(data: bytes, fragment: str) -> np.ndarray:
+    """Values float64 [height, width] of a slice, scaled as the header says, turned as `decode_nifti` shows them.
+
+    Raises:
+        DataError: nibabel is missing, the volume is damaged, too large or no grey volume, or the fragment names no
+            slice of it; says how many slices there are.
+    """
+    asked = _parse(fragment, (*PLANES, "volume", "window"))
+    volume = _volume(data)
+    planes = [plane for plane in PLANES if plane in asked]
+    counts = _quietly("NIfTI volume", lambda: _slices(volume))
+    sizes = ", ".join(f"{plane} 0-{count - 1}" for plane, count in counts.items())
+    if len(planes) != 1:
+        raise DataError(f"expected one slice of the volume behind the path, as in '#axial=12'; there are {sizes}")
+    index = _number(asked, planes[0])
+    if index >= counts[planes[0]]:
+        raise DataError(f"expected a slice of the volume ({sizes}), got {planes[0]}={index}")
+    series = volume.shape[3] if len(volume.shape) > 3 else 1
+    if _number(asked, "volume") >= series:
+        raise DataError(f"expected a volume below {series}, got volume={_number(asked, 'volume')}")
+    return _quietly("NIfTI volume", lambda: _cut(volume, PLANES[planes[0]], index, _number(asked, "volume")))
+
+
+def nifti_grid(data: bytes) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape (x, y, z) and affine [4, 4] of a volume: two volumes of one grid show the same place in the same slice.
+
+    Raises:
+        DataError: as `nifti_slice`.
+    """
+    volume = _volume(data)
+    return volume.shape[:3], volume.affine
+
+
+def _dicom_pixels(dataset: Any, asked: dict[str, str]) -> np.ndarray:
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.pixels.processing import apply_color_lut
+    from pydicom.pixels.utils import pixel_array
+
+    if "PixelData" not in dataset:
+        raise DataError("expected a DICOM image, this object holds no pixels")
+    check_size(int(dataset.Columns), int(dataset.Rows))
+    frames, frame = int(dataset.get("NumberOfFrames") or 1), _number(asked, "frame")
+    if frame >= frames:
+        raise DataError(f"expected a frame below {frames}, got frame={frame}")
+    compression = dataset.file_meta.TransferSyntaxUID
+    if compression.is_encapsulated and not get_decoder(compression).is_available:
+        raise DataError(
+            f"no decoder of {compression.name} is installed: decompress the file first, or install a "
+            "plugin of pydicom for it; pip install 'a3tune[medical]' brings that of JPEG 2000"
+        )
+    _check_codestream(bytes(dataset.PixelData[:65536]))
+    raw = pixel_array(dataset, index=frame)
+    check_size(raw.shape[1], raw.shape[0])
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        raw = apply_color_lut(raw, dataset)
+        return (raw >> 8).astype(np.uint8) if raw.dtype == np.uint16 else raw.astype(np.uint8)
+    if raw.ndim == 3:
+        return raw if raw.dtype == np.uint8 else np.round(raw * (255 / (2 ** int(dataset.BitsStored) - 1))).astype("u1")
+    grey = _windowed(dataset, _rescaled(dataset, raw, frame), frame, asked.get("window"), raw)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        grey = 255 - grey
+    grey[_padding(dataset, raw)] = 0
+    return grey
+
+
+def _rescaled(dataset: Any, raw: np.ndarray, frame: int) -> np.ndarray:
+    from pydicom.pixels.processing import apply_modality_lut
+
+    values = np.asarray(apply_modality_lut(raw, dataset), dtype=np.float64)
+    if "ModalityLUTSequence" not in dataset and "RescaleSlope" not in dataset:
+        scaling = _group(dataset, frame, "PixelValueTransformationSequence")
+        if "RescaleSlope" in scaling:
+            values = values * float(scaling.RescaleSlope) + float(scaling.RescaleIntercept)
+    values[_padding(dataset, raw)] = np.nan
+    return values
+
+
+def _windowed(dataset: Any, values: np.ndarray, frame: int, name: str | None, raw: np.ndarray) -> np.ndarray:
+    if name:
+        return centred_window(values, *ct_window(name))
+    voi = _group(dataset, frame, "FrameVOILUTSequence")
+    if voi.get("WindowCenter") is not None and voi.get("WindowWidth") is not None:
+        centre, width = (np.atleast_1d(np.asarray(voi[key].value, np.float64))[0] for key in _WINDOW)
+        return centred_window(values, centre, width, str(voi.get("VOILUTFunction") or "LINEAR"))
+    if "VOILUTSequence" in dataset:
+        from pydicom.pixels.processing import apply_modality_lut, apply_voi
+
+        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+        looked_up = apply_voi(apply_modality_lut(raw, dataset), dataset)
+        return np.round(np.clip(looked_up / (2**bits - 1), 0, 1) * 255).astype(np.uint8)
+    return window(values)
+
+
+_WINDOW = ("WindowCenter", "WindowWidth")
+
+
+def _group(dataset: Any, frame: int, sequence: str) -> Any:
+    """Where a multi-frame file keeps this of a frame: its own group, the shared one, else the file's top level."""
+    groups = (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0))
+    for groups_name, index in groups:
+        if groups_name in dataset and sequence in dataset[groups_name][index]:
+            return dataset[groups_name][index][sequence][0]
+    return dataset
+
+
+def _padding(dataset: Any, raw: np.ndarray) -> np.ndarray:
+    """Mask bool [H, W] of the pixels that stand for no measurement."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(raw.shape, dtype=bool)
+    low, high = sorted((int(value), int(dataset.get("PixelPaddingRangeLimit", value))))
+    return (raw >= low) & (raw <= high)
+
+
+def _check_codestream(data: bytes) -> None:
+    """A JPEG 2000 stream says its own size, which the decoder would allocate whatever the file's header says."""
+    start = data.find(b"\xff\x4f\xff\x51")
+    if start >= 0:
+        x1, y1, x0, y0 = struct.unpack_from(">4I", data, start + 8)
+        check_size(max(0, x1 - x0), max(0, y1 - y0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Volume:
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    values: Any
+    """An array proxy: what is cut out of it is read and scaled then."""
+
+
+def _volume(data: bytes) -> _Volume:
+    try:
+        import nibabel
+        from nibabel.arrayproxy import ArrayProxy
+    except ImportError as error:
+        raise _missing("NIfTI", "nibabel") from error
+
+    def unpack() -> _Volume:
+        head = _head(data)
+        kind = nibabel.Nifti2Header if head[4:8] == b"n+2\0" else nibabel.Nifti1Header
+        header = kind(head[: kind.sizeof_hdr], check=False)
+        shape, values = header.get_data_shape(), header.get_data_dtype()
+        if not 3 <= len(shape) <= 4 or min(shape) < 1 or values.kind not in "iuf":
+            size = " x ".join(map(str, shape))
+            raise DataError(f"expected grey values in three or four dimensions, got {size} of kind {values.kind!r}")
+        size = int(np.prod(shape, dtype=object)) * values.itemsize
+        if size > MAX_VOLUME_BYTES:
+            raise DataError(f"expected a volume of at most {MAX_VOLUME_BYTES:,} bytes, got {size:,}; crop it first")
+        wanted = int(header.get_data_offset()) + size
+        raw = _unpacked(data, wanted)
+        if len(raw) < wanted:
+            raise DataError(f"expected {wanted:,} bytes of volume, got {len(raw):,}: the file is truncated")
+        check_size(*sorted(shape[:3])[1:])
+        proxy = ArrayProxy(io.BytesIO(raw), header)
+        return _Volume(tuple(shape), np.asarray(header.get_best_affine()), proxy)
+
+    return _quietly("NIfTI volume", unpack)
+
+
+def _head(data: bytes) -> bytes:
+    if data[:2] != b"\x1f\x8b":
+        return data[:_NIFTI_HEADER]
+    try:
+        return zlib.decompressobj(wbits=31).decompress(data[:65536], _NIFTI_HEADER)
+    except zlib.error:
+        return b""
+
+
+def _unpacked(data: bytes, size: int) -> bytes:
+    if data[:2] != b"\x1f\x8b":
+        return data[:size]
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        return file.read(size)
+
+
+def _orientation(volume: _Volume) -> np.ndarray:
+    import nibabel
+
+    return nibabel.orientations.io_orientation(volume.affine)
+
+
+def _slices(volume: _Volume) -> dict[str, int]:
+    orientation = _orientation(volume)
+    if np.isnan(orientation).any():
+        raise DataError("expected a volume whose header says how it lies in space, its affine is singular")
+    return {plane: volume.shape[int(np.flatnonzero(orientation[:, 0] == axis)[0])] for plane, axis in PLANES.items()}
+
+
+def _cut(volume: _Volume, across: int, index: int, number: int) -> np.ndarray:
+    orientation = _orientation(volume)
+    axis = int(np.flatnonzero(orientation[:, 0] == across)[0])
+    where: list[Any] = [slice(None)] * 3 + [number] * (len(volume.shape) - 3)
+    where[axis] = index if orientation[axis, 1] > 0 else volume.shape[axis] - 1 - index
+    plane = np.asarray(volume.values[tuple(where)], dtype=np.float64)
+    left = [item for item in range(3) if item != axis]
+    plane = plane[tuple(slice(None, None, int(orientation[item, 1])) for item in left)]
+    if orientation[left[0], 0] > orientation[left[1], 0]:
+        plane = plane.T
+    # What is left grows to the right or to anterior, and to anterior or to the head; pictures grow to the other sides.
+    return plane[::-1, ::-1].T
+
+
+def _parse(fragment: str, known: tuple[str, ...]) -> dict[str, str]:
+    asked: dict[str, str] = {}
+    for part in filter(None, fragment.split("&")):
+        key, _, value = part.partition("=")
+        if key not in known or key in asked:
+            raise DataError(f"'#{fragment:.60}': expected each at most once of {', '.join(known)}, got {part!r:.40}")
+        asked[key] = value
+    return asked
+
+
+def _number(asked: dict[str, str], key: str) -> int:
+    value = asked.get(key, "0")
+    if not (value.isascii() and value.isdigit() and len(value) < 10):
+        raise DataError(f"{key}: expected a number counted from 0, got {value!r:.40}")
+    return int(value)
+
+
+def _quietly(what: str, decode: Callable[[], Result]) -> Result:
+    """Run a decoder whose errors and warnings may quote the header, and let none of their words out."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return decode()
+    except DataError:
+        raise
+    except Exception as error:  # a decoder of damaged bytes may raise anything
+        raise DataError(f"expected a complete {what}, could not decode it ({type(error).__name__})") from None
+
+
+def _missing(kind: str, package: str) -> DataError:
+    return DataError(f"{kind} needs {package}, which is not installed: pip install 'a3tune[medical]'")

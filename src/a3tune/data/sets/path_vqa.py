@@ -1,0 +1,98 @@
+"""PathVQA (He et al. 2020), in the forms that hold no pickle.
+
+    data/train-*.parquet, validation-*, test-*    Hugging Face flaviagiammarino/path-vqa: image, question, answer
+    qas/<split>/<split>_qa.json                   the published rows as JSON: [{"image", "question", "answer"}, ...]
+    images/<split>/<image>.jpg                    the published images; <split> is train, val or test
+
+The published qas are pickles (`<split>_qa.pkl`), and a pickle can run any code when it is read: they are not read here.
+Published counts are 19,755/6,279/6,761; the Hugging Face form leaves out duplicates and has 19,654/6,259/6,719.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from a3tune.data.sets.reading import Reading, Splits
+from a3tune.data.tables import table_rows
+from a3tune.errors import DataError
+from a3tune.types import ImageSource, Sample
+
+_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+_SUFFIXES = (".jpg", ".png", ".jpeg")
+
+
+def recognises(folder: Path) -> bool:
+    """Whether this looks like PathVQA: questions by split, or parquet files with images and questions."""
+    return any((folder / "qas" / name).is_dir() for name in _SPLITS.values()) or bool(_parquet(folder, "train"))
+
+
+def read(reading: Reading, variant: str) -> Splits:
+    """The questions of the published splits."""
+    splits = Splits()
+    if any(_parquet(reading.folder, split) for split in _SPLITS):
+        _read_parquet(reading, splits)
+    else:
+        _read_json(reading, splits)
+    return splits
+
+
+def _read_parquet(reading: Reading, splits: Splits) -> None:
+    same: dict[bytes, bytes] = {}  # many questions share an image, whose bytes then are in memory once
+    files = {split: _parquet(reading.folder, split) for split in _SPLITS}
+    for split, paths in files.items():
+        if not paths:
+            reading.problem(f"data/{split}-00000-of-0000N.parquet", "missing")
+        for path in paths:
+            where = path.relative_to(reading.folder).as_posix()
+            for row in _rows(reading, path, where):
+                image = row.get("image")
+                data = image.get("bytes") if isinstance(image, dict) else None
+                if not isinstance(data, bytes) or not data:
+                    reading.problem(where, f"expected the image's bytes in each row, got {image!r:.60}")
+                    continue
+                number = reading.rows[split] + 1
+                sample = _sample(reading, where, row, f"{split}-{number}", same.setdefault(data, data))
+                reading.add(splits, split, where, sample)
+            if reading.progress:
+                done = [item for group in files.values() for item in group]
+                reading.progress(done.index(path) + 1, len(done))
+
+
+def _rows(reading: Reading, path: Path, where: str) -> Iterator[dict[str, Any]]:
+    try:
+        yield from table_rows(path)
+    except DataError as error:
+        reading.problem(where, str(error).partition(": ")[2])
+
+
+def _read_json(reading: Reading, splits: Splits) -> None:
+    for split, name in _SPLITS.items():
+        where = f"qas/{name}/{name}_qa.json"
+        pickled = reading.folder / "qas" / name / f"{name}_qa.pkl"
+        if pickled.is_file() and not (reading.folder / where).is_file():
+            reading.problem(pickled, f"a pickle can run any code when it is read: convert it to {where} (docs/data.md)")
+            continue
+        folder = reading.folder / "images" / name
+        for row in reading.load(where):
+            file = str(row.get("image"))
+            suffix = next((end for end in _SUFFIXES if (folder / f"{file}{end}").is_file()), _SUFFIXES[0])
+            image = reading.image(where, folder, file if file.endswith(_SUFFIXES) else file + suffix)
+            number = reading.rows[split] + 1
+            reading.add(splits, split, where, image and _sample(reading, where, row, f"{split}-{number}", image))
+
+
+def _sample(reading: Reading, where: str, row: dict[str, Any], name: str, image: ImageSource) -> Sample:
+    answer = reading.text(where, row, "answer")
+    closed = answer.lower() in ("yes", "no")
+    return Sample(
+        id=f"path-vqa-{name}",
+        image=image,
+        prompt=reading.text(where, row, "question"),
+        answer=answer,
+        answer_type="closed" if closed else "open",
+        meta={"modality": "Pathology", "question_type": "yes/no" if closed else "open"},
+    )
+
+
+def _parquet(folder: Path, split: str) -> list[Path]:
+    return sorted((folder / "data").glob(f"{split}-*.parquet"))

@@ -1,0 +1,127 @@
+"""One pass over the folder of a data set: rows read, and everything that is wrong, file by file. Opens no image."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from a3tune.data.paths import inside
+from a3tune.errors import DataError
+from a3tune.types import Sample
+
+Progress = Callable[[int, int], None]
+Splits = dict[str, list[Sample]]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with one file of a data set."""
+
+    file: str
+    """Relative to the data set's folder."""
+    what: str
+    blocking: bool = True
+    """False: the data set can be used without it."""
+
+
+@dataclass(slots=True)
+class Reading:
+    """What a reader is handed: the folder, and where to put problems instead of stopping at the first."""
+
+    folder: Path
+    progress: Progress | None = None
+    problems: list[Problem] = field(default_factory=list)
+    rows: Counter[str] = field(default_factory=Counter)
+    """Rows of the published files by split, left-out ones included."""
+    _missing: dict[str, Counter[str]] = field(default_factory=dict)
+    _present: dict[Path, bool] = field(default_factory=dict)
+
+    def problem(self, file: Path | str, what: str, *, blocking: bool = True) -> None:
+        """Note something wrong with a file (a path inside the folder, or relative to it)."""
+        name = file if isinstance(file, str) else file.relative_to(self.folder).as_posix()
+        self.problems.append(Problem(name, what, blocking))
+
+    def load(self, name: str) -> list[dict[str, Any]]:
+        """Objects of a JSON list or of JSON lines; what is missing or damaged is noted, and left out."""
+        return self._objects(name, self._json(name, []))
+
+    def load_object(self, name: str, parts: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
+        """Lists of objects by name out of a JSON object; what is missing or damaged is noted, and left out."""
+        data = self._json(name, None)
+        if data is not None and not isinstance(data, dict):
+            self.problem(name, f"expected an object with {', '.join(parts)}, got {type(data).__name__}")
+        return {part: self._objects(name, data.get(part)) for part in parts} if isinstance(data, dict) else {}
+
+    def _json(self, name: str, default: Any) -> Any:
+        path = self.folder / name
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+            if path.suffix == ".jsonl":
+                return [json.loads(line) for line in text.split("\n") if line.strip()]
+            return json.loads(text)
+        except FileNotFoundError:
+            self.problem(name, "missing")
+        except (OSError, ValueError, RecursionError) as error:
+            self.problem(name, f"expected JSON text, cannot read it: {error}")
+        return default
+
+    def _objects(self, name: str, rows: Any) -> list[dict[str, Any]]:
+        if not isinstance(rows, list):
+            self.problem(name, f"expected a list of objects, got {type(rows).__name__}")
+            return []
+        odd = sum(not isinstance(row, dict) for row in rows)
+        if odd:
+            self.problem(name, f"{odd} of {len(rows)} entries are no objects")
+        return [row for row in rows if isinstance(row, dict)]
+
+    def image(self, where: str, folder: Path, name: object) -> Path | None:
+        """The path of the image that a row of the file `where` names; noted if it is missing, None if it is no name."""
+        try:
+            path = inside(folder, name)
+        except DataError as error:
+            self.problem(where, f"names an image wrongly: {error}")
+            return None
+        if path not in self._present:
+            self._present[path] = path.is_file()
+        if not self._present[path]:
+            name = path.relative_to(self.folder).as_posix()
+            self._missing.setdefault(name, Counter())[where] += 1
+        return path
+
+    def require(self, file: Path, what: str) -> bool:
+        """Whether a file is there that the data set can do without; noted once if not."""
+        if file not in self._present:
+            self._present[file] = file.is_file()
+            if not self._present[file]:
+                self.problem(file, f"missing: {what}", blocking=False)
+        return self._present[file]
+
+    def text(self, where: str, row: dict[str, Any], key: str) -> str:
+        """A row's field as text, "" if there is none; noted if it is something else."""
+        value = row.get(key, "")
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            return str(value).strip()
+        self.problem(where, f"{key}: expected a text, got {value!r:.60}")
+        return ""
+
+    def add(self, splits: Splits, split: str, where: str, sample: Sample | None) -> None:
+        """Count a row of a split, and keep its sample if it has an image, a question and an answer."""
+        self.rows[split] += 1
+        kept = splits.setdefault(split, [])
+        if sample is None:
+            return
+        empty = [key for key in ("prompt", "answer") if not getattr(sample, key)]
+        if empty:
+            self.problem(where, f"{sample.id} has no {' and no '.join(empty)}: left out", blocking=False)
+        else:
+            kept.append(sample)
+
+    def all_problems(self) -> tuple[Problem, ...]:
+        """Everything noted; of a missing image once, with the count of rows that name it."""
+        missing = []
+        for name, counts in sorted(self._missing.items()):
+            needed = ", ".join(f"{count} rows of {where}" for where, count in counts.items())
+            missing.append(Problem(name, f"missing; named by {needed}"))
+        return (*self.problems, *missing)
