@@ -1,0 +1,144 @@
+"""Medical checkpoints of the original LLaVA code -> transformers' LLaVA format, that `load_vlm` reads.
+
+Works tensor by tensor: a model of 7 billion parameters takes some 3 GB of memory.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from a3tune.convert import huatuo, llava_med, llava_med_15
+from a3tune.convert.llava import HEAD, Plan
+from a3tune.convert.stream import open_checkpoint, read_config, write_checkpoint, writing
+from a3tune.errors import ModelError, OutputError
+
+KINDS: dict[str, ModuleType] = {"llava_med": llava_med, "llava_med_15": llava_med_15, "huatuo": huatuo}
+"""Checkpoints that can be converted. A new one is a file with `TITLE`, `matches` and `plan`, and a line here."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` wrote."""
+
+    folder: Path
+    kind: str
+    """Name in `KINDS`."""
+    tensors: int
+    nbytes: int
+    """Of the weights."""
+
+
+def convert(
+    source: Path,
+    out: Path,
+    *,
+    kind: str | None = None,
+    base: Path | None = None,
+    tower: Path | None = None,
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Converted:
+    """Convert a published checkpoint; `out` is then whole, or not there at all.
+
+    Args:
+        source: the downloaded folder.
+        out: the new folder.
+        kind: name in `KINDS`; None finds out.
+        base: the model that delta weights are added to.
+        tower: the CLIP vision tower, for checkpoints without one.
+        force: take the place of a model that is there.
+        progress: called with the number of tensors written, and of all.
+
+    Raises:
+        ModelError: the checkpoint is of no known kind, not whole, or does not fit its base or tower.
+        OutputError: `out` is there already, or cannot be written.
+    """
+    _refuse_to_overwrite(out, source, force)
+    kind = detect(source) if kind is None else kind
+    if kind not in KINDS:
+        raise ModelError(f"kind {kind!r} is not known; known kinds: {_known()}.")
+    plan = KINDS[kind].plan(open_checkpoint(source), open_checkpoint(base) if base else None, tower)
+    _check(plan, source)
+    with _replacing(out) as folder:
+        write_checkpoint(plan.tensors, folder, progress)
+        with writing(out):
+            plan.config.architectures = ["LlavaForConditionalGeneration"]
+            plan.config.save_pretrained(folder)
+            plan.generation.save_pretrained(folder)
+            plan.processor.save_pretrained(folder)
+    return Converted(out, kind, len(plan.tensors), sum(tensor.nbytes for tensor in plan.tensors))
+
+
+def detect(source: Path) -> str:
+    """Which kind of checkpoint a folder holds, by its `config.json`. Raises `ModelError` for another."""
+    config = read_config(source)
+    for kind, module in KINDS.items():
+        if module.matches(config):
+            return kind
+    raise ModelError(f"{source}: {_described(config)} cannot be converted; known kinds: {_known()}.")
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A new folder beside `out` that takes its place when the block ends well, and else is removed."""
+    work, old = (out.with_name(f".{out.name}.{what}") for what in ("unfinished", "old"))
+    with writing(work):
+        try:
+            work.mkdir(parents=True)
+        except FileExistsError as error:
+            raise OutputError(
+                f"{work}: is there: another conversion is under way, or was killed. In that case delete this folder."
+            ) from error
+    try:
+        yield work
+        with writing(out):
+            if out.exists():
+                out.rename(old)
+            work.rename(out)
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _refuse_to_overwrite(out: Path, source: Path, force: bool) -> None:
+    if not out.exists():
+        return
+    if not force:
+        raise OutputError(f"{out}: is there already. Choose another folder, or say that it may be replaced.")
+    if not (out / "config.json").is_file() or out.samefile(source):
+        raise OutputError(f"{out}: is not a converted model, so it is not replaced. Choose another folder.")
+
+
+def _described(config: Mapping[str, Any]) -> str:
+    if "text_config" in config:
+        return f"a {config.get('model_type')!r} in transformers' format, which `load_vlm` takes as it is, need not and"
+    return f"a checkpoint of model_type {config.get('model_type')!r}"
+
+
+def _known() -> str:
+    return ", ".join(f"{kind} ({module.TITLE})" for kind, module in KINDS.items())
+
+
+def _check(plan: Plan, source: Path) -> None:
+    """Before anything is written: exactly the tensors that transformers' model has, in its shapes."""
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(plan.config)
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    planned = {tensor.name: tensor.shape for tensor in plan.tensors}
+    if plan.config.tie_word_embeddings:
+        wanted.pop(HEAD)
+        planned.pop(HEAD, None)
+    for name in sorted(wanted.keys() | planned.keys()):
+        if wanted.get(name) != planned.get(name):
+            expected, got = (list(side[name]) if name in side else "none" for side in (wanted, planned))
+            raise ModelError(
+                f"{source}: weights and config.json do not fit: {name} should have shape {expected}, found {got}. "
+                "Files are missing, or of different models."
+            )

@@ -1,0 +1,40 @@
+"""HuatuoGPT-Vision-7B (`llava_qwen2`): CLIP ViT-L/14 at 336 pixels, two-layer projector, Qwen2-7B.
+
+Prompt and geometry of the published chatbot: images first, always padded to a square, no beginning token.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import Qwen2Config
+
+from a3tune.convert.llava import IMAGE, Plan, make_plan, read_tokenizer, renamed
+from a3tune.convert.stream import Checkpoint
+
+TITLE = "HuatuoGPT-Vision"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% set texts = message.content | selectattr('type', 'equalto', 'text') %}"
+    "{% if message.role == 'user' %}<|user|>\n"
+    "{% for part in message.content if part.type == 'image' %}<image>\n{% endfor %}"
+    "{{ texts | map(attribute='text') | join | trim }}\n"
+    "{% else %}<|assistant|>\n{{ texts | map(attribute='text') | join }} \n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def matches(config: Mapping[str, Any]) -> bool:
+    return config.get("model_type") == "llava_qwen2"
+
+
+def plan(source: Checkpoint, base: Checkpoint | None, tower: Path | None) -> Plan:
+    return make_plan(
+        source,
+        renamed(source.tensors),
+        language=Qwen2Config,
+        tokenizer=read_tokenizer(source.folder, image_token=IMAGE),
+        chat_template=CHAT_TEMPLATE,
+        tower=tower,
+        pads_to_square=True,
+        vision_layer=-2,
+    )
