@@ -60,8 +60,8 @@ def make_batch(side: str = "left", samples: list = SAMPLES) -> dict[str, Tensor]
 
 
 def make_request(batch: dict[str, Tensor], rows: str = "after_image", **options) -> CaptureRequest:
-    masks = (batch[name] for name in ("image_mask", "prompt_mask", "answer_mask", "attention_mask"))
-    return capture_request(rows, *masks, **options)  # type: ignore[arg-type]
+    masks = {name: batch[name] for name in ("image_mask", "prompt_mask", "answer_mask", "attention_mask")}
+    return capture_request(rows, **masks, **options)  # type: ignore[arg-type]
 
 
 def make_model(implementation: str = ATTENTION, kv_heads: int = 4):
@@ -384,6 +384,12 @@ def test_a_sliding_window_that_dropped_keys_is_refused():
     assert call(sliding_window=7)[1] is not None
     with pytest.raises(ModelError, match=r"layer 0.*sliding window of 6"):
         call(sliding_window=6)
+    # Eight positions, the first two dropped: columns 2 and 3 are the cache's first, text columns 0 and 1 are gone.
+    packed = call(sliding_window=6, capture=dataclasses.replace(request, length=8))[1]
+    moved = CaptureRequest(torch.ones(1, 1), torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool))
+    torch.testing.assert_close(packed, call(capture=moved)[1])
+    packed = call(sliding_window=6, capture=dataclasses.replace(request, length=9))[1]
+    assert packed[..., 0].eq(0).all() and packed[..., 1].gt(0).all()
     far = dataclasses.replace(request, columns=torch.tensor([[2, 9]]))
     with pytest.raises(ModelError, match="10 key positions, but this layer sees 6"):
         call(capture=far)
@@ -406,6 +412,21 @@ def test_rows_are_those_of_the_architecture_page():
     assert each.argmax(-1).tolist() == [[3, 5, 6, 7]] and torch.equal(each.sum(-1), torch.ones(1, 4))
     with pytest.raises(ConfigError, match="after_image, answer, prompt"):
         capture_request("all", image, prompt, answer)  # type: ignore[arg-type]
+
+
+def test_image_tokens_without_a_place_are_no_columns():
+    batch = make_batch()
+    placed = batch["image_mask"].clone()
+    placed[0, placed[0].nonzero()[3]] = False
+    placed[2, placed[2].nonzero()[0]] = False
+    request, everything = make_request(batch, placed_mask=placed), make_request(batch)
+    assert request.columns.shape == everything.columns.shape  # maps stay in the order of the image tokens
+    changed = (request.columns != everything.columns).nonzero().tolist()
+    assert changed == [[0, 3], [2, 0]] and request.columns[0, 3] == request.columns[2, 0] == -1
+    captured, full = (stack(run(make_model(), batch, asked).attentions, asked) for asked in (request, everything))
+    assert captured.map_BLHN[0, ..., 3].eq(0).all() and full.map_BLHN[0, ..., 3].gt(0).all()
+    torch.testing.assert_close(captured.map_BLHN[0, ..., :3], full.map_BLHN[0, ..., :3])
+    assert (captured.ratio_BLH[0] < full.ratio_BLH[0]).all()
 
 
 def test_positions_outside_the_attention_mask_count_for_nothing():

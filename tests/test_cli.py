@@ -11,7 +11,7 @@ from a3tune import commands
 from a3tune.cli import app
 from a3tune.data.phantom import write_phantom
 
-COMMANDS = ("demo", "label", "train", "eval", "ask", "report")
+COMMANDS = ("demo", "data", "convert", "label", "train", "eval", "ask", "report")
 Run = Callable[..., Result]
 
 
@@ -144,6 +144,77 @@ def test_label_tells_what_it_made_and_lists_what_failed(run: Run, data, ranker_f
         assert result.exit_code == 1
         assert made in result.stdout
         assert re.search(r"failed: .*broken\.png: ", result.stderr)
+
+
+def test_labels_are_shown_and_exported(run: Run, trained: Path, data, tmp_path: Path):
+    store = trained.parent / "labels"
+    shown = run("label", "status", store)
+    assert shown.exit_code == 0, shown.output
+    assert "superpixels" in shown.output
+    assert re.search(r"images +[1-9]", shown.output)
+    done = run("label", "export", store, data["train"], "--out", "coco.json", "labels.top_k=1")
+    assert done.exit_code == 0, done.output
+    exported = json.loads((tmp_path / "coco.json").read_text())
+    assert len(exported["annotations"]) == len(data["train"].read_text().splitlines())
+    assert run("label", "export", store, data["train"], "--out", "coco.json").exit_code == 2
+    assert run("label", "export", store, data["train"], "--format", "overlays", "--out", "drawn").exit_code == 0
+    assert list((tmp_path / "drawn").glob("*.png"))
+
+
+def test_options_of_label_may_come_before_the_data(run: Run):
+    assert "data.jsonl into labels" in run("label", "--out", "labels", "data.jsonl", "--dry-run").output
+
+
+@pytest.fixture
+def rad(tmp_path: Path) -> Path:
+    """A VQA-RAD of one image and one question per split."""
+    folder = tmp_path / "rad"
+    (folder / "images").mkdir(parents=True)
+    Image.new("RGB", (8, 6)).save(folder / "images" / "synpic1.jpg")
+    row = {"image_name": "synpic1.jpg", "image_organ": "HEAD", "question": "On which side is the lesion?", "answer": "left"}
+    row |= {"answer_type": "OPEN", "question_type": "POS", "phrase_type": "freeform"}
+    for number, split in enumerate(("train", "test")):
+        (folder / f"{split}set.json").write_text(json.dumps([row | {"qid": number}]))
+    return folder
+
+
+def test_a_published_data_set_is_checked_and_prepared(run: Run, rad: Path, tmp_path: Path):
+    checked = run("data", "check", rad)
+    assert checked.exit_code == 0, checked.output
+    assert "1,797" in checked.output
+    prepared = run("data", "prepare", rad, "--out", "ready")
+    assert prepared.exit_code == 0, prepared.output
+    row = json.loads((tmp_path / "ready" / "train.jsonl").read_text())
+    assert (tmp_path / "ready" / row["image"]).samefile(rad / "images" / "synpic1.jpg")
+    assert "--force" in run("data", "prepare", rad, "--out", "ready").stderr
+    (rad / "images" / "synpic1.jpg").unlink()
+    missing = run("data", "check", rad)
+    assert missing.exit_code == 1
+    assert "images/synpic1.jpg: missing" in missing.output
+
+
+def test_masks_become_regions_of_questions(run: Run, rad: Path, tmp_path: Path):
+    run("data", "prepare", rad, "--out", "ready")
+    (tmp_path / "masks.json").write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "synpic1.jpg", "width": 8, "height": 6}],
+                "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}],
+                "categories": [{"id": 1, "name": "lesion"}],
+            }
+        )
+    )
+    result = run("data", "regions", "ready/train.jsonl", "--masks", "masks.json", "--out", "ready/with.jsonl")
+    assert "1 of 1 questions have regions" in result.output
+    row = json.loads((tmp_path / "ready" / "with.jsonl").read_text())
+    assert row["regions"] == [{"box": [1, 2, 4, 6], "name": "lesion"}]
+
+
+def test_convert_lists_the_layouts_it_knows(run: Run, rad: Path):
+    (rad / "config.json").write_text('{"model_type": "bert"}')
+    result = run("convert", rad, "--out", "model")
+    assert result.exit_code == 2
+    assert "llava_med_15" in result.stderr
 
 
 def test_ask_answers_draws_and_does_not_overwrite(run: Run, trained: Path, data, tmp_path: Path):

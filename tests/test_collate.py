@@ -91,7 +91,7 @@ def test_the_cache_is_used_and_bounded(vlm: Vlm, tmp_path: Path) -> None:
     Image.new("RGB", (PIXELS, PIXELS)).save(file)
     one = Collator(vlm, lambda *_: None)([sample("a", image=file)])
     nbytes = sum(one[key].nbytes for key in ("pixel_values", "input_ids"))
-    collator = Collator(vlm, lambda *_: None, cache_bytes=2 * nbytes)
+    collator = Collator(vlm, lambda *_: None, cache_bytes=int(2.5 * nbytes))
     collator([sample("a", image=file)])
     collator([sample("b", image=file)])
     file.unlink()

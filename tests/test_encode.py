@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from a3tune.errors import DataError, ModelError
-from a3tune.vlm.encode import TOKEN_MASKS, encode
+from a3tune.vlm.encode import TOKEN_MASKS, encode, end_token_id
 from a3tune.vlm.load import Vlm
 from a3tune.vlm.tiny import random_vlm, tiny_processor, train_tokenizer
 
@@ -35,7 +35,8 @@ def text(vlm: Vlm, ids: torch.Tensor) -> str:
 def test_masks_split_every_real_token(vlm: Vlm, side: str) -> None:
     prompts = ["Where is the lesion?", "What?"]
     batch = encode(vlm, [IMAGE, IMAGE], prompts, ["left lung", "no"], padding_side=side)
-    image, prompt, answer = (batch[name] for name in TOKEN_MASKS)
+    image, prompt, answer, placed = (batch[name] for name in TOKEN_MASKS)
+    assert torch.equal(placed, image)
     assert torch.equal(image.int() + prompt.int() + answer.int(), batch["attention_mask"].int())
     assert image.sum(1).tolist() == [PATCHES, PATCHES]
     for row, (asked, answered) in enumerate(zip(prompts, ["left lung", "no"], strict=True)):
@@ -130,6 +131,46 @@ def test_a_model_without_template_says_so(vlm: Vlm) -> None:
     bare.processor.chat_template = None
     with pytest.raises(ModelError, match="chat template"):
         encode(bare, [IMAGE], ["Where?"])
+
+
+def with_template(vlm: Vlm, template: str) -> Vlm:
+    processor = tiny_processor(vlm.tokenizer, image_size=48)
+    processor.chat_template = template
+    return Vlm(vlm.model, processor, "other")
+
+
+def test_control_tokens_are_not_the_prompt(vlm: Vlm) -> None:
+    turns = "{% for m in messages %}<s>{{ m.role }} {% for p in m.content %}{{ p.text or '<image>' }}{% endfor %}</s>"
+    marked = with_template(vlm, turns + "{% endfor %}{% if add_generation_prompt %}<s>assistant {% endif %}")
+    batch = encode(marked, [IMAGE], ["Where?"], ["yes"])
+    ids = batch["input_ids"][0]
+    assert text(marked, ids[batch["prompt_mask"][0]]) == "user Where?assistant "
+    assert text(marked, ids[batch["answer_mask"][0]]) == "yes</s>"
+    left = ids[~(batch["prompt_mask"] | batch["answer_mask"] | batch["image_mask"])[0]]
+    assert text(marked, left) == "<s></s><s>"
+
+
+def test_the_answer_ends_as_the_template_ends_it(vlm: Vlm) -> None:
+    turns = "{% for m in messages %}{{ m.role }}: {% for p in m.content %}{{ p.text or '<image>' }}{% endfor %}<s>"
+    other = with_template(vlm, turns + "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}")
+    batch = encode(other, [IMAGE], ["Where?"], ["yes"])
+    assert text(other, batch["input_ids"][batch["answer_mask"]]) == " yes<s>"
+    assert vlm.tokenizer.convert_ids_to_tokens(end_token_id(other)) == "<s>"
+    assert vlm.tokenizer.convert_ids_to_tokens(end_token_id(vlm)) == "</s>"
+
+
+def test_an_image_in_the_prompt_keeps_the_borders_of_the_template(vlm: Vlm) -> None:
+    turns = "{% for m in messages %}Q{% for p in m.content %}{{ p.text or '<s><image></s>' }}{% endfor %}{% endfor %}"
+    framed = with_template(vlm, turns + "{% if add_generation_prompt %}A{% endif %}")
+    ids = encode(framed, [IMAGE], ["Where? <image>"])["input_ids"][0]
+    assert text(framed, ids) == "QWhere? <s>" + "<image>" * PATCHES + "</s>A"
+
+
+def test_boxes_that_are_not_the_image_tokens_are_an_error(vlm: Vlm) -> None:
+    processor = tiny_processor(vlm.tokenizer, image_size=48)
+    processor.patch_size = 24
+    with pytest.raises(ModelError, match="makes 4 image tokens of 60 x 48 pixels, its configuration 16"):
+        encode(Vlm(vlm.model, processor, "wrong"), [IMAGE], ["Where?"])
 
 
 @given(st.text(max_size=30), st.text(max_size=30))

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
 
 from a3tune.errors import ModelError
-from a3tune.vlm.grids import llava_boxes
+from a3tune.vlm.grids.llava import llava_boxes
 
 PATCH = 12
 VIEW = 60

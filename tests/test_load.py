@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import MllamaConfig, Qwen3Config
+from transformers import LlavaConfig, MllamaConfig, PaliGemmaConfig, Qwen3Config
 
 from a3tune.errors import ModelError
 from a3tune.vlm.encode import encode
@@ -90,13 +90,27 @@ def test_a_missing_folder_is_named() -> None:
 
 def test_unsupported_families_are_told_the_supported_ones(tmp_path: Path) -> None:
     Qwen3Config().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="model_type 'qwen3' is not supported; supported: llava"):
+    with pytest.raises(ModelError, match=r"model_type 'qwen3' is not supported; supported: .*, llava, "):
         load_vlm(tmp_path)
 
 
 def test_mllama_is_refused_with_the_reason(tmp_path: Path) -> None:
     MllamaConfig().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="cross-attention"):
+        load_vlm(tmp_path)
+
+
+def test_a_language_model_that_caps_its_scores_is_refused(tmp_path: Path) -> None:
+    PaliGemmaConfig(text_config={"model_type": "gemma2"}).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="model_type 'gemma2' cannot be used: its language model caps"):
+        load_vlm(tmp_path)
+
+
+def test_a_vision_tower_without_a_known_grid_is_refused(tmp_path: Path) -> None:
+    LlavaConfig(vision_config={"model_type": "pixtral"}).save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelError, match="vision tower 'pixtral' is not supported; supported towers: clip_vision_model"
+    ):
         load_vlm(tmp_path)
 
 

@@ -17,9 +17,9 @@ from a3tune.data.rows import read_rows
 from a3tune.errors import ConfigError, RunError
 from a3tune.evaluate import Results, evaluate
 from a3tune.files import write_atomic
-from a3tune.labels.propose import PROPOSERS
+from a3tune.labels.propose import make_proposer
 from a3tune.labels.quality import Quality, label_quality
-from a3tune.labels.rank import ClipRanker
+from a3tune.labels.rank import make_ranker
 from a3tune.labels.store import LabelRun, LabelStore, label_images
 from a3tune.report.card import model_card
 from a3tune.report.data import Cases, LabelQuality, ReportData, public_settings
@@ -182,7 +182,7 @@ def _needed(path: Path | None, key: str, what: str) -> Path:
 
 
 def _load(config: RunConfig, adapter: Path | None) -> Vlm:
-    vlm = load_vlm(config.model.path, device=config.model.device, dtype=config.model.dtype)
+    vlm = load_vlm(**asdict(config.model))
     return vlm if adapter is None else replace(vlm, model=load_adapter(vlm.model, adapter))
 
 
@@ -192,15 +192,15 @@ def _store(config: RunConfig) -> Path:
 
 def _make_labels(config: RunConfig, samples: Sequence[Sample], progress: Progress) -> LabelRun:
     settings = config.labels
-    if settings.proposer not in PROPOSERS:
-        raise ConfigError(f"labels.proposer: expected one of {', '.join(PROPOSERS)}, got {settings.proposer}")
+    device = None if config.model.device == "auto" else config.model.device
     return label_images(
         samples,
-        PROPOSERS[settings.proposer](),
-        ClipRanker(shipped("ranker") if settings.ranker == "tiny" else Path(settings.ranker)),
+        make_proposer(settings.proposer, settings.weights, settings.proposal, device),
+        make_ranker(shipped("ranker") if settings.ranker == "tiny" else Path(settings.ranker), device),
         _store(config),
         visual_prompt=settings.visual_prompt,
         query=settings.query,
+        workers=settings.workers,
         progress=progress,
     )
 

@@ -33,6 +33,9 @@ Switch = Annotated[bool, Field(strict=True, description="true or false")]
 Text = Annotated[str, Field(strict=True, min_length=1, description="text")]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")]
 FilePath = Annotated[Path, Field(description="a path")]
+Options = Annotated[
+    dict[str, bool | int | float | str], Field(description="settings such as {min_area: 0.001}: names and plain values")
+]
 
 
 class _Section:
@@ -50,11 +53,15 @@ class ModelConfig(_Section):
     """Of the frozen weights; `auto` is bfloat16 on CUDA, float32 elsewhere."""
     device: Device = "auto"
     """auto, cpu, mps, cuda or cuda:N."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Of the frozen weights (QLoRA); needs the extra `quantize`."""
+    device_map: Text | None = None
+    """`auto` spreads a model over all devices; null puts it on `device`."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataConfig(_Section):
-    """JSONL files in the public format (`data/rows.py`)."""
+    """Rows in the public format, as JSONL, as parquet or as a Hugging Face data set on disk (`data/rows.py`)."""
 
     train: FilePath | None = None
     validation: FilePath | None = None
@@ -68,11 +75,15 @@ class LabelsConfig(_Section):
     source: Literal["weak", "truth", "none"] = "weak"
     """`weak`: proposed and ranked. `truth`: the data set's own regions. `none`: no alignment, whatever its weight."""
     proposer: Text = "superpixels"
-    """Name in the registry of `labels/propose.py`."""
+    """Name in the registry of `labels/propose`: superpixels, sam, sam2, sam_hq, medsam, litemedsam."""
+    weights: FilePath | None = None
+    """Folder of the proposer's weights, where it has any."""
+    proposal: Options = field(default_factory=dict)
+    """The proposer's own settings, in place of its defaults."""
     ranker: Text = "tiny"
-    """`tiny` (shipped in the package), a folder, or a name on the Hugging Face Hub."""
+    """`tiny` (shipped in the package), or the folder of a BiomedCLIP, CLIP or SigLIP."""
     visual_prompt: Text = "dim"
-    """How a segment is shown to the ranker: a name in the registry of `labels/rank.py`."""
+    """How a segment is shown to the ranker: a name in the registry of `labels/rank`."""
     query: Text = "{question}"
     """What the ranker reads. `{question}` is the prompt, other names in braces are keys of a sample's `meta`."""
     top_k: Count = 4
@@ -81,6 +92,8 @@ class LabelsConfig(_Section):
     """Segments less similar to the query than this are dropped as well: -1 to 1."""
     store: FilePath | None = None
     """Folder of the label store; null keeps it inside the output folder."""
+    workers: Count = 1
+    """Processes that label images: >= 1."""
 
     def __post_init__(self) -> None:
         try:

@@ -30,8 +30,7 @@ from a3tune.metrics.vqa import answer_scores
 from a3tune.predictions import Map, PredictionLog
 from a3tune.run import RunFolder
 from a3tune.types import Prediction, Sample
-from a3tune.vlm.encode import TOKEN_MASKS, Example, PaddingSide, pad, prepare
-from a3tune.vlm.grids import token_boxes
+from a3tune.vlm.encode import TOKEN_MASKS, Example, PaddingSide, end_token_id, pad, prepare
 from a3tune.vlm.load import Vlm
 from a3tune.vlm.patches import members, token_weights
 
@@ -205,10 +204,16 @@ def _answer(vlm: Vlm, batch: Sequence[Sample], settings: _Settings) -> list[tupl
     found = []
     for sample, example, region, (selected_N, all_N) in zip(batch, answered, regions, maps, strict=True):
         tokens = example.input_ids[example.prompt_length :]
-        text = vlm.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        attention = {} if region is None else _measure(selected_N, region, settings)
+        text = vlm.tokenizer.decode(tokens, skip_special_tokens=True)
+        for stop in vlm.model.generation_config.stop_strings or ():
+            text = text.split(stop)[0]
+        text = text.strip()
+        attention = {}
         if region is not None:
-            attention |= {name + ALL_HEADS: value for name, value in _measure(all_N, region, settings).items()}
+            placed_N = ~np.isnan(example.boxes[:, 0])
+            attention |= _measure(selected_N[placed_N], region[placed_N], settings)
+            everywhere = _measure(all_N[placed_N], region[placed_N], settings)
+            attention |= {name + ALL_HEADS: value for name, value in everywhere.items()}
         scale = selected_N.max(initial=0.0) or 1.0
         found.append((make_prediction(sample, text, attention), (selected_N / scale).astype(np.float16)))
     return found
@@ -224,35 +229,44 @@ def _read(vlm: Vlm, sample: Sample) -> tuple[Example, NDArray[np.float32] | None
         masks = [region_mask(region, image.height, image.width) for region in sample.regions]
     except (DataError, LabelError) as error:
         raise type(error)(f"sample {sample.id}: {error}") from error
-    return example, members(token_weights(np.logical_or.reduce(masks), token_boxes(vlm, image.height, image.width)))
+    return example, members(token_weights(np.logical_or.reduce(masks), example.boxes))
 
 
 def _generate(vlm: Vlm, asked: Sequence[Example], max_new_tokens: int) -> list[Example]:
     """The same with the greedy answers at their ends, end token included."""
     inputs, _ = _inputs(vlm, asked, "left")
     own = getattr(vlm.model.generation_config, "eos_token_id", None)
-    ends = [vlm.tokenizer.eos_token_id, *(own if isinstance(own, list) else [] if own is None else [own])]
+    own = own if isinstance(own, list) else [] if own is None else [own]
+    ends = [vlm.tokenizer.eos_token_id, end_token_id(vlm), *own]
     greedy = GenerationConfig(
         **GREEDY, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=vlm.tokenizer.pad_token_id
     )
-    generated = vlm.model.generate(**inputs, generation_config=greedy)  # pyright: ignore[reportCallIssue]
+    # The tokenizer is for checkpoints that end answers with a text (`stop_strings`).
+    generated = vlm.model.generate(**inputs, generation_config=greedy, tokenizer=vlm.tokenizer)  # pyright: ignore[reportCallIssue]
     generated = generated[:, inputs["input_ids"].shape[1] :].cpu()
     answered = []
     for example, tokens in zip(asked, generated, strict=True):
-        end = next((at + 1 for at, token in enumerate(tokens.tolist()) if token in ends), len(tokens))
+        end = _length(tokens.tolist(), ends, vlm.tokenizer.pad_token_id)
         answered.append(replace(example, input_ids=torch.cat([example.input_ids, tokens[:end]])))
     return answered
+
+
+def _length(tokens: Sequence[int], ends: Sequence[int], pad: int) -> int:
+    """Tokens of an answer: up to its end token, that included; an answer that a text ended has padding behind it."""
+    for at, token in enumerate(tokens):
+        if token in ends or token == pad:
+            return at + (token in ends)
+    return len(tokens)
 
 
 def _attend(vlm: Vlm, answered: Sequence[Example], settings: _Settings) -> tuple[list[Array], list[Array]]:
     """Maps float64 `[N]` of one teacher-forced pass: over each sample's own R heads (Eq. 8-9), and over all (Eq. 2)."""
     # Padded on the right: positions then start at 0 without being told, in every family.
     inputs, masks = _inputs(vlm, answered, "right")
-    image_mask, prompt_mask, answer_mask = (masks[name] for name in TOKEN_MASKS)
-    request = capture_request(settings.rows, image_mask, prompt_mask, answer_mask)
+    request = capture_request(settings.rows, *(masks[name] for name in TOKEN_MASKS))
     outputs = vlm.model(
         **inputs,
-        routing=Routing(prompt_mask, image_mask),
+        routing=Routing(masks["prompt_mask"], masks["image_mask"]),
         capture=request,
         output_attentions=True,
         use_cache=False,
@@ -261,9 +275,9 @@ def _attend(vlm: Vlm, answered: Sequence[Example], settings: _Settings) -> tuple
     captured = stack(outputs.attentions, request)
     selector = HeadSelector(settings.heads)
     selected, everywhere = [], []
-    for index, columns_N in enumerate(request.columns):
+    for index, example in enumerate(answered):
         one = slice(index, index + 1)
-        map_1LHN = captured.map_BLHN[one, ..., : int((columns_N >= 0).sum())]
+        map_1LHN = captured.map_BLHN[one, ..., : len(example.boxes)]
         heads_LH = selector.select(captured.ratio_BLH[one], captured.counted_B[one])
         for maps, chosen_LH in ((selected, heads_LH), (everywhere, torch.ones_like(heads_LH))):
             maps.append(averaged_map(map_1LHN, chosen_LH)[0].double().cpu().numpy())

@@ -30,6 +30,9 @@ class A3MoEConfig(LoraConfig):
     router_hidden: int = field(default=64, metadata={"help": "Hidden width of the gates' MLP, >= 1."})
     key_text_tokens: bool = field(default=False, metadata={"help": "Route text tokens through K-MoE as well."})
     balance: bool = field(default=False, metadata={"help": "Keep the load-balance term of each pass for the trainer."})
+    control_ids: list[int] = field(
+        default_factory=list, metadata={"help": "Ids of the tokens that are no text; they are not part of the prompt."}
+    )
     base: dict[str, Any] | None = field(default=None, metadata={"help": "Fingerprint of the base model; filled in."})
 
     def __post_init__(self) -> None:

@@ -82,7 +82,7 @@ class QueryExperts(StackedExperts):
 
         A sample without prompt tokens is routed by the zero state.
         """
-        mask = prompt_mask.to(x.dtype)
+        mask = prompt_mask.to(x)
         pooled = torch.einsum("bs,bsd->bd", mask, x) / mask.sum(-1, keepdim=True).clamp(min=1)
         alpha = self.probabilities(pooled)
         self.record(alpha, alpha, alpha.new_ones(len(alpha)))
@@ -110,7 +110,7 @@ class KeyExperts(StackedExperts):
         kept = torch.zeros_like(beta).scatter(-1, top.indices, top.values)
         if image_mask is None:
             return kept
-        weight = image_mask.to(beta.dtype)
+        weight = image_mask.to(beta)
         self.record(beta.flatten(0, 1), (kept > 0).to(beta.dtype).flatten(0, 1) / self.top, weight.flatten())
         return kept if self.text_tokens else kept * weight.unsqueeze(-1)
 

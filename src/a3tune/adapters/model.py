@@ -75,7 +75,7 @@ class A3MoEModel(LoraModel):
 
     def _prepare_model(self, peft_config: A3MoEConfig, model: nn.Module) -> None:  # type: ignore[override]
         super()._prepare_model(peft_config, model)
-        self._install(self.model.base_model, derive_routing)
+        self._install(self.model.base_model, self._derive_routing)
 
     def _create_and_replace(
         self,
@@ -99,6 +99,12 @@ class A3MoEModel(LoraModel):
         if routed is not None:
             return routed(target, adapter_name, config=lora_config, **kwargs)
         return LoraModel._create_new_module(lora_config, adapter_name, target, **kwargs)
+
+    def _derive_routing(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        # A plain LoRA adapter beside ours knows no control tokens and asks for no routing.
+        configs = [self.peft_config[name] for name in self.active_adapters]
+        known = {index for config in configs for index in getattr(config, "control_ids", ())}
+        return derive_routing(model, args, kwargs, sorted(known))
 
     def _install(self, module: nn.Module, hook: Any) -> None:
         if hook not in module._forward_pre_hooks.values():

@@ -5,7 +5,7 @@ Importing this module registers the type "A3MOE"; a process that never does gets
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -44,12 +44,15 @@ def add_adapter(
     router_hidden: int = 64,
     key_text_tokens: bool = False,
     balance: bool = False,
+    control_ids: Sequence[int] = (),
 ) -> PeftModel:
     """Put a fresh, trainable adapter on all linear layers of the language model; everything else is frozen.
 
     `a3moe` routes `q_proj` and `k_proj` (see `A3MoEConfig`, defaults of Appendix C.1); `lora` is PEFT's own LoRA on the
-    same layers, and reads the three `lora_*` settings only. The base model is changed in place. Raises ConfigError for
-    settings out of range and AdapterError for a model that cannot be routed.
+    same layers, and reads the three `lora_*` settings only. `control_ids` are the ids of the tokens that are no text
+    (`Vlm.control_ids`): in `generate` they are kept out of the prompt, as in the masks of training batches. The base
+    model is changed in place. Raises ConfigError for settings out of range and AdapterError for a model that cannot be
+    routed.
     """
     if kind == "lora":
         config: PeftConfig = LoraConfig(
@@ -68,6 +71,7 @@ def add_adapter(
             router_hidden=router_hidden,
             key_text_tokens=key_text_tokens,
             balance=balance,
+            control_ids=list(control_ids),
         )
     else:
         raise ConfigError(f"adapter kind: expected 'a3moe' or 'lora', got {kind!r}")

@@ -4,6 +4,7 @@ Knows transformers' caches and forward keywords; knows no adapter.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +36,14 @@ def image_token_id(config: PreTrainedConfig) -> int:
     )
 
 
-def derive_routing(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Forward pre-hook of the inner VLM: make `routing` from `input_ids` when the caller gave none (as in `generate`).
+def derive_routing(
+    model: nn.Module, args: tuple, kwargs: dict[str, Any], control_ids: Sequence[int] = ()
+) -> tuple[tuple, dict[str, Any]]:
+    """For a forward pre-hook of the inner VLM: make `routing` from `input_ids` when the caller gave none.
 
-    The prompt is then all text in the input that is not padding, so pass `routing` when the input holds an answer. For
-    the same reason `generate(use_cache=False)` counts the tokens generated so far as prompt at each step; with a cache
-    (the default) alpha is that of the prompt alone.
+    As in `generate`. The prompt is then all of the input but padding, image tokens and `control_ids`, so pass `routing`
+    when the input holds an answer. For the same reason `generate(use_cache=False)` counts the tokens generated so far
+    as prompt at each step; with a cache (the default) alpha is that of the prompt alone.
     """
     input_ids = kwargs.get("input_ids", args[0] if args else None)
     routing = kwargs.get("routing")
@@ -48,7 +51,8 @@ def derive_routing(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tup
         return args, kwargs
     if routing is None:
         image_mask = input_ids == image_token_id(model.config)  # type: ignore[arg-type]
-        prompt_mask = _is_token(kwargs.get("attention_mask"), input_ids) & ~image_mask
+        is_control = torch.isin(input_ids, torch.tensor(control_ids, dtype=torch.long, device=input_ids.device))
+        prompt_mask = _is_token(kwargs.get("attention_mask"), input_ids) & ~image_mask & ~is_control
         # One look at the values per pass lets every layer skip K-MoE at decoding steps. Training passes `routing`.
         routing = Routing(prompt_mask, image_mask if image_mask.any() else None)
     elif routing.prompt_mask.shape != input_ids.shape:

@@ -30,9 +30,7 @@ def gate_loads(model: nn.Module) -> dict[str, GateLoad]:
     for kind, cls in KINDS.items():
         loads = [experts.load for experts in active_experts(model) if isinstance(experts, cls) and experts.load]
         if loads:
-            found[kind] = GateLoad(
-                torch.stack([load.use for load in loads]), torch.stack([load.entropy for load in loads])
-            )
+            found[kind] = GateLoad(_stack([load.use for load in loads]), _stack([load.entropy for load in loads]))
     return found
 
 
@@ -53,4 +51,9 @@ def balance_loss(model: nn.Module) -> Tensor:
             "balance_loss: expected an adapter made with balance=True, after a forward pass; found no term. "
             "Set balance=True, and call balance_loss once per pass."
         )
-    return torch.stack(terms).mean()
+    return _stack(terms).mean()
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """On the device of the first layer: the layers of a large model may stand on several."""
+    return torch.stack([tensor.to(tensors[0].device) for tensor in tensors])

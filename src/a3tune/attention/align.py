@@ -38,7 +38,7 @@ def alignment_loss(map_BN: Tensor, segments_BKN: Tensor, variant: Variant = "pap
     if map_BN.ndim != axes:
         raise ValueError(f"alignment {variant!r} takes a map of {axes} axes, got shape {list(map_BN.shape)}")
     map_BGN = map_BN[:, None] if variant == "paper" else map_BN
-    segments_BKN = segments_BKN.to(map_BGN.dtype)
+    segments_BKN = segments_BKN.to(map_BGN)
     total_BG = map_BGN.sum(-1)
     seen_BG = total_BG > 0
     # The division must be safe itself: masking a NaN afterwards would still leave NaN in the gradient.

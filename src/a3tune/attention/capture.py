@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from a3tune.attention.boost import Boost
 from a3tune.attention.heads import visual_ratio
 from a3tune.errors import ConfigError, ModelError
 
@@ -37,9 +38,12 @@ class CaptureRequest:
     row_weights: Tensor
     """[B, S] or [B, G, S] float: weights of the query positions; each average sums to 1, or is all zero."""
     columns: Tensor
-    """[B, N] int64: key positions of the image tokens, in feature order, -1 where padded."""
+    """[B, N] int64: key positions of the image tokens, in feature order, -1 where padded or without a place."""
     text_columns: Tensor
     """[B, T] bool: key positions of the prompt's text (T_p of Eq. 8). Keys of later decoding steps may be left out."""
+    length: int | None = None
+    """How many key positions there are with this pass; None without a cache. Layers with a sliding window count on it:
+    their caches drop the oldest keys, and what is dropped gets no attention there."""
 
     @cached_property
     def used_rows(self) -> tuple[Tensor, Tensor]:
@@ -80,6 +84,7 @@ def capture_request(
     image_mask: Tensor,
     prompt_mask: Tensor,
     answer_mask: Tensor,
+    placed_mask: Tensor | None = None,
     attention_mask: Tensor | None = None,
     *,
     each_row: bool = False,
@@ -88,8 +93,9 @@ def capture_request(
 
     `rows` says which text positions look: `answer`, those whose next token is an answer token; `prompt`, the prompt's
     text after the first run of image tokens; `after_image`, both (the published choice). With `each_row` every row is
-    an average of its own (G = the most rows in the batch). All masks are bool [B, S]; positions outside
-    `attention_mask` count for nothing. Raises ConfigError for an unknown `rows`.
+    an average of its own (G = the most rows in the batch). Image tokens outside `placed_mask` show no place in the
+    image and are no columns (None: there are no such). All masks are bool [B, S]; positions outside `attention_mask`
+    count for nothing. Raises ConfigError for an unknown `rows`.
     """
     if attention_mask is not None:
         kept = attention_mask.bool()
@@ -107,7 +113,10 @@ def capture_request(
         row_weights[sample, chosen_BS.cumsum(1)[sample, position] - 1, position] = 1.0
     else:
         row_weights = chosen_BS / chosen_BS.sum(1, keepdim=True).clamp_min(1)
-    return CaptureRequest(row_weights, _positions(image_mask), prompt_mask)
+    columns = _positions(image_mask)
+    if placed_mask is not None:
+        columns = columns.masked_fill(~placed_mask.gather(1, columns.clamp_min(0)), -1)
+    return CaptureRequest(row_weights, columns, prompt_mask)
 
 
 def use_capture(model: PreTrainedModel) -> None:
@@ -169,22 +178,31 @@ def attention_forward(
     attention_mask: Tensor | None,
     *,
     capture: CaptureRequest | None = None,
+    boost: Boost | None = None,
     output_attentions: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """SDPA, and as a second output the captured attention when `capture` is given: [B, H, N + 1] or [B, H, G, N + 1].
+    `boost` changes what the last position attends to; what is captured is the attention without it.
 
     The last column is the mass on image and prompt columns, the denominator of Eq. 8. It is fp32 (fp64 when the queries
     are), and attention dropout does not touch it. Raises ModelError when the layer's keys are not the positions that
     the request speaks of.
     """
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    scaling = kwargs.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if boost is not None and (row_BHD := boost.row(module, query, key, value, attention_mask, scaling)) is not None:
+        output[:, -1] = row_BHD
     if capture is None:
         return output, None
-    _check_positions(module, query, key, capture, kwargs.get("sliding_window"))
+    window = kwargs.get("sliding_window")
+    _check_positions(module, query, key, capture, window)
+    dropped = 0 if window is None or capture.length is None else max(0, capture.length - key.shape[2])
+    columns = capture.columns.to(query.device) - dropped
+    columns = columns.masked_fill(columns < 0, -1)
     causal = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    scaling = kwargs.get("scaling")
     rows_BC, weights_BGC = capture.used_rows
     # Half precision is too coarse for the softmax; the weights' precision is that of the whole computation.
     precision = torch.promote_types(query.dtype, torch.float32)
@@ -194,9 +212,9 @@ def attention_forward(
         attention_mask,
         rows_BC.to(query.device),
         weights_BGC.to(query.device, precision),
-        capture.columns.to(query.device),
-        _denominator(capture, key).to(precision),
-        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        columns,
+        _denominator(columns, capture.text_columns[:, dropped:], key).to(precision),
+        scaling,
         bool(causal) and query.shape[2] > 1,
     )
     return output, packed_BHGN if capture.row_weights.ndim == 3 else packed_BHGN.squeeze(2)
@@ -329,12 +347,11 @@ def _spread(grad_BHCN: Tensor, columns_BN: Tensor, denominator_BT: Tensor) -> Te
     return spread.scatter_add_(-1, index, grad_BHCN[..., :-1] * columns_BN.ge(0)[:, None, None])
 
 
-def _denominator(request: CaptureRequest, key_BJTD: Tensor) -> Tensor:
+def _denominator(columns_BN: Tensor, text_columns_BT: Tensor, key_BJTD: Tensor) -> Tensor:
     """[B, T] fp32: 1 at the image and prompt columns (T_v and T_p of Eq. 8)."""
-    text = request.text_columns.to(key_BJTD.device)
+    text = text_columns_BT.to(key_BJTD.device)
     marks = nn.functional.pad(text, (0, key_BJTD.shape[2] - text.shape[1]), value=False).float()
-    columns = request.columns.to(key_BJTD.device)
-    return marks.scatter_reduce_(1, columns.clamp_min(0), columns.ge(0).float(), reduce="amax")
+    return marks.scatter_reduce_(1, columns_BN.clamp_min(0), columns_BN.ge(0).float(), reduce="amax")
 
 
 def _positions(mask_BS: Tensor) -> Tensor:
@@ -374,11 +391,16 @@ def _check_positions(
             f"capture, layer {layer}: row_weights are for {request.row_weights.shape[-1]} positions, but the forward "
             f"pass has {rows}; make a request of this pass's own length (one position at a decoding step)"
         )
+    if window is None:
+        if request.width > keys:
+            raise ModelError(
+                f"capture, layer {layer}: the request speaks of {request.width} key positions, but this layer sees "
+                f"{keys} keys; make a request of this pass's own tokens and those in its cache"
+            )
     # A sliding-window cache that is full has dropped its oldest keys: the columns would point at other tokens.
-    shifted = window is not None and rows < keys and keys >= window
-    if shifted or request.width > keys:
+    elif (request.length is None and rows < keys and keys >= window) or (request.length or keys) < request.width:
         raise ModelError(
             f"capture, layer {layer}: the request speaks of {request.width} key positions, but this layer sees {keys} "
-            f"keys{f' of a sliding window of {window}' if window is not None else ''}, so image columns have moved or "
-            "are gone; capture in one forward pass over the whole sequence, without a cache"
+            f"keys of a sliding window of {window}, so image columns have moved or are gone; give the request the "
+            "`length` of this pass with its cache, or capture in one pass over the whole sequence, without a cache"
         )

@@ -17,7 +17,6 @@ from a3tune.errors import DataError, LabelError
 from a3tune.labels import rle
 from a3tune.types import Labels, Sample
 from a3tune.vlm.encode import Example, pad, prepare
-from a3tune.vlm.grids import token_boxes
 from a3tune.vlm.load import Vlm
 from a3tune.vlm.patches import members, token_weights
 
@@ -34,7 +33,9 @@ class _Item:
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (self.example.input_ids, self.segments, *self.example.images.values()))
+        example = self.example
+        own = (example.input_ids, example.boxes, self.segments, *example.images.values(), *example.token_types.values())
+        return sum(array.nbytes for array in own)
 
 
 class Collator:
@@ -100,9 +101,8 @@ class Collator:
             example = prepare(self.vlm, [image], sample.prompt, sample.answer)
         except DataError as error:
             raise DataError(f"sample {sample.id}: {error}") from error
-        boxes = token_boxes(self.vlm, image.height, image.width)
         labels = self.labels_for(sample, image.height, image.width)
-        weights = [np.zeros((0, len(boxes)), np.float32)]
+        weights = [np.zeros((0, len(example.boxes)), np.float32)]
         for segment in labels.segments if labels else ():
             if segment.mask.size != (image.height, image.width):
                 height, width = segment.mask.size
@@ -110,7 +110,7 @@ class Collator:
                     f"sample {sample.id}: its labels are for an image of {width} x {height} pixels, but the image has "
                     f"{image.width} x {image.height}. Label the data again."
                 )
-            weights.append(token_weights(rle.decode(segment.mask)[None], boxes))
+            weights.append(token_weights(rle.decode(segment.mask)[None], example.boxes))
         return _Item(example, torch.from_numpy(members(np.concatenate(weights), self.membership)))
 
 

@@ -24,6 +24,7 @@ from a3tune.run import RunFolder
 from a3tune.training.collate import Collator, LabelsFor
 from a3tune.training.trainer import A3Trainer, Interrupted, ProgressBar, StopOnRequest, stopping_on_interrupt
 from a3tune.vlm.load import load_vlm
+from a3tune.vlm.quantize import is_quantized, prepare_for_training
 
 HARMLESS = {
     "model.device",
@@ -177,7 +178,10 @@ def _prepare(
         raise ConfigError("data.train: expected a JSONL file to train on, got none")
     samples = read_rows(config.data.train)
     labels_for = label_source(config)
-    vlm = load_vlm(config.model.path, device=str(args.device), dtype=config.model.dtype)
+    device = "auto" if config.model.device_map else str(args.device)
+    vlm = load_vlm(**asdict(replace(config.model, device=device)))
+    if is_quantized(vlm.model):
+        prepare_for_training(vlm.model)
     set_seed(config.training.seed)
     settings = config.adapter
     model = add_adapter(
@@ -193,6 +197,7 @@ def _prepare(
         top_experts=settings.top_experts,
         balance=config.training.load_balance > 0,
         router_hidden=settings.router_hidden,
+        control_ids=vlm.control_ids,
     )
     stop = StopOnRequest()
     trainer = A3Trainer(

@@ -23,7 +23,7 @@ from a3tune.attention.align import alignment_loss, averaged_map, labelled
 from a3tune.attention.capture import Captured, capture_request, check_captured, stack
 from a3tune.attention.heads import HeadSelector, overlap, votes
 from a3tune.config import AlignmentConfig
-from a3tune.errors import A3TuneError, ModelError
+from a3tune.errors import A3TuneError
 from a3tune.training.collate import Collator
 from a3tune.types import Sample
 from a3tune.vlm.encode import TOKEN_MASKS
@@ -90,10 +90,8 @@ class A3Trainer(Trainer):
             data_collator=collator,  # pyright: ignore[reportArgumentType]
             callbacks=callbacks,
         )
-        if not self.model_accepts_loss_kwargs:
-            raise ModelError(
-                f"{type(model.get_base_model()).__name__}: cannot average its loss over an accumulated batch."
-            )
+        # Every supported family averages its loss over an accumulated batch; Qwen2.5-VL and Qwen3-VL deny that they do.
+        self.model_accepts_loss_kwargs = True
         for talkative in (PrinterCallback, ProgressCallback):
             self.remove_callback(talkative)
         self.collator = collator
@@ -119,7 +117,7 @@ class A3Trainer(Trainer):
         model.eval()
         for start in range(0, len(chosen), size):
             inputs, masks, _ = self._split(self._prepare_inputs(self.collator(chosen[start : start + size])))
-            request = capture_request(self.alignment.rows, *masks.values())
+            request = capture_request(self.alignment.rows, **masks)
             with torch.no_grad():
                 outputs = model(**inputs, capture=request, output_attentions=True)
             captured = stack(outputs.attentions, request)
@@ -139,7 +137,7 @@ class A3Trainer(Trainer):
         inputs, masks, rest = self._split(inputs)
         request = None
         if self.selector is not None:
-            request = capture_request(self.alignment.rows, *masks.values(), each_row=self.alignment.variant == "code")
+            request = capture_request(self.alignment.rows, **masks, each_row=self.alignment.variant == "code")
             inputs |= {"capture": request, "output_attentions": True}
         if self.routed:
             inputs["routing"] = Routing(masks["prompt_mask"], masks["image_mask"])
@@ -188,7 +186,7 @@ class A3Trainer(Trainer):
             self.selector.load_state_dict(load_file(file, device=str(self.args.device)))
 
     def _split(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-        """Inputs of the model, token masks (in the order of `TOKEN_MASKS`), and what only the losses need."""
+        """Inputs of the model, token masks, and what only the losses need."""
         masks = {name: inputs[name] for name in TOKEN_MASKS}
         rest = {name: inputs[name] for name in ("segments", "sample_ids")}
         taken = {name: value for name, value in inputs.items() if name not in masks | rest}

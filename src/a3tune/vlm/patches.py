@@ -1,4 +1,7 @@
-"""Mask -> image tokens, and token map -> picture. Knows boxes and pixels, no model."""
+"""Mask -> image tokens, and token map -> picture. Knows boxes and pixels, no model.
+
+A token with a box of NaN has no place in the image: nothing of it is covered, and nothing is painted for it.
+"""
 
 import numpy as np
 
@@ -13,13 +16,15 @@ def token_weights(mask: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     Returns float32 `[N]` (or `[..., N]`) in [0, 1]; what lies outside the image counts as not covered.
     """
     height, width = mask.shape[-2:]
+    boxes = _placed(boxes)
     # Boxes of a grid share their rows: one product per row of tokens, not per token.
     rows, row_of_box = np.unique(boxes[:, [1, 3]], axis=0, return_inverse=True)
     y_overlap = _overlap(rows[:, 0], rows[:, 1], height)
     x_overlap = _overlap(boxes[:, 0], boxes[:, 2], width)
     row_sums = y_overlap @ mask.astype(np.float32)
     covered = np.einsum("...nw,nw->...n", row_sums[..., row_of_box.ravel(), :], x_overlap)
-    return np.clip(covered / _areas(boxes), 0, 1).astype(np.float32)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return np.clip(covered / np.where(areas > 0, areas, 1), 0, 1).astype(np.float32)
 
 
 def members(weights: np.ndarray, threshold: float = 0.5) -> np.ndarray:
@@ -49,6 +54,7 @@ def paint(values: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.nd
     Returns float32 `[H, W]`.
     """
     height, width = size
+    boxes = _placed(boxes)
     y_overlap = _overlap(boxes[:, 1], boxes[:, 3], height)
     x_overlap = _overlap(boxes[:, 0], boxes[:, 2], width)
     seen = y_overlap.T @ x_overlap
@@ -63,5 +69,6 @@ def _overlap(start: np.ndarray, end: np.ndarray, size: int) -> np.ndarray:
     return np.clip(overlap, 0, None).astype(np.float32)
 
 
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+def _placed(boxes: np.ndarray) -> np.ndarray:
+    """The boxes with empty ones, which overlap no pixel, for the tokens without a place."""
+    return np.nan_to_num(boxes, nan=0.0)

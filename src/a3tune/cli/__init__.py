@@ -1,0 +1,14 @@
+"""Thin commands: options in, one function of `commands.py` or `demo.py`, a line out. No logic.
+
+Whatever needs PyTorch is imported inside the commands, so that help is there at once.
+"""
+
+from a3tune.cli import checkpoints, data, labels, runs  # each adds its commands to `app`
+from a3tune.cli.app import app
+
+__all__ = ["app", "checkpoints", "data", "labels", "main", "runs"]
+
+
+def main() -> None:
+    """Entry point of the command `a3tune`."""
+    app()

@@ -1,0 +1,63 @@
+"""The application that the commands are added to: errors, exit codes, version."""
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from a3tune import __version__
+from a3tune.errors import A3TuneError
+
+MISTAKE, INTERRUPTED = 2, 130
+"""Exit codes: of what a user can mend, and of Ctrl-C. A bug of ours ends with a traceback and 1."""
+
+
+ORDER = ("demo", "data", "convert", "label", "train", "eval", "ask", "report")
+"""Of the commands in the help: as a user comes to need them."""
+
+
+class _Commands(TyperGroup):
+    """Turns the errors of `a3tune.errors`, and Ctrl-C, into a message without traceback."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except A3TuneError as error:
+            typer.echo(f"a3tune: {error}", err=True)
+            raise typer.Exit(MISTAKE) from None
+        except KeyboardInterrupt as stop:
+            how = str(stop) or "interrupted; what is finished is kept, and the same command goes on from there"
+            typer.echo(f"\na3tune: {how}", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"a3tune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _about(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Fine-tune a vision-language model that looks at the region the question asks about.
+
+    New here? `a3tune demo` shows everything on synthetic scans in about twelve minutes, without any download.
+
+    Your own data: `data` prepares it, `label` finds where to look, `train` fine-tunes, `eval` measures, `report`
+    compares, `ask` tries it.
+    """

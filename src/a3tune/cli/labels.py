@@ -1,0 +1,128 @@
+"""`a3tune label`: make region labels, look at them, take them elsewhere."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from a3tune.cli.app import app
+from a3tune.cli.options import ConfigFile, Data, DryRun, Force, Overrides, bar, quieten, refuse_existing, show_dry_run
+from a3tune.config import load_config
+
+MAKE = "make"
+Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the labels.")]
+
+
+class _Labels(TyperGroup):
+    """`a3tune label DATA ...` without the name of a subcommand makes labels."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        return super().resolve_command(ctx, args if args and args[0] in self.commands else [MAKE, *args])
+
+
+labels = typer.Typer(
+    cls=_Labels,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    # Options before the data belong to `make`, not to the group.
+    context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]},
+)
+app.add_typer(labels, name="label")
+
+
+@labels.callback()
+def _about() -> None:
+    """Find the regions that each question may be about (weak labels, section 4.1 of the paper).
+
+    Example: `a3tune label train.jsonl --out labels`, then `a3tune label status labels`
+    """
+
+
+@labels.command(MAKE)
+def make(
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="STORE", help="Folder of the labels.")],
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Make labels; the name `make` may be left out.
+
+    Every image is cut into segments, and these are ranked by the question. Nothing is made twice.
+
+    Example: `a3tune label train.jsonl --out labels labels.proposer=sam labels.weights=sam-vit-base`
+    """
+    settings = load_config(config, [*(overrides or ()), f"data.train={data}", f"labels.store={out}"])
+    if dry_run:
+        show_dry_run(settings, f"label the images of {data} into {out}, as far as they are not in there")
+        return
+    quieten()
+    from a3tune.commands import label
+
+    with bar("Finding regions") as progress:
+        run, quality = label(settings, progress)
+    typer.echo(f"{run.images} images, {run.proposed} of them cut into segments now; {run.ranked} rankings made now")
+    if "all" in quality:
+        found = quality["all"]
+        typer.echo(
+            f"The true region is among the best {settings.labels.top_k} for {100 * found.recall:.0f} % of the regions "
+            f"(at most {100 * found.ceiling_recall:.0f} % with all segments); mean best overlap {found.best_iou:.2f}"
+        )
+    for image, reason in run.failures.items():
+        typer.echo(f"failed: {image}: {reason}", err=True)
+    if run.failures:
+        raise typer.Exit(1)
+
+
+@labels.command()
+def status(store: Store) -> None:
+    """Show what a label store holds and how it was made.
+
+    Example: `a3tune label status labels`
+    """
+    from a3tune.labels.status import store_status
+
+    found = store_status(store)
+    if not found.finished:
+        typer.echo("not finished: the same `a3tune label` command goes on from here")
+    for name, value in found.settings.items():
+        typer.echo(f"{name:16}{value}")
+    typer.echo(f"{'images':16}{found.images:,}")
+    typer.echo(f"{'segments':16}{found.segments:,}")
+    typer.echo(f"{'rankings':16}{found.rankings:,}")
+    typer.echo(f"{'size':16}{found.bytes / 1e6:,.1f} MB in {found.shards:,} files")
+    for shard in found.damaged:
+        typer.echo(f"damaged: {shard}; delete it and label again", err=True)
+    if found.damaged:
+        raise typer.Exit(1)
+
+
+@labels.command()
+def export(
+    store: Store,
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="FILE|DIR", help="coco: a JSON file; overlays: a folder of PNGs.")],
+    form: Annotated[
+        Literal["coco", "overlays"], typer.Option("--format", help="COCO annotations, or the segments drawn on images.")
+    ] = "coco",
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    force: Force = False,
+) -> None:
+    """Write the labels of a data set for other tools, or to look at.
+
+    Example: `a3tune label export labels train.jsonl --format overlays --out overlays`
+    """
+    settings = load_config(config, overrides or ()).labels
+    refuse_existing(out, force)
+    quieten()
+    from a3tune.data.rows import read_rows
+    from a3tune.labels.export import export_coco, export_overlays
+    from a3tune.labels.store import LabelStore
+
+    write = {"coco": export_coco, "overlays": export_overlays}[form]
+    done = write(LabelStore(store), read_rows(data), out, top_k=settings.top_k, threshold=settings.threshold)
+    typer.echo(f"{done.segments:,} segments on {done.images:,} images: {out}")
+    for sample, reason in done.skipped.items():
+        typer.echo(f"left out: {sample}: {reason}", err=True)

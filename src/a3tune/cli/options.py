@@ -1,0 +1,54 @@
+"""What several commands share: options, a progress bar, and the refusal to replace a file."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from a3tune.config import RunConfig, dump_config
+from a3tune.errors import RunError
+
+if TYPE_CHECKING:
+    from a3tune.commands import Progress as Callback
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as labels.top_k=2.")
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", metavar="FILE", help="Settings as YAML; --dry-run prints all of them.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the settings and what would happen; touch nothing.")]
+Data = Annotated[Path, typer.Argument(metavar="DATA.jsonl", help="Questions about images, one JSON object per line.")]
+Adapter = Annotated[str, typer.Option(metavar="DIR|none", help="Folder of a trained adapter; none: the base model.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
+
+
+def refuse_existing(out: Path, force: bool) -> None:
+    if out.exists() and not force:
+        raise RunError(f"{out}: is there already; choose another --out, or replace it with --force")
+
+
+def show_dry_run(settings: RunConfig, what: str) -> None:
+    typer.echo(dump_config(settings) + f"\n# Would {what}.")
+
+
+@contextmanager
+def bar(title: str) -> Iterator["Callback"]:
+    """A progress bar on standard error while this is open; nothing where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        task = bars.add_task(title, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def quieten() -> None:
+    """Keep transformers' own bars and notices off the screen."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

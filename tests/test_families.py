@@ -1,0 +1,73 @@
+"""Every supported family does everything that a3tune needs of it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from a3tune.errors import DataError
+from a3tune.vlm.encode import encode
+from a3tune.vlm.families import FAMILIES
+from a3tune.vlm.load import load_vlm
+from zoo import ZOO
+from zoo.checks import CHECKS, noise
+
+
+@pytest.fixture(scope="session")
+def zoo_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of the zoo's models; each is filled when it is first asked for."""
+    root = tmp_path_factory.mktemp("zoo")
+    return {name: root / name for name in ZOO}
+
+
+@pytest.fixture
+def folder(name: str, zoo_folders: dict[str, Path]) -> Path:
+    if not zoo_folders[name].exists():
+        ZOO[name](zoo_folders[name])
+    return zoo_folders[name]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", ZOO)
+def test_family(name: str, check: str, folder: Path) -> None:
+    CHECKS[check](folder)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_folder_loads_as_its_family(name: str, folder: Path) -> None:
+    vlm = load_vlm(folder, device="cpu")
+    assert name.startswith(vlm.model.config.model_type)
+    assert not vlm.model.training
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_prompts_are_tokenised_as_transformers_does(name: str, folder: Path) -> None:
+    vlm = load_vlm(folder, device="cpu")
+    image = noise(48, 64)
+    if vlm.family.chat:
+        content = [{"type": "image", "image": image}, {"type": "text", "text": "Where is it?"}]
+        expected = vlm.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        ours = encode(vlm, [image], ["Where is it?"])
+    else:
+        expected = vlm.processor(images=image, text="<image>Where is it?", suffix="here")
+        expected = {key: torch.tensor(np.asarray(value)) for key, value in expected.items()}
+        ours = encode(vlm, [image], ["Where is it?"], ["here"])
+    for key, value in expected.items():
+        assert torch.equal(ours[key], value), key
+
+
+def test_a_prompt_without_an_image_needs_a_chat_template(tmp_path: Path) -> None:
+    ZOO["paligemma"](tmp_path)
+    with pytest.raises(DataError, match="paligemma takes no prompt without an image"):
+        encode(load_vlm(tmp_path, device="cpu"), [[]], ["Where is it?"])
+
+
+def test_every_family_is_in_the_zoo() -> None:
+    assert all(any(name.startswith(family) for name in ZOO) for family in FAMILIES)
