@@ -109,6 +109,18 @@ def test_a_split_pixel_takes_both_tokens_shares() -> None:
 
 
 @given(masks(), boxes())
+def test_a_token_without_a_place_takes_and_paints_nothing(mask: np.ndarray, found: np.ndarray) -> None:
+    nowhere = np.full((1, 4), np.nan)
+    weights = token_weights(mask, np.concatenate([found[:1], nowhere, found[1:]]))
+    assert weights[1] == 0
+    np.testing.assert_array_equal(np.delete(weights, 1), token_weights(mask, found))
+    assert members(weights)[1] == 0
+    values = np.arange(len(found), dtype=np.float32)
+    picture = paint(np.insert(values, 1, 9), np.concatenate([found[:1], nowhere, found[1:]]), mask.shape)
+    np.testing.assert_allclose(picture, paint(values, found, mask.shape), rtol=1e-5)
+
+
+@given(masks(), boxes())
 def test_painting_a_constant_gives_it_back(mask: np.ndarray, found: np.ndarray) -> None:
     picture = paint(np.full(len(found), 2.5), found, mask.shape)
     assert np.all((picture == 0) | np.isclose(picture, 2.5, rtol=1e-4))

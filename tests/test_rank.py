@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -5,10 +7,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+from scipy import ndimage
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    Siglip2Config,
+    Siglip2ImageProcessorPil,
+    Siglip2Model,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+)
 
 from a3tune.errors import ConfigError, LabelError, ModelError
-from a3tune.labels.rank import PUBLISHED_QUERY, VISUAL_PROMPTS, ClipRanker, format_query, top_k
+from a3tune.labels.rank import PUBLISHED_QUERY, QUERIES, VISUAL_PROMPTS, ClipRanker, format_query, make_ranker, top_k
 from a3tune.types import Sample
 from a3tune.vlm.tiny import train_tokenizer
 
@@ -181,4 +195,92 @@ def test_folders_that_hold_no_clip(tmp_path):
         ClipRanker(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(ModelError, match="safetensors"):
+        ClipRanker(tmp_path)
+
+
+def test_grey_and_contour_show_the_segment_in_its_place(picture):
+    image, mask = np.asarray(picture[0]).astype(int), picture[1]
+    greyed = shown("grey", picture)
+    assert np.array_equal(greyed[mask], image[mask])
+    assert np.ptp(greyed[~mask], axis=1).max() == 0
+    assert 0.4 < greyed[~mask].std() / np.asarray(picture[0].convert("L"))[~mask].std() < 0.6
+    lined = shown("contour", picture)
+    red = (lined == (255, 0, 0)).all(-1)
+    assert np.array_equal(red, ndimage.binary_dilation(mask) & ~mask)
+    assert np.array_equal(lined[~red], image[~red])
+
+
+def test_every_data_set_has_a_query_that_its_samples_can_fill():
+    meta = {"organ": "Liver", "modality": "CT", "location": "Liver"}
+    sample = Sample("1", b"", "Where?", "a", "open", meta=meta)
+    for template in QUERIES.values():
+        text = format_query(template, sample)
+        assert text.endswith(". Where?") and "{" not in text
+
+
+@pytest.fixture(scope="module")
+def siglip_folder(tmp_path_factory):
+    return save_siglip(tmp_path_factory.mktemp("siglip"), SiglipModel, SiglipConfig, SiglipImageProcessorPil, 32)
+
+
+def save_siglip(folder, model, config, processor, size):
+    tokenizer = train_tokenizer(["where is the liver"] * 3, vocab=300)
+    tokenizer.padding_side = "right"
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = small | {"vocab_size": 300, "max_position_embeddings": 24, "projection_size": 16}
+    vision = small | {"patch_size": 8} | ({"num_patches": 16} if model is Siglip2Model else {"image_size": size})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model(config(text_config=text, vision_config=vision)).save_pretrained(folder)
+    if model is Siglip2Model:
+        processor(patch_size=8, max_num_patches=16).save_pretrained(folder)
+    else:
+        processor(size={"height": size, "width": size}).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_siglip_reads_texts_padded_to_its_whole_context(siglip_folder):
+    ranker = make_ranker(siglip_folder, "cpu")
+    model, tokenizer = SiglipModel.from_pretrained(siglip_folder), train_tokenizer(["where is the liver"] * 3, 300)
+    tokenizer.padding_side = "right"
+    for text in ("liver", "where is the liver " * 1000):
+        ids = tokenizer(text).input_ids[:24]
+        ids = torch.tensor([ids + [tokenizer.pad_token_id] * (24 - len(ids))])
+        with torch.inference_mode():
+            expected = torch.nn.functional.normalize(model.get_text_features(ids).pooler_output, dim=-1)
+        assert np.abs(ranker.embed_texts([text, "is"])[0] - expected[0].numpy()).max() < 1e-5
+
+
+def test_siglip_2_takes_images_of_any_size(tmp_path):
+    ranker = make_ranker(save_siglip(tmp_path, Siglip2Model, Siglip2Config, Siglip2ImageProcessorPil, 32), "cpu")
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in ((20, 40), (64, 9))]
+    vectors = ranker.embed_images(images)
+    assert vectors.shape == (2, 16) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert np.allclose(vectors[1], ranker.embed_images(images[1:])[0], atol=1e-5)
+    assert not np.allclose(*vectors, atol=1e-3)
+    assert ranker.embed_texts([]).shape == (0, 16)
+
+
+def test_a_ranker_is_known_by_its_folder(clip_folder, siglip_folder, vlm_folder, tmp_path):
+    for folder in (clip_folder, siglip_folder):
+        ranker = make_ranker(folder, "cpu")
+        assert isinstance(ranker, ClipRanker)
+        twin = copy.copy(ranker)
+        assert twin.settings() == ranker.settings()
+        assert np.array_equal(twin.embed_texts(["liver"]), ranker.embed_texts(["liver"]))
+    with pytest.raises(ModelError, match="ranker of type clip, siglip, siglip2, got model_type 'llava'"):
+        make_ranker(vlm_folder)
+    with pytest.raises(ModelError, match=r"open_clip_config\.json \(BiomedCLIP\) or config\.json .*clip, siglip"):
+        make_ranker(tmp_path)
+
+
+def test_a_ranker_without_some_of_its_weights_is_refused(clip_folder, tmp_path):
+    for file in clip_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    model = CLIPModel.from_pretrained(tmp_path)
+    weights = {name: value for name, value in model.state_dict().items() if "text_projection" not in name}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ModelError, match=r"1 weights are missing: text_projection\.weight"):
         ClipRanker(tmp_path)

@@ -131,4 +131,5 @@ def test_suppression_equals_the_plain_loop(upper, scores, threshold):
     for index in sorted(range(7), key=lambda i: (-scores[i], i)):
         if all(iou[index, better] <= threshold for better in expected):
             expected.append(index)
-    assert rle.suppress(iou, scores, threshold).tolist() == expected
+    assert rle.suppress(iou.__getitem__, scores, threshold).tolist() == expected
+    assert rle.suppress(iou.__getitem__, scores, threshold, most=2).tolist() == expected[:2]

@@ -1,7 +1,10 @@
 import errno
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from a3tune.data.images import content_hash
 from a3tune.errors import ConfigError, LabelError, OutputError
 from a3tune.labels import store
+from a3tune.labels.rank import ClipRanker
 from a3tune.labels.rle import box_mask, decode, encode
 from a3tune.labels.store import LabelStore, label_images, truth_labels
 from a3tune.types import Region, Sample, Segment
@@ -164,6 +169,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from a3tune.labels import store
+from a3tune.labels.rank import ClipRanker
 from test_store import Brightness, Quarters, make_samples
 folder = Path(sys.argv[2])
 store.SHARD_IMAGES = 2
@@ -284,3 +290,127 @@ def test_true_regions_become_labels():
     assert nothing is not None and nothing.segments == ()
     with pytest.raises(LabelError, match=r"sample 7: region 'rib': .*9 x 6.*8 x 6"):
         truth_labels(sample, 6, 9)
+
+
+TABLE_KEYS = {"segments": ("image",), "embeddings": ("image",), "similarities": ("image", "query")}
+
+
+def content(folder):
+    """Path -> bytes of everything that a finished run leaves."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def rows(folder):
+    """Table -> its rows, sorted by key."""
+    found = {}
+    for table, key in TABLE_KEYS.items():
+        shards = (folder / table).rglob("*.parquet")
+        items = [row for shard in shards for row in pq.ParquetFile(shard).read().to_pylist()]
+        found[table] = sorted(items, key=lambda row: [row[name] for name in key])
+    return found
+
+
+ENDLESS = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from a3tune.labels import store
+from test_store import Brightness, Quarters, SlowQuarters, make_samples
+folder = Path(sys.argv[2])
+store.SHARD_IMAGES = 3
+if __name__ == "__main__":
+    samples = make_samples(folder, 12)
+    print("ready", flush=True)
+    store.label_images(
+        samples, SlowQuarters(), Brightness(), folder / "store", workers=int(sys.argv[3]),
+        progress=lambda done, total: print(done, flush=True),
+    )
+"""
+
+
+class SlowQuarters(Quarters):
+    def __call__(self, image):
+        time.sleep(0.02)
+        return super().__call__(image)
+
+
+def start(tmp_path, workers):
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    command = [sys.executable, script, os.path.dirname(__file__), tmp_path, str(workers)]  # noqa: PTH120
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_killed_at_any_moment_ends_as_an_undisturbed_one(tmp_path, monkeypatch, seed):
+    monkeypatch.setattr(store, "SHARD_IMAGES", 3)
+    (tmp_path / "killed").mkdir()
+    process = start(tmp_path / "killed", workers=1)
+    time.sleep(random.Random(seed).uniform(0, 0.4))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    samples = make_samples(tmp_path, 12)
+    label_images(samples, Quarters(), Brightness(), tmp_path / "killed" / "store")
+    label_images(samples, Quarters(), Brightness(), tmp_path / "whole")
+    assert content(tmp_path / "killed" / "store") == content(tmp_path / "whole")
+    made = rows(tmp_path / "whole")
+    assert {table: len(found) for table, found in made.items()} == {
+        "segments": 12,
+        "embeddings": 12,
+        "similarities": 24,
+    }
+
+
+def test_two_workers_write_the_same_store_as_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SHARD_IMAGES", 4)
+    samples = make_samples(tmp_path, 9)
+    (tmp_path / "cut.png").write_bytes(samples[0].image.read_bytes()[:50])
+    samples.insert(3, replace(samples[0], id="cut", image=tmp_path / "cut.png"))
+    runs, calls = [], []
+    for workers in (1, 2):
+        runs.append(
+            label_images(
+                samples,
+                Quarters(),
+                Brightness(),
+                tmp_path / str(workers),
+                workers=workers,
+                progress=lambda *at: calls.append(at),
+            )
+        )
+    assert runs[0] == runs[1] and runs[0].failures.keys() == {str(tmp_path / "cut.png")}
+    assert calls == 2 * [(done, 10) for done in range(1, 11)]
+    assert content(tmp_path / "1") == content(tmp_path / "2")
+    with pytest.raises(ConfigError, match="workers: expected an integer >= 1, got 0"):
+        label_images(samples, Quarters(), Brightness(), tmp_path / "0", workers=0)
+
+
+def test_rows_that_a_deleted_shard_held_are_made_again_and_only_those(tmp_path):
+    samples = make_samples(tmp_path)
+    label_images(samples, Quarters(), Brightness(), tmp_path / "store")
+    before = rows(tmp_path / "store")
+    for table in ("segments", "similarities"):
+        for shard in (tmp_path / "store" / table).rglob("*.parquet"):
+            shard.unlink()
+        label_images(samples, Quarters(), Brightness(), tmp_path / "store")
+        assert rows(tmp_path / "store") == before
+
+
+def test_a_prompt_of_3000_words_is_ranked(tmp_path, ranker_folder):
+    long = replace(make_samples(tmp_path, 1)[0], prompt="where is the liver " * 750)
+    label_images([long], Quarters(), ClipRanker(ranker_folder, device="cpu"), tmp_path / "store")
+    assert len(LabelStore(tmp_path / "store").labels(long).segments) == 4
+
+
+def test_no_samples_make_an_empty_store(tmp_path):
+    run = label_images([], Quarters(), Brightness(), tmp_path / "store")
+    assert (run.images, run.proposed, run.ranked, run.failures) == (0, 0, 0, {})
+    LabelStore(tmp_path / "store")
+
+
+def test_a_stored_image_is_known_by_its_content(tmp_path):
+    sample = make_samples(tmp_path, 1)[0]
+    label_images([sample], Quarters(), Brightness(), tmp_path / "store")
+    assert LabelStore(tmp_path / "store").image(sample) == (content_hash(sample.image), 8, 12)

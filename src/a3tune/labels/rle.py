@@ -4,7 +4,7 @@ Masks are bool `[H, W]`; boxes are `(x0, y0, x1, y1)` in pixels, x1 and y1 exclu
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,19 +98,24 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
-def suppress(iou: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
-    """Non-maximum suppression: indices of what is kept, best score first; of equals the earlier one.
+def suppress(
+    overlaps: Callable[[int], np.ndarray], scores: np.ndarray, threshold: float, most: int | None = None
+) -> np.ndarray:
+    """Non-maximum suppression: indices of what is kept, best score first and `most` at most; of equals the earlier one.
 
-    `iou` [M, M] comes from `mask_iou` or `box_iou`, `scores` is [M]; whatever overlaps a better kept one by more than
+    `overlaps(index)` gives the IoU [M] of one item with every item, only asked for those that are kept; for a matrix of
+    `mask_iou` or `box_iou` it is `iou.__getitem__`. `scores` is [M]. Whatever overlaps a better kept one by more than
     `threshold` goes.
     """
-    order = np.argsort(-np.asarray(scores), kind="stable")
-    kept = np.ones(len(order), dtype=bool)
-    for index in order:
-        if kept[index]:
-            kept &= iou[index] <= threshold
-            kept[index] = True
-    return order[kept[order]]
+    free = np.ones(len(scores), dtype=bool)
+    kept: list[int] = []
+    for index in np.argsort(-np.asarray(scores), kind="stable").tolist():
+        if len(kept) == most:
+            break
+        if free[index]:
+            kept.append(index)
+            free &= overlaps(index) <= threshold
+    return np.asarray(kept, dtype=np.int64)
 
 
 def _checked(rle: Rle) -> Any:

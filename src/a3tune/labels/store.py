@@ -12,33 +12,31 @@ An image is named by the hash of its content; <ranking> covers proposer, visual 
 the store: it is taken when labels are read.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
 
 from a3tune.data.images import content_hash, describe, load_image
 from a3tune.errors import ConfigError, DataError, LabelError
 from a3tune.files import replacing
 from a3tune.labels import rank
 from a3tune.labels.propose import Proposer
-from a3tune.labels.rank import Ranker, format_query
+from a3tune.labels.rank import VISUAL_PROMPTS, Ranker, format_query
 from a3tune.labels.rle import decode, encode, region_mask
+from a3tune.labels.table import Table, short_hash
+from a3tune.labels.workers import in_order
 from a3tune.types import ImageSource, Labels, Rle, Sample, Segment
 
 REVISION = 1
 """Raised when the same settings come to mean other segments or similarities: everything is then made again."""
 SHARD_IMAGES = 32
 """Images between two writes: the most that a killed run loses."""
-_CACHED_SHARDS = 64
-_CURRENT = "current.json"
+CURRENT = "current.json"
 
 _IMAGE = pa.field("image", pa.string())
 _SEGMENTS = pa.schema(
@@ -52,6 +50,22 @@ _SEGMENTS = pa.schema(
 )
 _EMBEDDINGS = pa.schema([_IMAGE, ("width", pa.int32()), ("vectors", pa.binary())])
 _SIMILARITIES = pa.schema([_IMAGE, ("query", pa.string()), ("similarity", pa.list_(pa.float32()))])
+TABLES = {
+    "segments": (_SEGMENTS, ("image",), "segments"),
+    "embeddings": (_EMBEDDINGS, ("image",), "ranking"),
+    "similarities": (_SIMILARITIES, ("image", "query"), "ranking"),
+}
+"""Folder of a table -> columns, key, and the name in `current.json` of the settings that its rows depend on."""
+
+
+def open_table(folder: Path, name: str, current: Mapping) -> Table:
+    """One of a store's tables for settings as `current.json` holds them.
+
+    Raises:
+        LabelError: a shard is damaged.
+    """
+    schema, key, settings = TABLES[name]
+    return Table(folder / name / current[settings], schema, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,40 +90,59 @@ def label_images(
     *,
     visual_prompt: str = "crop",
     query: str = "{question}",
+    workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> LabelRun:
     """Propose and rank the segments of every sample's image into the store at `folder`.
 
     Images run through the proposer once, segments through the ranker once per visual prompt, query texts once. What the
     store holds already is not made again; an interrupted run goes on where it was, at most `SHARD_IMAGES` images are
-    made twice. `progress(done, total)` is called after every image. One run at a time per store.
+    made twice. With several `workers` images are shared out to processes of one thread each, which load the models
+    from their folders; only this process writes, and the store is the same. `progress(done, total)` is called after
+    every image. One run at a time per store.
 
     Raises:
-        ConfigError: no such visual prompt, or a malformed query.
-        LabelError: a sample lacks a field of the query, or the store is damaged.
+        ConfigError: no such visual prompt, a malformed query, or less than one worker.
+        LabelError: a sample lacks a field of the query, the store is damaged, or a worker died.
         DataError: the disk refuses; what was written before stays.
     """
-    if visual_prompt not in rank.VISUAL_PROMPTS:
-        raise ConfigError(f"visual_prompt: expected one of {', '.join(rank.VISUAL_PROMPTS)}, got {visual_prompt!r}")
+    if visual_prompt not in VISUAL_PROMPTS:
+        raise ConfigError(f"visual_prompt: expected one of {', '.join(VISUAL_PROMPTS)}, got {visual_prompt!r}")
+    if workers < 1:
+        raise ConfigError(f"workers: expected an integer >= 1, got {workers}")
     texts = [format_query(query, sample) for sample in samples]
     current = _settings(proposer, ranker, visual_prompt, query)
-    maker = _Maker(folder, current, proposer, ranker)
+    _sweep(folder)
+    maker = _Maker(folder, current, ranker)
     images, failures = _group_by_image(samples, texts)
+    tasks = (maker.task(image, source, queries) for image, (source, queries) in images.items())
+    looks = in_order(_Look(proposer, ranker, visual_prompt), tasks, workers)
     try:
         for done, (image, (source, queries)) in enumerate(images.items(), start=1):
-            try:
-                maker.make(image, source, queries)
-            except DataError as error:
-                failures[describe(source)] = str(error)
+            seen = next(looks)
+            if isinstance(seen, str):
+                failures[describe(source)] = seen
+            else:
+                maker.complete(image, queries, seen)
             if done % SHARD_IMAGES == 0:
                 maker.write()
             if progress:
                 progress(done, len(images))
     finally:
+        looks.close()
         maker.write()
-    with replacing(folder / _CURRENT) as file:
+    with replacing(folder / CURRENT) as file:
         file.write(json.dumps(current, indent=2).encode())
     return LabelRun(len(images), maker.proposed, maker.ranked, failures)
+
+
+class StoredImage(NamedTuple):
+    """An image as the store knows it."""
+
+    hash: str
+    """SHA-256 of its encoded bytes; tells nothing of the patient."""
+    height: int
+    width: int
 
 
 class LabelStore:
@@ -122,17 +155,17 @@ class LabelStore:
     def __init__(self, folder: Path):
         self._folder = folder
         try:
-            current = json.loads((folder / _CURRENT).read_bytes())
+            current = json.loads((folder / CURRENT).read_bytes())
             self._query: str = current["query"]
-            self._segments = _Table(folder / "segments" / current["segments"], _SEGMENTS, ("image",))
-            self._similarities = _Table(folder / "similarities" / current["ranking"], _SIMILARITIES, ("image", "query"))
+            self._segments = open_table(folder, "segments", current)
+            self._similarities = open_table(folder, "similarities", current)
         except OSError as error:
             raise LabelError(
                 f"{folder}: expected finished region labels, found none; make them with `a3tune label`"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise LabelError(
-                f"{folder / _CURRENT}: expected the settings of a label run: {error}; label again"
+                f"{folder / CURRENT}: expected the settings of a label run: {error}; label again"
             ) from error
         self._image_of: dict[ImageSource, str] = {}
 
@@ -143,20 +176,35 @@ class LabelStore:
             LabelError: the sample's image or query is not in the store.
             DataError: its image cannot be read.
         """
-        if sample.image not in self._image_of:
-            self._image_of[sample.image] = content_hash(sample.image)
-        image = self._image_of[sample.image]
-        found = self._segments.get(image)
-        ranked = self._similarities.get(image, format_query(self._query, sample))
-        if found is None or ranked is None:
-            what = "image" if found is None else "question"
-            raise LabelError(
-                f"sample {sample.id}: its {what} has no labels in {self._folder}; run `a3tune label` on it"
-            )
+        found = self._found(sample)
+        ranked = self._similarities.get(found["image"], format_query(self._query, sample))
+        if ranked is None:
+            raise self._lacks(sample, "question")
         segments = _segments_of(found)
         similarity = np.asarray(ranked["similarity"])
         best = rank.top_k(similarity, top_k, threshold)
         return Labels(sample.id, tuple(segments[i] for i in best), tuple(float(similarity[i]) for i in best))
+
+    def image(self, sample: Sample) -> StoredImage:
+        """Name and size of a sample's image.
+
+        Raises:
+            LabelError: the image is not in the store.
+            DataError: it cannot be read.
+        """
+        found = self._found(sample)
+        return StoredImage(found["image"], found["height"], found["width"])
+
+    def _found(self, sample: Sample) -> dict:
+        if sample.image not in self._image_of:
+            self._image_of[sample.image] = content_hash(sample.image)
+        found = self._segments.get(self._image_of[sample.image])
+        if found is None:
+            raise self._lacks(sample, "image")
+        return found
+
+    def _lacks(self, sample: Sample, what: str) -> LabelError:
+        return LabelError(f"sample {sample.id}: its {what} has no labels in {self._folder}; run `a3tune label` on it")
 
 
 def truth_labels(sample: Sample, height: int, width: int) -> Labels | None:
@@ -174,31 +222,77 @@ def truth_labels(sample: Sample, height: int, width: int) -> Labels | None:
     return Labels(sample.id, segments, (1.0,) * len(segments))
 
 
+class _Task(NamedTuple):
+    """What is to be seen in one image."""
+
+    source: ImageSource
+    found: dict | None
+    """Its row of segments, if the store has it."""
+
+
+class _Seen(NamedTuple):
+    found: dict
+    """What a row of segments holds, but for the image's name."""
+    vectors: np.ndarray
+    """float16 [M, E]: the embedded segments."""
+
+
+@dataclass(frozen=True)
+class _Look:
+    """The costly part of an image's labels, which depends on no query; returns why an image cannot be read."""
+
+    proposer: Proposer
+    ranker: Ranker
+    visual_prompt: str
+
+    def __call__(self, task: _Task) -> _Seen | str:
+        try:
+            picture = load_image(task.source)
+        except DataError as error:
+            return str(error)
+        found = task.found
+        if found is None:
+            segments = self.proposer(picture)
+            found = {
+                "height": picture.height,
+                "width": picture.width,
+                "counts": [segment.mask.counts for segment in segments],
+                "scores": [segment.score for segment in segments],
+            }
+        show = VISUAL_PROMPTS[self.visual_prompt]
+        shown = [show(picture, decode(segment.mask)) for segment in _segments_of(found)]
+        return _Seen(found, self.ranker.embed_images(shown).astype(np.float16))
+
+
 class _Maker:
     """Makes what the three tables lack, image by image."""
 
-    def __init__(self, folder: Path, current: Mapping, proposer: Proposer, ranker: Ranker):
-        self._segments = _Table(folder / "segments" / current["segments"], _SEGMENTS, ("image",))
-        self._embeddings = _Table(folder / "embeddings" / current["ranking"], _EMBEDDINGS, ("image",))
-        self._similarities = _Table(folder / "similarities" / current["ranking"], _SIMILARITIES, ("image", "query"))
-        self._proposer, self._ranker = proposer, ranker
-        self._show = rank.VISUAL_PROMPTS[current["settings"]["visual_prompt"]]
+    def __init__(self, folder: Path, current: Mapping, ranker: Ranker):
+        self._segments, self._embeddings, self._similarities = (open_table(folder, name, current) for name in TABLES)
+        self._ranker = ranker
         self._texts: dict[str, np.ndarray] = {}
         self.proposed = self.ranked = 0
 
-    def make(self, image: str, source: ImageSource, queries: Sequence[str]) -> None:
-        """Complete the rows of one image and its queries."""
-        missing = [query for query in queries if self._similarities.get(image, query) is None]
-        found, embedded = self._segments.get(image), self._embeddings.get(image)
-        if found is not None and not missing:
+    def task(self, image: str, source: ImageSource, queries: Sequence[str]) -> _Task | None:
+        """What must be seen before the image's rows can be completed; None if nothing."""
+        found = self._segments.get(image)
+        if found is not None and (self._embeddings.get(image) or not self._missing(image, queries)):
+            return None
+        return _Task(source, found)
+
+    def complete(self, image: str, queries: Sequence[str], seen: _Seen | None) -> None:
+        """Add the rows of one image and its queries."""
+        if seen is not None:
+            if self._segments.get(image) is None:
+                self._segments.add({"image": image, **seen.found})
+                self.proposed += 1
+            if self._embeddings.get(image) is None:
+                width, vectors = seen.vectors.shape[1], seen.vectors.tobytes()
+                self._embeddings.add({"image": image, "width": width, "vectors": vectors})
+        if not (missing := self._missing(image, queries)):
             return
-        picture = load_image(source) if found is None or embedded is None else None
-        if found is None:
-            assert picture is not None
-            found = self._propose(image, picture)
-        if embedded is None:
-            assert picture is not None
-            embedded = self._embed(image, picture, found)
+        embedded = self._embeddings.get(image)
+        assert embedded is not None
         vectors = np.frombuffer(embedded["vectors"], np.float16).reshape(-1, embedded["width"]).astype(np.float32)
         for query, text in zip(missing, self._embed_texts(missing), strict=True):
             self._similarities.add({"image": image, "query": query, "similarity": (vectors @ text).tolist()})
@@ -209,77 +303,14 @@ class _Maker:
         for table in (self._segments, self._embeddings, self._similarities):
             table.write()
 
-    def _propose(self, image: str, picture: Image.Image) -> dict:
-        segments = self._proposer(picture)
-        row = {
-            "image": image,
-            "height": picture.height,
-            "width": picture.width,
-            "counts": [segment.mask.counts for segment in segments],
-            "scores": [segment.score for segment in segments],
-        }
-        self._segments.add(row)
-        self.proposed += 1
-        return row
-
-    def _embed(self, image: str, picture: Image.Image, found: dict) -> dict:
-        shown = [self._show(picture, decode(segment.mask)) for segment in _segments_of(found)]
-        vectors = self._ranker.embed_images(shown).astype(np.float16)
-        row = {"image": image, "width": vectors.shape[1], "vectors": vectors.tobytes()}
-        self._embeddings.add(row)
-        return row
+    def _missing(self, image: str, queries: Sequence[str]) -> list[str]:
+        return [query for query in queries if self._similarities.get(image, query) is None]
 
     def _embed_texts(self, queries: Sequence[str]) -> list[np.ndarray]:
         new = [query for query in queries if query not in self._texts]
         if new:
             self._texts.update(zip(new, self._ranker.embed_texts(new), strict=True))
         return [self._texts[query] for query in queries]
-
-
-class _Table:
-    """Rows in parquet shards of one folder, found by key; a row is a dict of the schema's fields."""
-
-    def __init__(self, folder: Path, schema: pa.Schema, key: tuple[str, ...]):
-        self._folder, self._schema, self._key = folder, schema, key
-        self._new: dict[tuple[str, ...], dict] = {}
-        self._place: dict[tuple[str, ...], tuple[Path, int]] = {}
-        self._read = lru_cache(_CACHED_SHARDS)(_read_shard)
-        for shard in sorted(folder.glob("*.parquet")):
-            keys = _read_shard(shard, key)
-            self._place |= {tuple(row.values()): (shard, number) for number, row in enumerate(keys.to_pylist())}
-
-    def get(self, *key: str) -> dict | None:
-        """The row of a key, or None."""
-        if key in self._new:
-            return self._new[key]
-        if key not in self._place:
-            return None
-        shard, number = self._place[key]
-        return self._read(shard).slice(number, 1).to_pylist()[0]
-
-    def add(self, row: dict) -> None:
-        """Hold a row until the next `write`."""
-        self._new[tuple(row[field] for field in self._key)] = row
-
-    def write(self) -> None:
-        """Write the held rows as one shard, whole or not at all; the same keys give the same name."""
-        if not self._new:
-            return
-        shard = self._folder / f"{_hash(sorted(self._new))}.parquet"
-        with replacing(shard) as file:
-            pq.write_table(pa.Table.from_pylist(list(self._new.values()), schema=self._schema), file)
-        self._place |= {key: (shard, number) for number, key in enumerate(self._new)}
-        self._new = {}
-
-
-def _read_shard(path: Path, columns: tuple[str, ...] | None = None) -> pa.Table:
-    try:
-        with pq.ParquetFile(path) as shard:
-            return shard.read(columns)
-    except (pa.ArrowException, OSError) as error:
-        raise LabelError(
-            f"{path}: expected a shard of region labels: {error}; delete this file and label again"
-        ) from error
 
 
 def _segments_of(row: dict) -> list[Segment]:
@@ -307,16 +338,17 @@ def _group_by_image(
     return {image: (source, list(queries)) for image, (source, queries) in groups.items()}, failures
 
 
+def _sweep(folder: Path) -> None:
+    """Remove the unfinished files of killed runs."""
+    for leftover in folder.rglob(".*.tmp"):
+        leftover.unlink()
+
+
 def _settings(proposer: Proposer, ranker: Ranker, visual_prompt: str, query: str) -> dict:
     settings = {"proposer": proposer.settings(), "visual_prompt": visual_prompt, "ranker": ranker.settings()}
     return {
-        "segments": _hash([REVISION, settings["proposer"]]),
-        "ranking": _hash([REVISION, settings]),
+        "segments": short_hash([REVISION, settings["proposer"]]),
+        "ranking": short_hash([REVISION, settings]),
         "query": query,
         "settings": settings,
     }
-
-
-def _hash(value: object) -> str:
-    """Short name of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,73 @@
+"""Segments and prompts -> cosine similarity, top-K (Eq. 3). Knows CLIP-style models, no VLM.
+
+A new visual prompt is a function and a line in `VISUAL_PROMPTS`; a new ranker is a class with the members of `Ranker`
+and a line in `RANKERS`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+from PIL import Image
+
+from a3tune.errors import ModelError
+from a3tune.labels.rank.biomedclip import CONFIG as BIOMEDCLIP_CONFIG
+from a3tune.labels.rank.biomedclip import BiomedClipRanker
+from a3tune.labels.rank.choose import top_k
+from a3tune.labels.rank.clip import ClipRanker
+from a3tune.labels.rank.query import PUBLISHED_QUERY, QUERIES, format_query
+from a3tune.labels.rank.visual import VISUAL_PROMPTS
+
+__all__ = [
+    "PUBLISHED_QUERY",
+    "QUERIES",
+    "RANKERS",
+    "VISUAL_PROMPTS",
+    "BiomedClipRanker",
+    "ClipRanker",
+    "Ranker",
+    "format_query",
+    "make_ranker",
+    "top_k",
+]
+
+
+class Ranker(Protocol):
+    """Embeds images and texts in one space, where a segment is near to the prompts that mean it."""
+
+    name: ClassVar[str]
+
+    def settings(self) -> Mapping[str, object]:
+        """Everything the embeddings depend on, as JSON values: the label store ranks again when it changes."""
+        ...
+
+    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Unit vectors float32 [M, E] of RGB images of any sizes; M may be 0."""
+        ...
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors float32 [P, E] of texts."""
+        ...
+
+
+RANKERS: dict[str, Callable[[Path, str | None], Ranker]] = {
+    BIOMEDCLIP_CONFIG: BiomedClipRanker,
+    "config.json": ClipRanker,
+}
+"""File that gives a kind of ranker away, looked for in this order -> class of the ranker of (folder, device)."""
+
+
+def make_ranker(folder: Path, device: str | None = None) -> Ranker:
+    """The ranker in a local folder, of whatever kind its files say: BiomedCLIP, CLIP, SigLIP, SigLIP 2, MedSigLIP.
+
+    Raises:
+        ModelError: the folder holds no ranker that is known.
+    """
+    for file, ranker in RANKERS.items():
+        if (folder / file).is_file():
+            return ranker(folder, device)
+    raise ModelError(
+        f"{folder}: expected the folder of a ranker, with {BIOMEDCLIP_CONFIG} (BiomedCLIP) or config.json "
+        f"(model_type {', '.join(ClipRanker.kinds)}); found neither"
+    )

@@ -1,0 +1,70 @@
+"""Rows in parquet shards, found by key; each shard is written whole or not at all. Knows no labels."""
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from a3tune.errors import LabelError
+from a3tune.files import replacing
+
+_CACHED_SHARDS = 64
+
+
+def short_hash(value: object) -> str:
+    """Short name of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Table:
+    """Rows in parquet shards of one folder, found by key; a row is a dict of the schema's fields."""
+
+    def __init__(self, folder: Path, schema: pa.Schema, key: tuple[str, ...]):
+        self._folder, self._schema, self._key = folder, schema, key
+        self._new: dict[tuple[str, ...], dict] = {}
+        self._place: dict[tuple[str, ...], tuple[Path, int]] = {}
+        self._read = lru_cache(_CACHED_SHARDS)(read_shard)
+        for shard in sorted(folder.glob("*.parquet")):
+            keys = read_shard(shard, key)
+            self._place |= {tuple(row.values()): (shard, number) for number, row in enumerate(keys.to_pylist())}
+
+    def get(self, *key: str) -> dict | None:
+        """The row of a key, or None."""
+        if key in self._new:
+            return self._new[key]
+        if key not in self._place:
+            return None
+        shard, number = self._place[key]
+        return self._read(shard).slice(number, 1).to_pylist()[0]
+
+    def add(self, row: dict) -> None:
+        """Hold a row until the next `write`."""
+        self._new[tuple(row[field] for field in self._key)] = row
+
+    def write(self) -> None:
+        """Write the held rows as one shard, whole or not at all; the same keys give the same name."""
+        if not self._new:
+            return
+        shard = self._folder / f"{short_hash(sorted(self._new))}.parquet"
+        with replacing(shard) as file:
+            pq.write_table(pa.Table.from_pylist(list(self._new.values()), schema=self._schema), file)
+        self._place |= {key: (shard, number) for number, key in enumerate(self._new)}
+        self._new = {}
+
+
+def read_shard(path: Path, columns: tuple[str, ...] | None = None) -> pa.Table:
+    """All rows of a shard, or some of its columns.
+
+    Raises:
+        LabelError: the file is damaged or missing.
+    """
+    try:
+        with pq.ParquetFile(path) as shard:
+            return shard.read(columns)
+    except (pa.ArrowException, OSError) as error:
+        raise LabelError(
+            f"{path}: expected a shard of region labels: {error}; delete this file and label again"
+        ) from error

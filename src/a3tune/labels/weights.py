@@ -1,0 +1,80 @@
+"""Model folders as transformers saves them: what kind they are, their weights, a name for their content."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from a3tune.errors import ModelError
+
+_CONTENT = (".safetensors", ".bin", ".json", ".txt", ".model")
+_SHOWN = 5
+"""Missing weights that an error names."""
+
+
+def choose_device(device: str | None) -> torch.device:
+    """`device`, or a GPU if there is one."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """A JSON object of a model folder.
+
+    Raises:
+        ModelError: the folder or the file is missing, or it is no JSON object.
+    """
+    try:
+        config = json.loads((folder / name).read_bytes())
+    except OSError as error:
+        raise ModelError(f"{folder}: expected the folder of a model with a {name}, found none") from error
+    except ValueError as error:
+        raise ModelError(f"{folder / name}: expected JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / name}: expected a JSON object, got a {type(config).__name__}")
+    return config
+
+
+def load_model(kind: Any, folder: Path, **options: Any) -> Any:
+    """A transformers model of class `kind` in fp32 from its folder's safetensors files, in evaluation mode.
+
+    Raises:
+        ModelError: the weights are missing, damaged, incomplete, or of another architecture.
+    """
+    try:
+        model, found = kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as error:  # transformers raises what it likes on a damaged folder
+        raise ModelError(f"{folder}: expected a {kind.__name__} with safetensors weights: {error}") from error
+    check_complete(folder, found["missing_keys"], [])
+    return model.eval()
+
+
+def check_complete(folder: Path, missing: Any, unexpected: Any) -> None:
+    """Weights that a model lacks would stay random, and those it does not know would be lost: both are refused.
+
+    Raises:
+        ModelError: naming them.
+    """
+    for what, keys in (("are missing", sorted(missing)), ("are unknown", sorted(unexpected))):
+        if keys:
+            shown = ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")
+            raise ModelError(f"{folder}: {len(keys)} weights {what}: {shown}; get the complete, original checkpoint")
+
+
+def folder_hash(folder: Path) -> str:
+    """SHA-256 over the model's own files: names and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _CONTENT:
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,79 @@
+"""Work on a list by several processes, with the results in the list's order. Knows no labels."""
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+from threading import Thread
+from typing import Any, TypeVar
+
+import torch
+
+from a3tune.errors import LabelError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+_AHEAD = 2
+"""Tasks per worker that are handed out before the oldest result is taken: results do not pile up in memory."""
+_state: dict[str, Callable[[Any], Any]] = {}
+"""The work of this process, if it is a worker."""
+
+
+def in_order(
+    work: Callable[[Task], Result], tasks: Iterable[Task | None], workers: int
+) -> Generator[Result | None, None, None]:
+    """`work(task)` for each task, in order; None for a task that is None, which costs nothing.
+
+    With one worker everything happens in this process. More are fresh processes of one thread each: `work` and the
+    tasks must travel to them (pickle), and a script must start them under `if __name__ == "__main__"`. They end with
+    this process, even if it is killed.
+
+    Raises:
+        LabelError: a worker died.
+    """
+    if workers == 1:
+        yield from (None if task is None else work(task) for task in tasks)
+        return
+    waiting: deque[Future] = deque()
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _become_worker, (work,))
+    try:
+        for task in tasks:
+            waiting.append(_done() if task is None else pool.submit(_run, task))
+            if len(waiting) > _AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise LabelError(
+            f"one of {workers} worker processes died, perhaps for lack of memory: {error}; run again with fewer, "
+            "what was made is kept"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _done() -> Future:
+    future: Future = Future()
+    future.set_result(None)
+    return future
+
+
+def _become_worker(work: Callable[[Any], Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us, after it has written what is done
+    torch.set_num_threads(1)
+    _state["work"] = work
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _run(task: Any) -> Any:
+    return _state["work"](task)

@@ -1,0 +1,84 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from a3tune.errors import DataError, LabelError
+from a3tune.labels.workers import in_order
+
+
+def double(value):
+    time.sleep(0.05 / value)
+    return 2 * value, os.getpid()
+
+
+def fail(value):
+    if value == 3:
+        raise DataError("three")
+    return value
+
+
+def die(value):
+    os._exit(3)
+
+
+def threads(value):
+    return torch.get_num_threads()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_the_order_of_the_tasks(workers):
+    results = list(in_order(double, [1, None, 50, 2, None, 30], workers))
+    assert [result and result[0] for result in results] == [2, None, 100, 4, None, 60]
+    assert (os.getpid() in {result[1] for result in results if result}) == (workers == 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_tasks_are_taken_as_they_are_needed(workers):
+    taken = []
+    results = in_order(fail, (taken.append(task) or task for task in range(1000) if task != 3), workers)
+    next(results)
+    assert len(taken) < 10
+    results.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_arrives_as_it_was_raised(workers):
+    results = in_order(fail, [1, 2, 3, 4], workers)
+    assert [next(results), next(results)] == [1, 2]
+    with pytest.raises(DataError, match="three"):
+        next(results)
+
+
+def test_workers_run_on_one_thread_and_a_dead_one_is_named():
+    assert list(in_order(threads, [0], 2)) == [1]
+    with pytest.raises(LabelError, match=r"one of 2 worker processes died.*run again with fewer"):
+        list(in_order(die, [1], 2))
+
+
+KILLED = """
+import os, signal, sys
+from a3tune.labels.workers import in_order
+def name(task):
+    return os.getpid()
+if __name__ == "__main__":
+    results = in_order(name, range(100), 2)
+    print(next(results), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_workers_end_with_a_killed_parent(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    found = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, timeout=60)
+    status = Path("/proc") / found.stdout.strip() / "status"
+    deadline = time.monotonic() + 20
+    while status.exists() and "State:\tZ" not in status.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
