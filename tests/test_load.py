@@ -94,6 +94,22 @@ def test_unsupported_families_are_told_the_supported_ones(tmp_path: Path) -> Non
         load_vlm(tmp_path)
 
 
+def test_a_model_type_that_nobody_knows_is_told_the_supported_ones(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nonesuch"}')
+    with pytest.raises(ModelError, match=r"supported family \(.*llava, .*nonesuch"):
+        load_vlm(tmp_path)
+
+
+def test_a_missing_shard_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    vlm = load_vlm(checkpoint, device="cpu")
+    vlm.model.save_pretrained(tmp_path, max_shard_size="20KB")
+    vlm.processor.save_pretrained(tmp_path)
+    lost = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(ModelError, match=lost.name):
+        load_vlm(tmp_path, device="cpu")
+
+
 def test_mllama_is_refused_with_the_reason(tmp_path: Path) -> None:
     MllamaConfig().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="cross-attention"):

@@ -2,7 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a3tune.metrics.vqa import answer_scores, closed_accuracy, normalise, open_recall, prior_baseline
+from a3tune.metrics.vqa import (
+    answer_scores,
+    choice_accuracy,
+    closed_accuracy,
+    normalise,
+    open_recall,
+    prior_baseline,
+)
 from a3tune.types import AnswerType, Sample
 
 
@@ -72,8 +79,31 @@ def test_scores_of_each_type():
     }
     assert answer_scores("no", "no", "closed")["hallucination"] == 0
     assert "hallucination" not in answer_scores("yes", "yes", "closed")
-    assert answer_scores("the CT", "CT", "choice") == {"choice_accuracy": 1}
+    assert answer_scores("the CT", "CT", "choice") == {"choice_accuracy_strict": 1}
+    found = answer_scores("It is a scan with X rays.", "X-ray", "choice", ["MRI", "X-ray"])
+    assert found == {"choice_accuracy": 1, "choice_accuracy_strict": 0}
     assert answer_scores("a", "a", "report") == {}
+
+
+def test_choice_is_the_most_similar_option():
+    options = ["Magnetic resonance", "Computed tomography", "Ultrasound", "X-ray"]
+    assert choice_accuracy("The image is a computed tomography scan.", "Computed tomography", options) == 1
+    assert choice_accuracy("magnetic resonance imaging", "Computed tomography", options) == 0
+    # Twice the letters in common through all letters: 4/5 with "ab", 2/4 with "c".
+    assert choice_accuracy("abc", "ab", ["ab", "c"]) == 1
+    assert choice_accuracy("abc", "c", ["ab", "c"]) == 0
+    # Nothing in common with any: the last, as published.
+    assert choice_accuracy("", "X-ray", options) == 1
+    assert choice_accuracy("", "Ultrasound", options) == 0
+    assert choice_accuracy("word " * 20_000, "X-ray", options) in (0, 1)
+    with pytest.raises(ValueError, match="option"):
+        choice_accuracy("a", "a", [])
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, unique=True), st.data())
+def test_an_option_is_most_similar_to_itself(options, data):
+    answer = data.draw(st.sampled_from(options))
+    assert choice_accuracy(answer, answer, options) == 1
 
 
 @given(st.text(), st.text())

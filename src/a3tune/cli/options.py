@@ -1,5 +1,6 @@
 """What several commands share: options, a progress bar, and the refusal to replace a file."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,8 +48,9 @@ def bar(title: str) -> Iterator["Callback"]:
 
 
 def quieten() -> None:
-    """Keep transformers' own bars and notices off the screen."""
-    from transformers.utils import logging
+    """Keep the bars and notices of the libraries below off the screen."""
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    disable_progress_bar()
+    set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

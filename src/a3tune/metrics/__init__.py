@@ -1,1 +1,1 @@
-"""How good answers and attention are, and how sure one can be. Knows texts and arrays, no models."""
+"""How good answers, reports and attention are, and how sure one can be. Knows texts and arrays, not who wrote them."""

@@ -6,6 +6,7 @@ Knows two texts, prediction and reference; not which model wrote the first.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from typing import Literal
 
 from a3tune.types import AnswerType, Sample
@@ -74,10 +75,23 @@ def closed_accuracy(prediction: str, answer: str, mode: ClosedMode = "llava-med"
     return float(bool(truth) and f" {truth} " in f" {said} ")
 
 
-def answer_scores(prediction: str, answer: str, answer_type: AnswerType) -> dict[str, float]:
+def choice_accuracy(prediction: str, answer: str, options: Sequence[str]) -> float:
+    """1.0 if prediction and answer resemble the same of the options most, as OmniMedVQA's script has it, else 0.0.
+
+    Any text resembles one of them, however little. Raises ValueError without options.
+    """
+    if not options:
+        raise ValueError("choice_accuracy: expected at least one option")
+    return float(_most_similar(options, prediction) == _most_similar(options, answer))
+
+
+def answer_scores(
+    prediction: str, answer: str, answer_type: AnswerType, options: Sequence[str] = ()
+) -> dict[str, float]:
     """Every score that this type of question has, by name, in [0, 1]; reports have none here.
 
-    `hallucination` (0 is good): a closed question answered "yes" where the truth is "no".
+    `hallucination` (0 is good): a closed question answered "yes" where the truth is "no". `choice_accuracy` needs the
+    options; `choice_accuracy_strict` asks for the answer's words in the prediction.
     """
     if answer_type == "open":
         return {
@@ -91,7 +105,10 @@ def answer_scores(prediction: str, answer: str, answer_type: AnswerType) -> dict
         }
         denied = normalise(answer) == "no"
         return scores | ({"hallucination": closed_accuracy(prediction, "yes", "strict")} if denied else {})
-    return {"choice_accuracy": closed_accuracy(prediction, answer, "strict")} if answer_type == "choice" else {}
+    if answer_type == "choice":
+        published = {"choice_accuracy": choice_accuracy(prediction, answer, options)} if options else {}
+        return published | {"choice_accuracy_strict": closed_accuracy(prediction, answer, "strict")}
+    return {}
 
 
 def prior_baseline(train: Sequence[Sample], test: Sequence[Sample]) -> list[str]:
@@ -115,6 +132,13 @@ def _prior_keys(sample: Sample) -> list[tuple[str, ...]]:
     kind = sample.answer_type
     question_type = [("question type", kind, sample.meta["question_type"])] if "question_type" in sample.meta else []
     return [("prompt", kind, sample.prompt), *question_type, ("answer type", kind), ("any",)]
+
+
+def _most_similar(options: Sequence[str], text: str) -> int:
+    """Index of the option with the highest ratio of difflib, which depends on the order of its two texts; of equally
+    similar ones the last, as published."""
+    ratios = [SequenceMatcher(None, option, text).ratio() for option in options]
+    return max(range(len(options)), key=lambda index: (ratios[index], index))
 
 
 def _normalise_once(text: str) -> str:

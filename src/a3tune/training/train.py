@@ -85,7 +85,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         raise ConfigError(
             f"model.device: training takes cuda, mps, cpu or auto, got {device}; choose with CUDA_VISIBLE_DEVICES"
         )
-    use_cpu = device == "cpu"
+    use_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
     has_bf16 = not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return TrainingArguments(
         output_dir=str(RunFolder(config.output).checkpoints),

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from a3tune.attention.capture import use_capture
 from a3tune.errors import ModelError
-from a3tune.vlm.families import Family, family_of
+from a3tune.vlm.families import FAMILIES, Family, family_of
 from a3tune.vlm.processor import load_processor
 from a3tune.vlm.quantize import Quantization, is_quantized, quantization_config
 from a3tune.vlm.tiny import shipped
@@ -145,8 +145,8 @@ def _readable(name: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
-            f"model {name}: expected 'tiny', or a folder or Hugging Face Hub name with config.json, processor files "
-            f"and *.safetensors; reading it failed: {first}"
+            f"model {name}: expected 'tiny', or a folder or Hugging Face Hub name with config.json of a supported family "
+            f"({', '.join(FAMILIES)}), processor files and *.safetensors; reading it failed: {first}"
         ) from error
 
 
