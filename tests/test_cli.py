@@ -184,6 +184,7 @@ def test_a_published_data_set_is_checked_and_prepared(run: Run, rad: Path, tmp_p
     assert "1,797" in checked.output
     prepared = run("data", "prepare", rad, "--out", "ready")
     assert prepared.exit_code == 0, prepared.output
+    assert "labels.query='Medical image of {organ}. {question}'" in prepared.output
     row = json.loads((tmp_path / "ready" / "train.jsonl").read_text())
     assert (tmp_path / "ready" / row["image"]).samefile(rad / "images" / "synpic1.jpg")
     assert "--force" in run("data", "prepare", rad, "--out", "ready").stderr

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from a3tune.errors import ConfigError, LabelError, ModelError
-from a3tune.labels.rank import PUBLISHED_QUERY, QUERIES, VISUAL_PROMPTS, ClipRanker, format_query, make_ranker, top_k
+from a3tune.labels.rank import VISUAL_PROMPTS, ClipRanker, format_query, make_ranker, top_k
 from a3tune.types import Sample
 from a3tune.vlm.tiny import train_tokenizer
 
@@ -72,7 +72,7 @@ def test_both_limits_hold_together():
 def test_queries():
     sample = Sample("7", b"", "Is it {large}?", "yes", "closed", meta={"location": "liver"})
     assert format_query("{question}", sample) == "Is it {large}?"
-    assert format_query(PUBLISHED_QUERY, sample) == "Medical image of liver. Is it {large}?"
+    assert format_query("Medical image of {location}. {question}", sample) == "Medical image of liver. Is it {large}?"
     with pytest.raises(LabelError, match=r"sample 7: .*meta field 'plane', the sample has question, location"):
         format_query("{plane}: {question}", sample)
     for malformed in ("{question", "{}", "{question.x}"):
@@ -208,14 +208,6 @@ def test_grey_and_contour_show_the_segment_in_its_place(picture):
     red = (lined == (255, 0, 0)).all(-1)
     assert np.array_equal(red, ndimage.binary_dilation(mask) & ~mask)
     assert np.array_equal(lined[~red], image[~red])
-
-
-def test_every_data_set_has_a_query_that_its_samples_can_fill():
-    meta = {"organ": "Liver", "modality": "CT", "location": "Liver"}
-    sample = Sample("1", b"", "Where?", "a", "open", meta=meta)
-    for template in QUERIES.values():
-        text = format_query(template, sample)
-        assert text.endswith(". Where?") and "{" not in text
 
 
 @pytest.fixture(scope="module")

@@ -53,14 +53,16 @@ def prepare(
 
     Example: `a3tune data prepare Slake1.0 --out slake`
     """
-    from a3tune.data.sets import prepare
+    from a3tune.data.sets import DATA_SETS, detect, prepare
 
+    name = name or detect(folder)
     for split in ("train", "validation", "test"):
         refuse_existing(out / f"{split}.jsonl", force)
     with bar("Reading") as progress:
         files = prepare(folder, out, name, variant=variant, progress=progress)
     for file in files.values():
         typer.echo(file)
+    typer.echo(f"Label with: labels.query={DATA_SETS[name].query!r}")
 
 
 @data.command()

@@ -145,8 +145,8 @@ def _readable(name: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
-            f"model {name}: expected 'tiny', or a folder or Hugging Face Hub name with config.json of a supported family "
-            f"({', '.join(FAMILIES)}), processor files and *.safetensors; reading it failed: {first}"
+            f"model {name}: expected 'tiny', or a folder or Hugging Face Hub name with config.json of a supported "
+            f"family ({', '.join(FAMILIES)}), processor files and *.safetensors; reading it failed: {first}"
         ) from error
 
 

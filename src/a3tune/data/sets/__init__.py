@@ -28,6 +28,8 @@ class DataSet:
     """Rows by split in Table 6."""
     note: str
     """Where the published counts come from, and whether they have been reproduced with the published files."""
+    query: str
+    """What a ranker best reads (`labels.query`): the published template, with what the rows know of their images."""
     variants: tuple[str, ...] = ("paper",)
     """Named ways to choose and split the rows; the first is the default."""
 
@@ -63,6 +65,7 @@ DATA_SETS: dict[str, DataSet] = {
         slake.read,
         {"train": 4919, "test": 1061},
         "English questions; counts reproduced with the published question files (one training row has no answer)",
+        "Medical image of {organ}. {question}",
     ),
     "vqa-rad": DataSet(
         "VQA-RAD",
@@ -70,6 +73,7 @@ DATA_SETS: dict[str, DataSet] = {
         vqa_rad.read,
         {"train": 1797, "test": 451},
         "free-form and paraphrased questions only; counts reproduced with the published files",
+        "Medical image of {organ}. {question}",
         vqa_rad.VARIANTS,
     ),
     "path-vqa": DataSet(
@@ -78,6 +82,7 @@ DATA_SETS: dict[str, DataSet] = {
         path_vqa.read,
         {"train": 19755, "test": 6761},
         "counts of the published qas, not verified here; the Hugging Face form has 19,654 and 6,719 (no duplicates)",
+        "Pathology image. {question}",
     ),
     "iu-xray-vqa": DataSet(
         "IU-Xray VQA (CARES)",
@@ -85,6 +90,7 @@ DATA_SETS: dict[str, DataSet] = {
         cares.reader(cares.IU_XRAY, "iu-xray-vqa", {"modality": "X-Ray", "organ": "chest"}),
         {"train": 1789, "test": 784},
         "7:3 by image with our seed: near the published counts, not equal; not verified here",
+        "Medical image of {organ}. {question}",
     ),
     "omnimedvqa": DataSet(
         "OmniMedVQA (CARES)",
@@ -92,6 +98,7 @@ DATA_SETS: dict[str, DataSet] = {
         cares.reader(cares.OMNI_MED_VQA, "omnimedvqa", {}),
         {"train": 6155, "test": 2642},
         "7:3 by image with our seed: near the published counts, not equal; not verified here",
+        "Medical image. {question}",
     ),
     "iu-xray": DataSet(
         "IU-Xray reports",
@@ -99,6 +106,7 @@ DATA_SETS: dict[str, DataSet] = {
         iu_xray.read,
         {"train": 2069, "test": 590},
         "studies of R2Gen's annotation.json; not verified here",
+        "Medical image of {organ}. {question}",
     ),
     "mimic-cxr": DataSet(
         "MIMIC-CXR reports",
@@ -106,6 +114,7 @@ DATA_SETS: dict[str, DataSet] = {
         mimic_cxr.read,
         {"train": 1902, "test": 441},
         "2,000 and 500 studies drawn with our seed, less those with few words; not verified here",
+        "Medical image of {organ}. {question}",
     ),
 }
 

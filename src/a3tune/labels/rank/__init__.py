@@ -16,12 +16,10 @@ from a3tune.labels.rank.biomedclip import CONFIG as BIOMEDCLIP_CONFIG
 from a3tune.labels.rank.biomedclip import BiomedClipRanker
 from a3tune.labels.rank.choose import top_k
 from a3tune.labels.rank.clip import ClipRanker
-from a3tune.labels.rank.query import PUBLISHED_QUERY, QUERIES, format_query
+from a3tune.labels.rank.query import format_query
 from a3tune.labels.rank.visual import VISUAL_PROMPTS
 
 __all__ = [
-    "PUBLISHED_QUERY",
-    "QUERIES",
     "RANKERS",
     "VISUAL_PROMPTS",
     "BiomedClipRanker",

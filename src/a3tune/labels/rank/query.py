@@ -3,19 +3,6 @@
 from a3tune.errors import ConfigError, LabelError
 from a3tune.types import Sample
 
-PUBLISHED_QUERY = "Medical image of {location}. {question}"
-"""The published code's; `location` is SLAKE's name for the organ."""
-
-QUERIES: dict[str, str] = {
-    "slake": "Medical image of {organ}. {question}",
-    "vqa_rad": "Medical image of {organ}. {question}",
-    "path_vqa": "Pathology image. {question}",
-    "iu_xray": "Chest X-ray. {question}",
-    "mimic_cxr": "Chest X-ray. {question}",
-    "omnimedvqa": "{modality} image. {question}",
-}
-"""Data set -> the published query with what that data set knows of its images."""
-
 
 def format_query(template: str, sample: Sample) -> str:
     """Text to rank by: `{question}` becomes the sample's prompt, any other `{field}` its `meta[field]`.
