@@ -1,5 +1,6 @@
 # make demo     train and compare on synthetic scans; ends with runs/demo/report.html
 # make test     run the tests
+# make test-torchvision   run the tests that need torchvision, in an environment of their own (several GB)
 # make check    lint, formatting, types, import rules
 # make docs     build the documentation into site/
 # make clean    remove the virtual environment
@@ -11,13 +12,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 
-.PHONY: demo test check docs clean
+# torchvision fits one torch only, and not the one that is smallest to install.
+TORCHVISION ?= torch==2.14.1 torchvision==0.29.1
+
+.PHONY: demo test test-torchvision check docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/a3tune demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+test-torchvision: $(VENV)-torchvision/.installed
+	$(VENV)-torchvision/bin/python -m pytest tests/test_litemedsam.py
+	$(VENV)-torchvision/bin/python tests/parity/biomedclip.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -29,7 +37,7 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-torchvision
 
 # pip reads dependency groups from 25.1 on; a new environment may come with an older one.
 $(BIN)/python:
@@ -44,3 +52,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) --editable '.[medical,quantize]' --group dev
 	touch $(VENV)/.installed $@
+
+$(VENV)-torchvision/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-torchvision
+	$(VENV)-torchvision/bin/python -m pip install --upgrade "pip>=25.1"
+	grep -v '^torch==' constraints.txt > $(VENV)-torchvision/constraints.txt
+	$(VENV)-torchvision/bin/python -m pip install --constraint $(VENV)-torchvision/constraints.txt $(TORCHVISION) \
+		--editable '.[litemedsam]' --group test open_clip_torch
+	touch $@

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +13,7 @@ from transformers import LlavaConfig, MllamaConfig, PaliGemmaConfig, Qwen3Config
 from a3tune.errors import ModelError
 from a3tune.vlm.encode import encode
 from a3tune.vlm.grids import token_boxes
-from a3tune.vlm.load import load_vlm
+from a3tune.vlm.load import load_boxes, load_vlm
 from a3tune.vlm.tiny import random_vlm, tiny_processor, train_tokenizer
 
 
@@ -98,6 +99,13 @@ def test_a_model_type_that_nobody_knows_is_told_the_supported_ones(tmp_path: Pat
     (tmp_path / "config.json").write_text('{"model_type": "nonesuch"}')
     with pytest.raises(ModelError, match=r"supported family \(.*llava, .*nonesuch"):
         load_vlm(tmp_path)
+
+
+def test_boxes_need_no_weights(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy(checkpoint, tmp_path / "light")
+    expected = token_boxes(load_vlm(folder, device="cpu"), 50, 70)
+    (folder / "model.safetensors").unlink()
+    assert np.array_equal(load_boxes(folder)(50, 70), expected)
 
 
 def test_a_missing_shard_is_named(checkpoint: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from a3tune.run import RunFolder
 from a3tune.training.train import train
 from a3tune.types import Labels, Sample
 from a3tune.vlm.grids import token_boxes
-from a3tune.vlm.load import Vlm, load_vlm
+from a3tune.vlm.load import Vlm, load_boxes, load_vlm
 from a3tune.vlm.patches import paint
 from a3tune.vlm.tiny import shipped
 
@@ -238,8 +238,7 @@ def _cases(
         _make_labels(config, drawn, lambda done, total: None)
         store = LabelStore(_store(config))
         labels = {sample.id: store.labels(sample, config.labels.top_k, config.labels.threshold) for sample in drawn}
-    vlm = load_vlm(config.model.path, device="cpu", attention=False)
-    return draw_cases(chosen, methods, samples, labels, lambda height, width: token_boxes(vlm, height, width))
+    return draw_cases(chosen, methods, samples, labels, load_boxes(config.model.path))
 
 
 def _environment(folder: RunFolder) -> dict[str, str]:

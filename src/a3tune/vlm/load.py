@@ -3,12 +3,14 @@
 Knows checkpoints; not what differs between families (`families.py`) or what attention is captured for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
@@ -73,23 +75,19 @@ def load_vlm(
 
     Raises `ModelError` when the family is not supported, or the checkpoint cannot be read or does not hold all weights.
     """
-    name = str(path)
-    source = str(shipped("vlm")) if name == "tiny" else name
+    name, source = str(path), _source(path)
     if device_map is not None and device not in (None, "auto"):
         raise ModelError(f"device_map {device_map!r} places the whole model; leave out device ({device!r}).")
     place = _place(device)
     if dtype in (None, "auto"):
         dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
-    with _readable(name):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    family = family_of(config, name)
+    config, processor = _described(source, name)
     spread: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     if quantization is not None:
         compute = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         spread["quantization_config"] = quantization_config(quantization, config, compute)
         spread.setdefault("device_map", {"": place})
     with _readable(name):
-        processor = load_processor(source, config)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source,
             config=config,
@@ -106,8 +104,6 @@ def load_vlm(
             f"{name}: {len(missing)} weights are not in the checkpoint, for example {missing[0]}. "
             "It is incomplete, or its layout is not that of transformers: convert or download it again."
         )
-    _complete_processor(processor, name)
-    family.complete(processor, config)
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.eval()
     if device_map is None and not is_quantized(model):
@@ -116,6 +112,28 @@ def load_vlm(
     if attention:
         use_capture(model)
     return Vlm(model=model, processor=processor, name=name)
+
+
+def load_boxes(path: str | Path) -> Callable[[int, int], np.ndarray]:
+    """(height, width) -> `grids.token_boxes` of a model, without reading its weights. Raises as `load_vlm`."""
+    config, processor = _described(_source(path), str(path))
+    return partial(family_of(config, str(path)).boxes, config, processor)
+
+
+def _source(path: str | Path) -> str:
+    return str(shipped("vlm")) if str(path) == "tiny" else str(path)
+
+
+def _described(source: str, name: str) -> tuple[Any, Any]:
+    """Configuration and completed processor of a supported model."""
+    with _readable(name):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    family = family_of(config, name)
+    with _readable(name):
+        processor = load_processor(source, config)
+    _complete_processor(processor, name)
+    family.complete(processor, config)
+    return config, processor
 
 
 def _in_one_piece(head: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
