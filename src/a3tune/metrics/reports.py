@@ -1,0 +1,89 @@
+"""All scores of generated reports. What a metric needs and is not here makes that metric absent, not the others.
+
+Knows the names of the metrics; each is a function of its own file.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from a3tune.errors import ConfigError, DataError, ModelError
+from a3tune.metrics.bertscore import bert_score
+from a3tune.metrics.chexbert import chexbert
+from a3tune.metrics.radgraph import radgraph
+from a3tune.metrics.ratescore import ratescore
+from a3tune.metrics.text import Scores, Texts, bleu, meteor, rouge_l
+
+NLTK_DATA = "nltk_data"
+"""Key in `weights` of the folder with nltk's `punkt_tab` and `wordnet`; the other keys are names of metrics."""
+NO_REPORT = "No report generated."
+"""What a prediction counts as that is too short to be a report."""
+_SHORTEST = 10
+_PREFIX = "Assistant:"
+
+METRICS: Mapping[str, Callable[[Texts, Texts, Path | None], Scores]] = {
+    "bleu": bleu,
+    "rouge_l": rouge_l,
+    "meteor": meteor,
+    "bertscore": bert_score,
+    "chexbert": chexbert,
+    "radgraph": radgraph,
+    "ratescore": ratescore,
+}
+"""In the paper's order (Table 3)."""
+_NLTK = ("bleu", "rouge_l", "meteor")
+WEIGHTS = (NLTK_DATA, *(name for name in METRICS if name not in _NLTK))
+"""Keys of `weights`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportScores:
+    """What `report_scores` found."""
+
+    values: Mapping[str, tuple[float, ...]]
+    """By metric, one score per report, in their order; a metric of the paper is the mean of them (x 100)."""
+    absent: Mapping[str, str]
+    """By metric that could not run: why, and how to get what it needs."""
+
+
+def report_scores(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    weights: Mapping[str, Path] | None = None,
+    *,
+    metrics: Sequence[str] = tuple(METRICS),
+) -> ReportScores:
+    """Scores of reports against their references (Appendix D.1), one for one; predictions are cleaned first.
+
+    Args:
+        weights: local folders by the keys of `WEIGHTS`; what each holds stands in `docs/metrics.md`.
+        metrics: names of `METRICS`.
+
+    Raises:
+        ConfigError: a metric or a key of `weights` is unknown.
+        DataError: not as many predictions as references.
+    """
+    folders = dict(weights or {})
+    for kind, given, known in (("metric", metrics, tuple(METRICS)), ("weights", folders, WEIGHTS)):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise ConfigError(f"{kind}: expected {', '.join(known)}, got {', '.join(unknown)}")
+    if len(predictions) != len(references):
+        raise DataError(f"expected one prediction for each of {len(references)} references, got {len(predictions)}")
+    cleaned = [clean(text) for text in predictions]
+    values: dict[str, tuple[float, ...]] = {}
+    absent: dict[str, str] = {}
+    for name in metrics:
+        try:
+            found = METRICS[name](cleaned, references, folders.get(NLTK_DATA if name in _NLTK else name))
+        except ModelError as error:
+            absent[name] = str(error)
+        else:
+            values |= {key: tuple(scores) for key, scores in found.items()}
+    return ReportScores(values, absent)
+
+
+def clean(prediction: str) -> str:
+    """The report without an "Assistant:" before it; `NO_REPORT` if fewer than 10 characters remain."""
+    text = prediction.strip().removeprefix(_PREFIX).strip()
+    return text if len(text) >= _SHORTEST else NO_REPORT
