@@ -3,7 +3,7 @@ import typing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from a3tune.config import (
@@ -191,6 +191,7 @@ CONFIGS = st.builds(
 
 
 @given(CONFIGS)
+@example(RunConfig(model=ModelConfig(path="a\x85b\u2028\x85")))
 def test_what_is_written_is_read_back(tmp_path_factory, config):
     path = tmp_path_factory.mktemp("config") / "run.yaml"
     path.write_text(dump_config(config), encoding="utf-8", newline="")

@@ -105,7 +105,7 @@ def test_a_run_on_other_questions_cannot_be_compared(samples, tmp_path: Path):
         read_method("run", "Run", folder, samples)
     folder.write_text(
         "predictions.jsonl",
-        '{"id": "0", "prompt": "?", "answer": "yes", "answer_type": "closed", "prediction": "no", "seconds": 1.0}\n',
+        '{"id": "0", "prompt": "?", "answer": "yes", "answer_type": "closed", "prediction": "no", "cost": {}}\n',
     )
     with pytest.raises(RunError, match="19 of these questions are not among them"):
         read_method("run", "Run", folder, samples)

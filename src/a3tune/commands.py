@@ -90,6 +90,7 @@ def measure(config: RunConfig, adapter: Path | None, progress: Progress) -> Resu
         samples,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
+        **_decoding(config),
         tau=settings.tau,
         normalisation=settings.normalisation,
         out_folder=folder.path,
@@ -105,7 +106,7 @@ def ask(config: RunConfig, adapter: Path | None, image: Path, question: str, out
     """The answer to one question; `out` becomes a PNG of the image under the attention of the answer."""
     vlm = _load(config, adapter)
     sample = Sample(id="question", image=image, prompt=question, answer="", answer_type="report")
-    results = evaluate(vlm, [sample], max_new_tokens=config.evaluation.max_new_tokens)
+    results = evaluate(vlm, [sample], max_new_tokens=config.evaluation.max_new_tokens, **_decoding(config))
     pixels = np.asarray(load_image(image))
     size = (pixels.shape[0], pixels.shape[1])
     heat = paint(results.maps[sample.id].astype(np.float32), token_boxes(vlm, *size), size)
@@ -184,6 +185,12 @@ def _needed(path: Path | None, key: str, what: str) -> Path:
 def _load(config: RunConfig, adapter: Path | None) -> Vlm:
     vlm = load_vlm(**asdict(config.model))
     return vlm if adapter is None else replace(vlm, model=load_adapter(vlm.model, adapter))
+
+
+def _decoding(config: RunConfig) -> dict[str, Any]:
+    settings = config.evaluation
+    names = ("decode", "decoding", "strategy", "seed")
+    return {name: getattr(settings, name) for name in names}
 
 
 def _store(config: RunConfig) -> Path:

@@ -195,6 +195,14 @@ class EvaluationConfig(_Section):
     """Samples per forward pass: >= 1."""
     max_new_tokens: Count = 64
     """Longest answer, in tokens: >= 1."""
+    decode: Text = "greedy"
+    """Decoding method: sampling, greedy, beam, nucleus, vcd, dola, opera, avisc, m3id, damro, pai, controlmllm."""
+    decoding: Options = field(default_factory=dict)
+    """The method's own settings, in place of the published ones."""
+    strategy: Text | None = None
+    """greedy, beam, nucleus or sampling, in place of the method's own way to choose a token."""
+    seed: Seed = 0
+    """Of sampling and noise."""
     tau: Fraction = 0.15
     """Coverage's threshold on the normalised map (Appendix D.2): > 0, <= 1."""
     normalisation: Literal["max", "sum", "min-max"] = "max"
@@ -379,6 +387,14 @@ class _Loader(yaml.SafeLoader):
 
 class _Dumper(yaml.SafeDumper):
     """Quotes exactly the text that `_Loader` would take for something else."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # Unicode's own line ends are folded to a space unless they are escaped.
+        style = '"' if re.search("[\x85\u2028\u2029]", data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 _SCALARS = {

@@ -15,22 +15,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import GenerationConfig
+from torch.nn.utils.rnn import pad_sequence
 
 from a3tune.adapters.routing import Routing
 from a3tune.attention.align import averaged_map
 from a3tune.attention.capture import Rows, capture_request, stack
 from a3tune.attention.heads import HeadSelector
 from a3tune.data.images import content_hash, load_image
+from a3tune.decoding import Generated, generate, make_decoder
 from a3tune.errors import DataError, LabelError
 from a3tune.labels.rle import region_mask
 from a3tune.metrics.attention import Array, Normalisation, attention_metrics
 from a3tune.metrics.stats import Estimate, mean_interval
 from a3tune.metrics.vqa import answer_scores
-from a3tune.predictions import Map, PredictionLog
+from a3tune.predictions import Cost, Map, PredictionLog
 from a3tune.run import RunFolder
 from a3tune.types import Prediction, Sample
-from a3tune.vlm.encode import TOKEN_MASKS, Example, PaddingSide, end_token_id, pad, prepare
+from a3tune.vlm.encode import TOKEN_MASKS, Example, PaddingSide, pad, prepare
 from a3tune.vlm.load import Vlm
 from a3tune.vlm.patches import members, token_weights
 
@@ -38,16 +39,6 @@ PAPER_HEADS = 0.125
 """Share of the heads that the paper averages: R = 128 of 1,024."""
 ALL_HEADS = "_all_heads"
 """Ends the name of an attention metric of the map over all heads."""
-GREEDY = {
-    "do_sample": False,
-    "num_beams": 1,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-}
-"""All stated, since what is not comes from the checkpoint's own `generation_config.json`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +56,8 @@ class Results:
     maps: Mapping[str, Map] = field(default_factory=dict)
     """By sample id, float16 `[N]`: attention on each image token over the selected heads, largest value 1."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    """Answering and capturing, earlier sessions included."""
+    cost: Cost = field(default_factory=Cost)
+    """Of all answers, earlier sessions included."""
 
     def as_json(self) -> dict[str, Any]:
         """Content of `results.json`; undefined numbers are null."""
@@ -75,7 +66,7 @@ class Results:
             "by_question_type": {name: _as_json(metrics) for name, metrics in self.by_question_type.items()},
             "counts": dict(self.counts),
             "settings": dict(self.settings),
-            "seconds": self.seconds,
+            "cost": asdict(self.cost),
         }
 
 
@@ -85,6 +76,10 @@ def evaluate(
     *,
     batch_size: int = 16,
     max_new_tokens: int = 64,
+    decode: str = "greedy",
+    decoding: Mapping[str, Any] | None = None,
+    strategy: str | None = None,
+    seed: int = 0,
     rows: Rows = "answer",
     heads: int | float | None = None,
     tau: float = 0.15,
@@ -92,7 +87,7 @@ def evaluate(
     out_folder: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Results:
-    """Answer every sample greedily; measure the answers, and the attention wherever the true region is known.
+    """Answer every sample; measure the answers, and the attention wherever the true region is known.
 
     Attention is that of the generated answer's rows, averaged over the heads with the highest visual ratio of that
     sample alone (Eq. 8-9), so that no sample depends on its batch. The same over all heads (Eq. 2) ends in `ALL_HEADS`.
@@ -101,6 +96,9 @@ def evaluate(
         vlm: a model whose attention can be captured (`load_vlm`), with or without an adapter.
         batch_size: samples per forward pass.
         max_new_tokens: longest answer.
+        decode: decoding method, a name in `decoding.DECODERS`; `decoding` are its settings where they differ from the
+            published ones, `strategy` a name in `decoding.STRATEGIES` in place of the method's own.
+        seed: of sampling and noise; every batch starts from it, so that the answers do not depend on interruptions.
         rows: text rows whose attention is averaged.
         heads: R, or a fraction of all heads; None is the paper's share.
         tau: threshold of Coverage.
@@ -109,13 +107,25 @@ def evaluate(
         progress: called with the number of samples answered, and of all, after every batch.
 
     Raises:
+        ConfigError, ModelError: no such decoding method, or the model lacks what it needs.
         DataError, LabelError: a sample cannot be used; the message names it.
         RunError: the folder is not ours, in use, or holds an evaluation of other samples, weights or settings.
     """
     by_id = {sample.id: sample for sample in samples}
     if len(by_id) != len(samples):
         raise DataError(f"samples: expected a different id for each of the {len(samples)}, got only {len(by_id)} ids")
-    settings = _Settings(rows, PAPER_HEADS if heads is None else heads, tau, normalisation, max_new_tokens)
+    settings = _Settings(
+        rows,
+        PAPER_HEADS if heads is None else heads,
+        tau,
+        normalisation,
+        max_new_tokens,
+        decode,
+        dict(decoding or {}),
+        strategy,
+        seed,
+    )
+    make_decoder(decode, decoding).check(vlm)
     folder = RunFolder.create(out_folder) if out_folder else None
     with folder.lock() if folder else nullcontext(), _evaluation_mode(vlm):
         about = {"model": vlm.name, **asdict(settings)}
@@ -123,12 +133,10 @@ def evaluate(
         for batch in _batches(vlm, samples, batch_size):
             # A batch is asked whole or not at all: the numbers do not depend on where an evaluation was stopped.
             if any(sample.id not in book.predictions for sample in batch):
-                start = time.perf_counter()
-                answered = _answer(vlm, batch, settings)
-                book.add(answered, time.perf_counter() - start)
+                book.add(*_answer(vlm, batch, settings))
             progress(len(book.predictions), len(samples))
         predictions = [book.predictions[sample.id] for sample in samples]
-        results = summarise(samples, predictions, maps=book.maps, settings=about, seconds=book.seconds)
+        results = summarise(samples, predictions, maps=book.maps, settings=about, cost=book.cost)
         if folder:
             folder.write_json(folder.results.name, results.as_json())
     return results
@@ -140,7 +148,7 @@ def summarise(
     *,
     maps: Mapping[str, Map] | None = None,
     settings: Mapping[str, Any] | None = None,
-    seconds: float = 0.0,
+    cost: Cost | None = None,
 ) -> Results:
     """Means and intervals of predictions, one per sample in the same order, wherever they come from."""
     groups = clusters(samples)
@@ -159,7 +167,7 @@ def summarise(
         counts=counts,
         maps=maps or {},
         settings=settings or {},
-        seconds=seconds,
+        cost=cost or Cost(),
     )
 
 
@@ -187,6 +195,10 @@ class _Settings:
     tau: float
     normalisation: Normalisation
     max_new_tokens: int
+    decode: str
+    decoding: dict[str, Any]
+    strategy: str | None
+    seed: int
 
 
 def _batches(vlm: Vlm, samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
@@ -196,10 +208,15 @@ def _batches(vlm: Vlm, samples: Sequence[Sample], size: int) -> Iterator[Sequenc
     return (ordered[start : start + size] for start in range(0, len(ordered), size))
 
 
-def _answer(vlm: Vlm, batch: Sequence[Sample], settings: _Settings) -> list[tuple[Prediction, Map]]:
-    """Predictions of a batch, each with its map over the selected heads."""
+def _answer(vlm: Vlm, batch: Sequence[Sample], settings: _Settings) -> tuple[list[tuple[Prediction, Map]], Cost]:
+    """Predictions of a batch, each with its map over the selected heads, and what they took."""
+    start = time.perf_counter()
     asked, regions = zip(*(_read(vlm, sample) for sample in batch), strict=True)
-    answered = _generate(vlm, asked, settings.max_new_tokens)
+    generated = _generate(vlm, asked, regions, settings)
+    answered = [
+        replace(example, input_ids=torch.cat([example.input_ids, tokens]))
+        for example, tokens in zip(asked, generated.tokens, strict=True)
+    ]
     maps = zip(*_attend(vlm, answered, settings), strict=True)
     found = []
     for sample, example, region, (selected_N, all_N) in zip(batch, answered, regions, maps, strict=True):
@@ -216,7 +233,7 @@ def _answer(vlm: Vlm, batch: Sequence[Sample], settings: _Settings) -> list[tupl
             attention |= {name + ALL_HEADS: value for name, value in everywhere.items()}
         scale = selected_N.max(initial=0.0) or 1.0
         found.append((make_prediction(sample, text, attention), (selected_N / scale).astype(np.float16)))
-    return found
+    return found, Cost(time.perf_counter() - start, generated.seconds, generated.passes, generated.peak_bytes)
 
 
 def _read(vlm: Vlm, sample: Sample) -> tuple[Example, NDArray[np.float32] | None]:
@@ -232,31 +249,23 @@ def _read(vlm: Vlm, sample: Sample) -> tuple[Example, NDArray[np.float32] | None
     return example, members(token_weights(np.logical_or.reduce(masks), example.boxes))
 
 
-def _generate(vlm: Vlm, asked: Sequence[Example], max_new_tokens: int) -> list[Example]:
-    """The same with the greedy answers at their ends, end token included."""
+def _generate(
+    vlm: Vlm, asked: Sequence[Example], regions: Sequence[NDArray[np.float32] | None], settings: _Settings
+) -> Generated:
+    """The answers, end tokens included."""
     inputs, _ = _inputs(vlm, asked, "left")
-    own = getattr(vlm.model.generation_config, "eos_token_id", None)
-    own = own if isinstance(own, list) else [] if own is None else [own]
-    ends = [vlm.tokenizer.eos_token_id, end_token_id(vlm), *own]
-    greedy = GenerationConfig(
-        **GREEDY, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=vlm.tokenizer.pad_token_id
+    regions_BN = None
+    if all(region is not None for region in regions):
+        regions_BN = pad_sequence([torch.from_numpy(region) for region in regions], batch_first=True).to(vlm.device)
+    return generate(
+        vlm,
+        inputs,
+        make_decoder(settings.decode, settings.decoding),
+        strategy=settings.strategy,
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
+        regions_BN=regions_BN,
     )
-    # The tokenizer is for checkpoints that end answers with a text (`stop_strings`).
-    generated = vlm.model.generate(**inputs, generation_config=greedy, tokenizer=vlm.tokenizer)  # pyright: ignore[reportCallIssue]
-    generated = generated[:, inputs["input_ids"].shape[1] :].cpu()
-    answered = []
-    for example, tokens in zip(asked, generated, strict=True):
-        end = _length(tokens.tolist(), ends, vlm.tokenizer.pad_token_id)
-        answered.append(replace(example, input_ids=torch.cat([example.input_ids, tokens[:end]])))
-    return answered
-
-
-def _length(tokens: Sequence[int], ends: Sequence[int], pad: int) -> int:
-    """Tokens of an answer: up to its end token, that included; an answer that a text ended has padding behind it."""
-    for at, token in enumerate(tokens):
-        if token in ends or token == pad:
-            return at + (token in ends)
-    return len(tokens)
 
 
 def _attend(vlm: Vlm, answered: Sequence[Example], settings: _Settings) -> tuple[list[Array], list[Array]]:

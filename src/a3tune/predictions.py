@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,38 @@ _KEY = "sample "
 """Starts the names of maps in their files, where one name is reserved."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What answers took."""
+
+    seconds: float = 0.0
+    """Answering and capturing."""
+    answer_seconds: float = 0.0
+    """Of these, generating the answers."""
+    passes: float = 0.0
+    """Forward passes of the language model while generating: those of a batch count once."""
+    peak_bytes: int | None = None
+    """Most memory in use on a CUDA device; None elsewhere."""
+
+    def __add__(self, other: "Cost") -> "Cost":
+        peaks = [cost.peak_bytes for cost in (self, other) if cost.peak_bytes is not None]
+        return Cost(
+            self.seconds + other.seconds,
+            self.answer_seconds + other.answer_seconds,
+            self.passes + other.passes,
+            max(peaks, default=None),
+        )
+
+    def share(self, count: int) -> "Cost":
+        """Of one of `count` answers."""
+        return replace(
+            self,
+            seconds=self.seconds / count,
+            answer_seconds=self.answer_seconds / count,
+            passes=self.passes / count,
+        )
+
+
 class PredictionLog:
     """Answers and maps so far, in memory and in the folder, if there is one.
 
@@ -35,7 +67,7 @@ class PredictionLog:
         self.folder = folder
         self.predictions: dict[str, Prediction] = {}
         self.maps: dict[str, Map] = {}
-        self.seconds = 0.0
+        self.cost = Cost()
         if folder is None:
             return
         if folder.predictions.is_file():
@@ -43,11 +75,11 @@ class PredictionLog:
         else:
             folder.write_json(ABOUT, about)
 
-    def add(self, answered: Sequence[tuple[Prediction, Map]], seconds: float) -> None:
+    def add(self, answered: Sequence[tuple[Prediction, Map]], cost: Cost) -> None:
         new = [(prediction, values) for prediction, values in answered if prediction.id not in self.predictions]
         if self.folder:
             shard = self.folder.path / MAPS / f"{len(self.predictions):07d}.safetensors"
-            lines = [_line(prediction, seconds / len(new)) for prediction, _ in new]
+            lines = [_line(prediction, cost.share(len(new))) for prediction, _ in new]
             try:
                 write_atomic(shard, save({_KEY + prediction.id: values for prediction, values in new}))
                 with self.folder.predictions.open("a", encoding="utf-8") as file:
@@ -58,7 +90,7 @@ class PredictionLog:
                 ) from error
         self.predictions |= {prediction.id: prediction for prediction, _ in new}
         self.maps |= {prediction.id: values for prediction, values in new}
-        self.seconds += seconds
+        self.cost += cost
 
     def _resume(self, folder: RunFolder, samples: Mapping[str, Sample], about: Mapping[str, Any]) -> None:
         hint = "choose another output folder"
@@ -72,30 +104,29 @@ class PredictionLog:
             if earlier.get(name) != now:
                 raise RunError(f"{folder.path}: holds an evaluation with {name}={earlier.get(name)}, not {now}; {hint}")
         lines, self.maps = _read_lines(folder.predictions), read_maps(folder)
-        for prediction, seconds in lines:
+        for prediction, cost in lines:
             sample = samples.get(prediction.id)
             if sample is None or (sample.prompt, sample.answer) != (prediction.prompt, prediction.answer):
                 raise RunError(f"{folder.predictions}: sample {prediction.id!r} is not among those to evaluate; {hint}")
             self.predictions[prediction.id] = prediction
-            self.seconds += seconds
+            self.cost += cost
         # What was cut short goes; the next line must not continue it.
         write_atomic(folder.predictions, "".join(_line(*line) for line in lines).encode())
 
 
-def _line(prediction: Prediction, seconds: float) -> str:
-    return json.dumps(asdict(prediction) | {"seconds": seconds}, ensure_ascii=False) + "\n"
+def _line(prediction: Prediction, cost: Cost) -> str:
+    return json.dumps(asdict(prediction) | {"cost": asdict(cost)}, ensure_ascii=False) + "\n"
 
 
-def _read_lines(path: Path) -> list[tuple[Prediction, float]]:
-    """Predictions and their seconds; a last line without its end was cut short and is left out."""
+def _read_lines(path: Path) -> list[tuple[Prediction, Cost]]:
+    """Predictions and what they took; a last line without its end was cut short and is left out."""
     lines = path.read_bytes().split(b"\n")[:-1]
     found = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            found.append(
-                (Prediction(**{name: value for name, value in row.items() if name != "seconds"}), row["seconds"])
-            )
+            cost = Cost(**row.pop("cost"))
+            found.append((Prediction(**row), cost))
         except (ValueError, TypeError, KeyError):
             raise RunError(f"{path}:{number}: expected a prediction, the line is damaged; remove it") from None
     return found

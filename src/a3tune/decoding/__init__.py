@@ -1,0 +1,145 @@
+"""How a model answers: every decoding baseline of the paper by its name, and `generate`, which counts what it costs.
+
+A new method is a file with a `base.Decoder`, and a line in `DECODERS`.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from a3tune.decoding.avisc import Avisc
+from a3tune.decoding.base import Decoder
+from a3tune.decoding.controlmllm import ControlMllm
+from a3tune.decoding.damro import Damro
+from a3tune.decoding.dola import Dola
+from a3tune.decoding.m3id import M3id
+from a3tune.decoding.opera import Opera
+from a3tune.decoding.pai import Pai
+from a3tune.decoding.plain import Beam, Greedy, Nucleus, Sampling
+from a3tune.decoding.strategy import STRATEGIES, Strategy, make_strategy
+from a3tune.decoding.vcd import Vcd
+from a3tune.errors import ConfigError
+from a3tune.vlm.load import Vlm
+
+__all__ = ["DECODERS", "STRATEGIES", "Decoder", "Generated", "Strategy", "generate", "make_decoder"]
+
+_METHODS: tuple[type[Decoder], ...] = (
+    Sampling,
+    Greedy,
+    Beam,
+    Nucleus,
+    Vcd,
+    Dola,
+    Opera,
+    Avisc,
+    M3id,
+    Damro,
+    Pai,
+    ControlMllm,
+)
+DECODERS = {method.name: method for method in _METHODS}
+"""By name, in the order of the paper's tables."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Answers, and what they cost."""
+
+    tokens: list[Tensor]
+    """Per sample int64 `[S_new]` on the CPU, up to the end token and with it."""
+    passes: int
+    """Forward passes of the language model, all branches together."""
+    seconds: float
+    peak_bytes: int | None
+    """Most memory in use on a CUDA device, the model's included; None elsewhere."""
+
+
+def make_decoder(name: str, settings: Mapping[str, Any] | None = None) -> Decoder:
+    """A method of `DECODERS` with other settings than the published ones.
+
+    Raises ConfigError for an unknown name or setting, or a value that it cannot have.
+    """
+    if name not in DECODERS:
+        raise ConfigError(f"decode: expected one of {', '.join(DECODERS)}, got {name!r}")
+    decoder: Any = DECODERS[name]
+    known = [field.name for field in fields(decoder)]
+    for setting in settings or {}:
+        if setting not in known:
+            raise ConfigError(f"decode {name}: no setting {setting!r}; it has: {', '.join(known) or 'none'}")
+    try:
+        return TypeAdapter(decoder).validate_python(dict(settings or {}))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ConfigError(f"decode {name}: {where}: {problem['msg']}, got {problem['input']!r}") from None
+
+
+@torch.no_grad()
+def generate(
+    vlm: Vlm,
+    inputs: Mapping[str, Any],
+    decode: str | Decoder = "greedy",
+    *,
+    strategy: str | Strategy | None = None,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    regions_BN: Tensor | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Generated:
+    """Answer a batch.
+
+    Args:
+        inputs: of `vlm.encode` with `padding_side="left"`, on the model's device, without `TOKEN_MASKS`.
+        decode: a name in `DECODERS`, or a method made by `make_decoder`.
+        strategy: how the next token is chosen: a name in `STRATEGIES`, or one of your own; None is the method's own.
+        max_new_tokens: longest answer.
+        seed: of all chance, in sampling and in noise.
+        regions_BN: see `base.Decoder`.
+        settings: of the method, where they differ from the published ones.
+
+    Raises ConfigError for unknown names, and ModelError when the model lacks what the method needs.
+    """
+    decoder = make_decoder(decode, settings) if isinstance(decode, str) else decode
+    config = make_strategy(decoder.strategy if strategy is None else strategy).config(vlm, max_new_tokens)
+    decoder.check(vlm)
+    generator = torch.Generator(vlm.device).manual_seed(seed)
+    cuda = vlm.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(vlm.device)
+    with _passes(vlm) as passes:
+        start = time.perf_counter()
+        tokens_BS = decoder(vlm, dict(inputs), config, regions_BN=regions_BN, generator=generator).cpu()
+        seconds = time.perf_counter() - start
+    ends: Any = config.eos_token_id
+    return Generated(
+        tokens=[_until_end(tokens_S, ends, vlm.tokenizer.pad_token_id) for tokens_S in tokens_BS],
+        passes=len(passes),
+        seconds=seconds,
+        peak_bytes=torch.cuda.max_memory_allocated(vlm.device) if cuda else None,
+    )
+
+
+@contextmanager
+def _passes(vlm: Vlm) -> Iterator[list[None]]:
+    """A list that grows by one with every forward pass of the language model."""
+    passes: list[None] = []
+    hook = vlm.model.get_decoder().register_forward_pre_hook(lambda module, args: passes.append(None))
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
+def _until_end(tokens_S: Tensor, ends: list[int], pad: int) -> Tensor:
+    """Up to the end token, with it; an answer that a text ended (`stop_strings`) has padding behind it instead."""
+    found = torch.isin(tokens_S, torch.tensor([*ends, pad])).nonzero()
+    if not len(found):
+        return tokens_S
+    last = int(found[0])
+    return tokens_S[: last + (int(tokens_S[last]) in ends)]

@@ -1,0 +1,158 @@
+"""transformers' own decoding loops with other scores: the one `custom_generate` callable, and the second branch.
+
+Knows caches, beams and forward keywords; not how a method makes its scores.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
+
+from a3tune.decoding.base import Inputs
+from a3tune.vlm.load import Vlm
+
+CARRIED = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids", "past_key_values", "use_cache")
+"""What a branch takes along after its prompt has been read; the image is in the cache then."""
+
+
+class Scorer(Protocol):
+    """Makes a method's scores of the next token out of the model's; called once per step, before all processors."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """int64 `[B, S]`, prompt and answer so far, and fp32 `[B, V]` -> `[B, V]`. With beams, B counts beams.
+
+        `scores` are logits, with beams their log-softmax; what comes back is read the same way.
+        """
+        ...
+
+    def reorder(self, beam_B: Tensor) -> None:
+        """Beams are reordered after each step: row b goes on from what was row `beam_B[b]`."""
+        ...
+
+
+def run(
+    vlm: Vlm,
+    inputs: Inputs,
+    config: GenerationConfig,
+    generator: torch.Generator | None = None,
+    *,
+    scorer: Scorer | None = None,
+    forward: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """Answer a batch with transformers' loop for `config` (greedy, sampling or beams).
+
+    Args:
+        inputs: as `Decoder.__call__` takes them; `mm_encoder_outputs` may stand in for the pixels.
+        generator: see `Decoder.__call__`.
+        scorer: what to make of the model's scores; None takes them as they are.
+        forward: keywords for every forward pass of the model (not of a scorer's branches), tensors one row per beam.
+
+    Returns the new tokens, int64 `[B, S_new]`, padded on the right.
+    """
+    inputs = dict(inputs)
+    if "mm_encoder_outputs" in inputs:
+        # generate() repeats the features of beams in the object it is given.
+        inputs["mm_encoder_outputs"] = {kind: copy.copy(out) for kind, out in inputs["mm_encoder_outputs"].items()}
+
+    def loop(
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: Any,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Tensor:
+        method = model._beam_search if generation_config.num_beams > 1 else model._sample
+        processors = list(logits_processor) if scorer is None else [scorer, *logits_processor]
+        with _followed(model_kwargs["past_key_values"], scorer):
+            return method(
+                input_ids,
+                logits_processor=LogitsProcessorList(processors),
+                stopping_criteria=stopping_criteria,
+                generation_config=generation_config,
+                **model_kwargs,
+                **(forward or {}),
+            )
+
+    with seeded(generator):
+        sequences = vlm.model.generate(**inputs, generation_config=config, tokenizer=vlm.tokenizer, custom_generate=loop)  # type: ignore[call-arg]
+    return sequences[:, inputs["input_ids"].shape[1] :]
+
+
+class Branch:
+    """A second reading of a batch by the same model: inputs and KV cache of its own, tokens chosen elsewhere."""
+
+    def __init__(self, vlm: Vlm, inputs: Inputs, beams: int = 1) -> None:
+        """`inputs` as `run` takes them; after the prompt every sample becomes `beams` rows."""
+        self.model: Any = vlm.model
+        self.beams = beams
+        self.input_ids: Tensor = inputs["input_ids"]
+        self.cache: Any = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+        positions = self.model._prepare_position_ids_for_generation(self.input_ids, dict(inputs))
+        self._carried: dict[str, Any] = {name: value for name, value in inputs.items() if name != "input_ids"}
+        self._carried |= {"position_ids": positions, "past_key_values": self.cache, "use_cache": True}
+
+    def prefill(self, **forward: Any) -> Any:
+        """Read the prompt; `logits` `[B, 1, V]`, not yet one row per beam. `forward` are further forward keywords."""
+        outputs = self._pass(self.input_ids, {"is_first_iteration": True}, forward)
+        self._carried = {name: self._carried[name] for name in CARRIED if name in self._carried}
+        self.input_ids, self._carried = self.model._expand_inputs_for_generation(
+            expand_size=self.beams, input_ids=self.input_ids, **self._carried
+        )
+        if self.beams > 1:
+            self.cache.batch_repeat_interleave(self.beams)
+        return outputs
+
+    def step(self, tokens_B: Tensor, **forward: Any) -> Any:
+        """Read one more token per row; `logits` `[B, 1, V]`."""
+        self.input_ids = torch.cat([self.input_ids, tokens_B[:, None].to(self.input_ids.device)], dim=1)
+        return self._pass(self.input_ids, {"next_sequence_length": 1}, forward)
+
+    def reorder(self, beam_B: Tensor) -> None:
+        """Row b goes on from what was row `beam_B[b]`, which is of the same sample."""
+        self.cache.reorder_cache(beam_B)
+        self.input_ids = self.input_ids[beam_B.to(self.input_ids.device)]
+
+    @torch.no_grad()
+    def _pass(self, input_ids: Tensor, place: dict[str, Any], forward: dict[str, Any]) -> Any:
+        inputs = self.model.prepare_inputs_for_generation(
+            input_ids, **place, **self._carried, logits_to_keep=1, **forward
+        )
+        outputs = self.model(**inputs, return_dict=True)
+        self._carried = self.model._update_model_kwargs_for_generation(outputs, self._carried)
+        return outputs
+
+
+@contextmanager
+def seeded(generator: torch.Generator | None) -> Iterator[None]:
+    """transformers samples with torch's own generator: seed that from ours, and put it back afterwards."""
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng([generator.device] if generator.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _followed(cache: Any, scorer: Scorer | None) -> Iterator[None]:
+    """Tell the scorer whenever the beams of `cache` are reordered: the only sign of it that a loop gives."""
+    if scorer is None:
+        yield
+        return
+
+    def both(beam_B: Tensor) -> None:
+        # Looked up at each call: an adapter may have taught the cache's class to reorder more.
+        type(cache).reorder_cache(cache, beam_B)
+        scorer.reorder(beam_B)
+
+    cache.reorder_cache = both
+    try:
+        yield
+    finally:
+        del cache.reorder_cache  # else cache and function keep each other in memory
