@@ -10,8 +10,9 @@ from typer.testing import CliRunner, Result
 from a3tune import commands
 from a3tune.cli import app
 from a3tune.data.phantom import write_phantom
+from a3tune.decoding import DECODERS
 
-COMMANDS = ("demo", "data", "convert", "label", "train", "eval", "ask", "report")
+COMMANDS = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "report")
 Run = Callable[..., Result]
 
 
@@ -171,7 +172,12 @@ def rad(tmp_path: Path) -> Path:
     folder = tmp_path / "rad"
     (folder / "images").mkdir(parents=True)
     Image.new("RGB", (8, 6)).save(folder / "images" / "synpic1.jpg")
-    row = {"image_name": "synpic1.jpg", "image_organ": "HEAD", "question": "On which side is the lesion?", "answer": "left"}
+    row = {
+        "image_name": "synpic1.jpg",
+        "image_organ": "HEAD",
+        "question": "On which side is the lesion?",
+        "answer": "left",
+    }
     row |= {"answer_type": "OPEN", "question_type": "POS", "phrase_type": "freeform"}
     for number, split in enumerate(("train", "test")):
         (folder / f"{split}set.json").write_text(json.dumps([row | {"qid": number}]))
@@ -250,6 +256,31 @@ def test_report_refuses_a_run_without_answers(run: Run, trained: Path, tmp_path:
     result = run("report", "empty")
     assert result.exit_code == 2
     assert "a3tune eval" in result.stderr
+
+
+def test_all_decoding_methods_are_compared(run: Run, trained: Path, data, tmp_path: Path):
+    rows = [line for line in data["test"].read_text().splitlines() if json.loads(line).get("regions")][:2]
+    moved = [json.loads(line) for line in rows]
+    for row in moved:
+        row["image"] = str(data["test"].parent / row["image"])
+    (tmp_path / "two.jsonl").write_text("\n".join(json.dumps(row) for row in moved))
+    result = run("eval", "two.jsonl", "--adapter", trained / "adapter", "--out", "all", "--decode", "all")
+    assert result.exit_code == 0, result.output
+    names = [line.split(" | ")[0].removeprefix("| ") for line in result.stdout.splitlines() if line.startswith("| ")]
+    done = [name for name in DECODERS if (tmp_path / "all" / name).is_dir()]
+    assert names[2:] == sorted(done, key=lambda name: name != "greedy")
+    assert len(names) == 2 + len(DECODERS) - result.stderr.count("left out: ")
+    again = run("compare", "all/greedy", "all/vcd", "--out", "table.tex")
+    assert again.exit_code == 0, again.output
+    assert "1.00x" in (tmp_path / "table.tex").read_text()
+    assert run("compare", "all/greedy", "all/vcd", "--out", "table.doc").exit_code == 2
+    assert run("compare", "all/greedy", trained).exit_code == 2
+
+
+def test_an_unknown_decoding_method_is_told_the_known_ones(run: Run, trained: Path, data):
+    result = run("eval", data["test"], "--adapter", trained / "adapter", "--out", "x", "--decode", "vcdd")
+    assert result.exit_code == 2
+    assert "vcd, dola" in result.stderr
 
 
 def test_ctrl_c_says_how_to_go_on(run: Run, data, monkeypatch: pytest.MonkeyPatch):

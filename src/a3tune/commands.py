@@ -14,13 +14,15 @@ from a3tune.adapters import load_adapter
 from a3tune.config import RunConfig, dump_config, load_config
 from a3tune.data.images import describe, load_image
 from a3tune.data.rows import read_rows
-from a3tune.errors import ConfigError, RunError
+from a3tune.decoding import DECODERS, make_decoder
+from a3tune.errors import ConfigError, ModelError, RunError
 from a3tune.evaluate import Results, evaluate
 from a3tune.files import write_atomic
 from a3tune.labels.propose import make_proposer
 from a3tune.labels.quality import Quality, label_quality
 from a3tune.labels.rank import make_ranker
 from a3tune.labels.store import LabelRun, LabelStore, label_images
+from a3tune.predictions import read_cost
 from a3tune.report.card import model_card
 from a3tune.report.data import Cases, LabelQuality, ReportData, public_settings
 from a3tune.report.figures import overlay
@@ -34,6 +36,7 @@ from a3tune.report.gather import (
     read_method,
 )
 from a3tune.report.html import render
+from a3tune.report.table import comparison_table
 from a3tune.run import RunFolder
 from a3tune.training.train import train
 from a3tune.types import Labels, Sample
@@ -82,11 +85,39 @@ def fine_tune(config: RunConfig, progress: Progress, *, synthetic: bool = False)
 
 def measure(config: RunConfig, adapter: Path | None, progress: Progress) -> Results:
     """Answer and score `config.data.test` with the base model or an adapter; everything ends in `config.output`."""
+    return _measure(config, _load(config, adapter), progress)
+
+
+def measure_all(config: RunConfig, adapter: Path | None, progress: Progress) -> tuple[dict[str, Path], dict[str, str]]:
+    """`measure` with every decoding method, in a run folder each inside `config.output`.
+
+    Returns the folders by method, and why the methods that are left out cannot be had here.
+    """
+    vlm = _load(config, adapter)
+    regions = all(sample.regions for sample in read_rows(_needed(config.data.test, "data.test", "a JSONL file")))
+    done: dict[str, Path] = {}
+    absent: dict[str, str] = {}
+    for name in DECODERS:
+        if name == "controlmllm" and not regions:
+            absent[name] = "it needs the true regions of every question, and some have none"
+            continue
+        try:
+            make_decoder(name).check(vlm)
+        except ModelError as error:
+            absent[name] = str(error)
+            continue
+        method = replace(config.evaluation, decode=name, decoding={}, strategy=None)
+        done[name] = config.output / name
+        _measure(replace(config, evaluation=method, output=done[name]), vlm, progress)
+    return done, absent
+
+
+def _measure(config: RunConfig, vlm: Vlm, progress: Progress) -> Results:
     samples = read_rows(_needed(config.data.test, "data.test", "a JSONL file to evaluate"))
     folder = RunFolder.create(config.output)
     settings = config.evaluation
     results = evaluate(
-        _load(config, adapter),
+        vlm,
         samples,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
@@ -138,9 +169,7 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
 
     Raises RunError when a folder holds no evaluated run, two have one name, or the runs answered different questions.
     """
-    folders = {path.resolve().name: RunFolder.open(path) for path in runs}
-    if len(folders) < len(runs):
-        raise RunError(f"runs: expected folders of different names, got {', '.join(map(str, runs))}; rename one")
+    folders = _named(runs)
     reference, shown = page.reference or next(iter(folders)), page.shown or list(folders)[-1]
     config = _evaluation(folders[shown])
     samples = read_rows(_needed(config.data.test, "data.test", "the questions of the evaluation"))
@@ -164,6 +193,27 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
     )
     write_atomic(out, render(data).encode())
     return data
+
+
+def compare(runs: Sequence[Path], form: str = ".md") -> str:
+    """A table of evaluated runs in this order, compared with the first; `form` is one of `report.table.FORMATS`.
+
+    Raises as `write_report`.
+    """
+    folders = _named(runs)
+    reference = next(iter(folders))
+    config = _evaluation(folders[reference])
+    samples = read_rows(_needed(config.data.test, "data.test", "the questions of the evaluation"))
+    methods = [read_method(name, name, folder, samples) for name, folder in folders.items()]
+    costs = {name: read_cost(folder) for name, folder in folders.items()}
+    return comparison_table(method_results(methods, samples, reference), costs, reference, form)
+
+
+def _named(runs: Sequence[Path]) -> dict[str, RunFolder]:
+    folders = {path.resolve().name: RunFolder.open(path) for path in runs}
+    if len(folders) < len(runs):
+        raise RunError(f"runs: expected folders of different names, got {', '.join(map(str, runs))}; rename one")
+    return folders
 
 
 class _Steps(TrainerCallback):

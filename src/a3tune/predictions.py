@@ -134,9 +134,13 @@ def _read_lines(path: Path) -> list[tuple[Prediction, Cost]]:
 
 def read_predictions(folder: RunFolder) -> list[Prediction]:
     """Complete lines of `predictions.jsonl`. Raises RunError when there is none or a line is damaged."""
+    return [prediction for prediction, _ in _lines_of(folder)]
+
+
+def _lines_of(folder: RunFolder) -> list[tuple[Prediction, Cost]]:
     if not folder.predictions.is_file():
         raise RunError(f"{folder.path}: holds no {folder.predictions.name}; evaluate first")
-    return [prediction for prediction, _ in _read_lines(folder.predictions)]
+    return _read_lines(folder.predictions)
 
 
 def read_maps(folder: RunFolder) -> dict[str, Map]:
@@ -148,3 +152,8 @@ def read_maps(folder: RunFolder) -> dict[str, Map]:
         except (OSError, SafetensorError) as error:
             raise RunError(f"{path}: cannot be read ({error}); remove it, and evaluate again") from None
     return maps
+
+
+def read_cost(folder: RunFolder) -> Cost:
+    """What all answers of `predictions.jsonl` took. Raises as `read_predictions`."""
+    return sum((cost for _, cost in _lines_of(folder)), Cost())

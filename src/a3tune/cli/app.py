@@ -12,7 +12,7 @@ MISTAKE, INTERRUPTED = 2, 130
 """Exit codes: of what a user can mend, and of Ctrl-C. A bug of ours ends with a traceback and 1."""
 
 
-ORDER = ("demo", "data", "convert", "label", "train", "eval", "ask", "report")
+ORDER = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "report")
 """Of the commands in the help: as a user comes to need them."""
 
 

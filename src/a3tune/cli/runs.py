@@ -19,8 +19,10 @@ from a3tune.cli.options import (
     show_dry_run,
 )
 from a3tune.config import RunConfig, load_config
+from a3tune.errors import RunError
 
 NO_ADAPTER = "none"
+ALL = "all"
 
 
 @app.command()
@@ -77,6 +79,12 @@ def evaluate(
     adapter: Adapter,
     out: Annotated[Path, typer.Option(metavar="RUN", help="Run folder of the answers and scores.")],
     overrides: Overrides = None,
+    decode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD|all", help="Decoding method: greedy, vcd, opera, ...; all: each, in a folder of RUN."
+        ),
+    ] = None,
     config: ConfigFile = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -86,13 +94,22 @@ def evaluate(
 
     Example: `a3tune eval test.jsonl --adapter runs/mine/adapter --out runs/mine`
     """
-    folder, settings = _with_adapter(adapter, config, [*(overrides or ()), f"data.test={data}", f"output={out}"])
+    method = [] if decode in (None, ALL) else [f"evaluation.decode={decode}"]
+    given = [*(overrides or ()), f"data.test={data}", f"output={out}", *method]
+    folder, settings = _with_adapter(adapter, config, given)
     if dry_run:
         show_dry_run(settings, f"answer {data} with {folder or settings.model.path} in {out}")
         return
     quieten()
-    from a3tune.commands import measure
+    from a3tune.commands import compare, measure, measure_all
 
+    if decode == ALL:
+        with bar("Answering") as progress:
+            done, absent = measure_all(settings, folder, progress)
+        typer.echo(compare([done["greedy"], *(path for name, path in done.items() if name != "greedy")]))
+        for name, reason in absent.items():
+            typer.echo(f"left out: {name}: {reason}", err=True)
+        return
     with bar("Answering") as progress:
         results = measure(settings, folder, progress)
     for name, found in results.metrics.items():
@@ -145,6 +162,37 @@ def report(
 
     write_report(runs, out, Page("A3Tune report", " ".join(["a3tune report", *map(str, runs)])))
     typer.echo(f"Report: {out}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Evaluated runs; the others are compared with the first.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the table: .md, .tex or .csv says how.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Compare evaluated runs in a table like the paper's: intervals, significance, cost.
+
+    Example: `a3tune compare runs/greedy runs/vcd runs/opera --out table.tex`
+    """
+    from a3tune.report.table import FORMATS
+
+    form = out.suffix if out else FORMATS[0]
+    if form not in FORMATS:
+        raise RunError(f"{out}: expected a name that ends in {', '.join(FORMATS)}")
+    if out:
+        refuse_existing(out, force)
+    quieten()
+    from a3tune.commands import compare
+    from a3tune.files import write_atomic
+
+    typer.echo(compare(runs, FORMATS[0]))
+    if out:
+        write_atomic(out, compare(runs, form).encode())
+        typer.echo(f"Table: {out}")
 
 
 def _with_adapter(adapter: str, config: Path | None, overrides: list[str]) -> tuple[Path | None, RunConfig]:

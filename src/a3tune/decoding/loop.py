@@ -79,7 +79,10 @@ def run(
             )
 
     with seeded(generator):
-        sequences = vlm.model.generate(**inputs, generation_config=config, tokenizer=vlm.tokenizer, custom_generate=loop)  # type: ignore[call-arg]
+        # The tokenizer is for checkpoints that end answers with a text (`stop_strings`).
+        sequences = vlm.model.generate(  # type: ignore[call-arg]
+            **inputs, generation_config=config, tokenizer=vlm.tokenizer, custom_generate=loop
+        )
     return sequences[:, inputs["input_ids"].shape[1] :]
 
 

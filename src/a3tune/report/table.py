@@ -1,0 +1,133 @@
+"""Compared methods as one table in the paper's layout: Markdown, LaTeX or CSV.
+
+Knows records and formats; reads no run.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from a3tune.metrics.stats import Estimate
+from a3tune.predictions import Cost
+from a3tune.report.data import METRICS, MethodResult
+
+FORMATS = (".md", ".tex", ".csv")
+"""Ends of the file names that say how a table is written."""
+_MARK = "*"
+_LEGEND = (
+    "Best bold, second underlined; 95 % bootstrap intervals over images or patients; * differs from {reference} "
+    "(paired permutation test, Holm-adjusted over all comparisons, p < .05). Passes and seconds of answering are "
+    "relative to {reference}."
+)
+
+
+def comparison_table(
+    methods: Sequence[MethodResult], costs: Mapping[str, Cost], reference: str, form: str = ".md"
+) -> str:
+    """The methods as rows, what was measured as columns.
+
+    Args:
+        methods: of `gather.method_results`; metrics that none of them has are left out.
+        costs: by method name.
+        reference: the method that the others were compared with.
+        form: one of `FORMATS`.
+    """
+    metrics = [name for name in METRICS if any(np.isfinite(_mean(method, name)) for method in methods)]
+    if form == ".csv":
+        return _csv(methods, costs, metrics)
+    titles = ["Method", *(METRICS[name].title for name in metrics), "Passes", "Seconds"]
+    emphasis = {name: _ranks([_mean(method, name) for method in methods]) for name in metrics}
+    rows = [
+        [
+            method.title,
+            *(_cell(method, name, emphasis[name][row], form) for name in metrics),
+            *_relative(costs[method.name], costs[reference]),
+        ]
+        for row, method in enumerate(methods)
+    ]
+    legend = _LEGEND.format(reference=next(method.title for method in methods if method.name == reference))
+    return _latex(titles, rows, legend) if form == ".tex" else _markdown(titles, rows, legend)
+
+
+def _mean(method: MethodResult, metric: str) -> float:
+    return method.scores[metric].mean if metric in method.scores else float("nan")
+
+
+def _ranks(values: Sequence[float]) -> list[int]:
+    """1 for the best values, 2 for the next, 0 for the rest; equal values (as shown) share a rank."""
+    shown = [round(value, 3) for value in values]
+    best = sorted({value for value in shown if np.isfinite(value)}, reverse=True)[:2]
+    return [best.index(value) + 1 if value in best else 0 for value in shown]
+
+
+def _cell(method: MethodResult, metric: str, rank: int, form: str) -> str:
+    found = method.scores.get(metric)
+    if found is None or not np.isfinite(found.mean):
+        return "-"
+    scale, digits = (100, 1) if METRICS[metric].percent else (1, 3)
+    mean = f"{scale * found.mean:.{digits}f}"
+    difference = method.differences.get(metric)
+    mark = _MARK if difference is not None and difference.significant else ""
+    interval = f"[{scale * found.low:.{digits}f}, {scale * found.high:.{digits}f}]"
+    if form == ".tex":
+        mean = {1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}.get(rank, mean)
+        return rf"{mean}{mark} {{\scriptsize {interval}}}"
+    mean = {1: f"**{mean}**", 2: f"<u>{mean}</u>"}.get(rank, mean)
+    return f"{mean}{mark.replace(_MARK, '&ast;')} {interval}"
+
+
+def _relative(cost: Cost, reference: Cost) -> list[str]:
+    pairs = ((cost.passes, reference.passes), (cost.answer_seconds, reference.answer_seconds))
+    return [f"{own / other:.2f}x" if other else "-" for own, other in pairs]
+
+
+def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]], legend: str) -> str:
+    lines = [titles, ["---"] * len(titles), *[[cell.replace("|", r"\|") for cell in row] for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{legend.replace('*', '&ast;')}\n"
+
+
+def _latex(titles: Sequence[str], rows: Sequence[Sequence[str]], legend: str) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(cells) + r" \\"
+
+    escaped = [[_escape(row[0]), *row[1:]] for row in rows]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{l{'c' * (len(titles) - 1)}}}",
+            r"\toprule",
+            line(titles),
+            r"\midrule",
+            *map(line, escaped),
+            r"\bottomrule",
+            r"\end{tabular}",
+            f"% {legend}",
+            "",
+        ]
+    )
+
+
+def _escape(text: str) -> str:
+    """A name as LaTeX text."""
+    for character in "\\&%$#_{}~^":
+        text = text.replace(character, r"\textbackslash " if character == "\\" else rf"\{character}")
+    return text
+
+
+def _csv(methods: Sequence[MethodResult], costs: Mapping[str, Cost], metrics: Sequence[str]) -> str:
+    """One line per method and metric, unrounded."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "metric", "mean", "low", "high", "count", "difference", "p", "passes", "seconds"])
+    for method in methods:
+        for name in metrics:
+            found = method.scores.get(name, Estimate(float("nan"), float("nan"), float("nan"), 0))
+            compared = method.differences.get(name)
+            cost = costs[method.name]
+            writer.writerow(
+                [method.title, name, found.mean, found.low, found.high, found.count]
+                + (["", ""] if compared is None else [compared.difference.mean, compared.p])
+                + [cost.passes, cost.answer_seconds]
+            )
+    return text.getvalue()
