@@ -1,6 +1,6 @@
 """Train the projector of `parts.py`'s model on questions about training images; everything else stays frozen.
 
-    python projector.py --model base --data data/train.jsonl --out aligned
+python projector.py --model base --data data/train.jsonl --out aligned
 """
 
 import argparse
@@ -46,10 +46,11 @@ def main() -> None:
     optimiser = torch.optim.AdamW(projector.parameters(), options.learning_rate, weight_decay=0.0)
     steps = options.epochs * len(batches)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.learning_rate, total_steps=steps, pct_start=0.05)
+    beside = {*TOKEN_MASKS, "segments", "sample_ids"}
     started, step, mean = time.perf_counter(), 0, None
     for _ in range(options.epochs):
         for batch in batches:
-            inputs = {name: value for name, value in batch.items() if name not in {*TOKEN_MASKS, "segments", "sample_ids"}}
+            inputs = {name: value for name, value in batch.items() if name not in beside}
             loss = vlm.model(**inputs, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(projector.parameters(), 1.0)

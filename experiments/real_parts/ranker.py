@@ -21,7 +21,7 @@ from a3tune.types import Sample
 from a3tune.vlm.load import load_vlm
 
 PENALTY = 30.0
-"""Of the ridge regression, on features of unit variance; it and the visual prompt were chosen on every fourth CT slice."""
+"""Of the ridge regression, on features of unit variance. Chosen, like the visual prompt, on every fourth CT slice."""
 VISUAL_PROMPT = "grey"
 
 

@@ -1,6 +1,6 @@
 """Weak labels with real parts: LiteMedSAM or superpixels propose, the stand-in ranker ranks; quality on the MR volume.
 
-    python regions.py --model base --organs data/organs.jsonl --data data/train.jsonl --proposer litemedsam --out labels
+python regions.py --model base --organs data/organs.jsonl --data data/train.jsonl --proposer litemedsam --out labels
 """
 
 import argparse
