@@ -133,6 +133,21 @@ def test_answers_end_with_their_end_token(vlm: Vlm, monkeypatch: pytest.MonkeyPa
                 assert torch.equal(tokens, before[: before.tolist().index(end) + 1])
 
 
+@pytest.mark.parametrize("name", ["greedy", "vcd"])
+def test_answers_end_with_a_text_that_the_checkpoint_names(
+    name: str, vlm: Vlm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of the first LLaVA-Med do, which learned no end token."""
+    inputs = batch(vlm, [0])
+    long = generate(vlm, inputs, name, strategy="greedy", max_new_tokens=NEW).tokens[0]
+    stop = vlm.tokenizer.decode(long[1:2])
+    place = next(i for i, token in enumerate(long) if vlm.tokenizer.decode([int(token)]) == stop)
+    monkeypatch.setattr(vlm.model.generation_config, "stop_strings", [stop])
+    found = generate(vlm, inputs, name, strategy="greedy", max_new_tokens=NEW).tokens[0]
+    assert torch.equal(found, long[: place + 1])
+    assert vlm.model.generation_config.stop_strings == [stop]
+
+
 @pytest.mark.parametrize(
     ("name", "passes"),
     [("greedy", NEW), ("beam", NEW), ("vcd", 2 * NEW), ("m3id", 2 * NEW), ("pai", 2 * NEW), ("avisc", 2 * NEW + 1)],

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from a3tune.adapters import Routing
 from a3tune.attention.capture import use_capture
@@ -179,6 +180,45 @@ def test_the_look_ahead_in_one_pass_is_that_of_one_pass_per_candidate(name: str,
             torch.testing.assert_close(together[:, place], alone[:, 0], atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(together.sum(-1), torch.ones(together.shape[:2]))
     assert (together[:, :1] - together).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["llava_clip_224+adapter", "qwen2_5_vl"])
+def test_beams_go_on_from_their_parents(name: str, models: Models) -> None:
+    vlm, parents = models(name), torch.tensor([2, 0, 0])
+    (reader, tokens), (fresh, _) = make_reader(vlm, sample=0), make_reader(vlm, sample=0)
+    with torch.no_grad():
+        reader.read(tokens[:, 0], torch.arange(BEAMS))
+        logits, rows = reader.read(tokens[:, 1], parents)
+        history = torch.randint(20, 200, (BEAMS, 9), generator=torch.Generator().manual_seed(0))[:, :4]
+        expected = fresh.read_again(torch.cat([history[parents], tokens[:, 1:2]], dim=1))
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert rows.shape[-1] == fresh.cache.get_seq_length()
+
+
+def test_the_state_of_a_beam_is_that_of_its_parent() -> None:
+    start = _Beams.start(2, torch.device("cpu"))
+    state = replace(
+        start,
+        tokens_BS=torch.tensor([[7], [8]]),
+        score_B=torch.tensor([-1.0, -1.1]),
+        products_BS=torch.tensor([[0.1], [0.2]]),
+    )
+    logits = torch.full((2, 10), -50.0)
+    logits[1, [4, 5]] = torch.tensor([1.0, 0.5])
+    logits[0, :] = 0.0
+    after = state.choose(logits, GenerationConfig(eos_token_id=[9], max_new_tokens=5))
+    assert after.tokens_BS.tolist() == [[8, 4], [8, 5]]
+    assert after.parent_B.tolist() == [1, 1]
+    assert after.choice_B.tolist() == [14, 15]
+    assert after.products_BS.flatten().tolist() == pytest.approx([0.2, 0.2])
+    assert not after.done
+
+
+def test_going_back_takes_more_steps_than_the_threshold() -> None:
+    retrospection = _Retrospection(Opera(threshold=6, initial_tokens=2))
+    state = replace(_Beams.start(1, torch.device("cpu")), choice_B=torch.tensor([0]))
+    found = [retrospection.check(state, torch.full((1, 2), 2)) is not None for _ in range(7)]
+    assert found == [False] * 6 + [True]
 
 
 def test_over_trust_is_the_largest_product_down_a_column() -> None:

@@ -10,7 +10,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from a3tune.decoding.base import Inputs
 from a3tune.vlm.load import Vlm
@@ -78,11 +84,9 @@ def run(
                 **(forward or {}),
             )
 
-    with seeded(generator):
-        # The tokenizer is for checkpoints that end answers with a text (`stop_strings`).
-        sequences = vlm.model.generate(  # type: ignore[call-arg]
-            **inputs, generation_config=config, tokenizer=vlm.tokenizer, custom_generate=loop
-        )
+    model: Any = vlm.model
+    with seeded(generator), _stops(vlm) as stops:
+        sequences = model.generate(**inputs, generation_config=config, stopping_criteria=stops, custom_generate=loop)
     return sequences[:, inputs["input_ids"].shape[1] :]
 
 
@@ -140,6 +144,21 @@ def seeded(generator: torch.Generator | None) -> Iterator[None]:
     with torch.random.fork_rng([generator.device] if generator.device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _stops(vlm: Vlm) -> Iterator[StoppingCriteriaList]:
+    """The texts that end an answer of this checkpoint, as criteria.
+
+    generate() finds them in the checkpoint's settings, and loses the tokenizer for them on the way to a callable.
+    """
+    settings: Any = vlm.model.generation_config
+    texts = settings.stop_strings
+    settings.stop_strings = None
+    try:
+        yield StoppingCriteriaList([StopStringCriteria(vlm.tokenizer, texts)] if texts else [])
+    finally:
+        settings.stop_strings = texts
 
 
 @contextmanager

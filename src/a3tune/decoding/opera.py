@@ -178,7 +178,7 @@ class _Retrospection:
         if place < self.opera.initial_tokens:
             return None
         for own in zip(*self.places, strict=True):
-            if own.count(place) < self.opera.threshold:
+            if own.count(place) <= self.opera.threshold:
                 return None
         return next((step for step in (place + 1, place) if self.tries[step] < self.opera.candidates), None)
 
