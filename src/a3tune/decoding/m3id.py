@@ -32,7 +32,7 @@ class M3id:
     beta: Share = 0.1
     """Cutoff of the variant "code"; see `contrast.cutoff`."""
     confidence: Fraction = 0.3
-    """Of the variant "original": no contrast where the most likely token is at least this likely (the value is ours)."""
+    """Of the variant "original": no contrast where the most likely token is at least this likely (our value)."""
 
     def check(self, vlm: Vlm) -> None:
         """Any model can do it: every language model reads a prompt without an image."""

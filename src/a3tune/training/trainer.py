@@ -185,7 +185,7 @@ class A3Trainer(Trainer):
         if self.selector is not None and file.is_file():
             self.selector.load_state_dict(load_file(file, device=str(self.args.device)))
 
-    def _split(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    def _split(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Inputs of the model, token masks, and what only the losses need."""
         masks = {name: inputs[name] for name in TOKEN_MASKS}
         rest = {name: inputs[name] for name in ("segments", "sample_ids")}
