@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from a3tune.attention.capture import ATTENTION
+from a3tune.errors import ModelError
 from a3tune.vlm.load import Vlm
 
 Inputs = dict[str, Any]
@@ -48,3 +50,12 @@ class Decoder(Protocol):
         Returns the new tokens, int64 `[B, S_new]`, padded on the right.
         """
         ...
+
+
+def require_capture(vlm: Vlm, name: str) -> None:
+    """ModelError, which calls the method `name`, when the model does not use our attention function."""
+    if vlm.model.config.text_config._attn_implementation != ATTENTION:
+        raise ModelError(
+            f"{name}: needs the model's attention, but {vlm.name} was loaded without capture; "
+            "use load_vlm(..., attention=True)"
+        )

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from a3tune.attention.capture import ATTENTION, CaptureRequest, stack
+from a3tune.attention.capture import CaptureRequest, stack
 from a3tune.config import Natural, NonNegative, Positive, Share, Switch
-from a3tune.decoding.base import Inputs
+from a3tune.decoding.base import Inputs, require_capture
 from a3tune.decoding.branches import ENCODED, encode_images, image_columns, image_mask
 from a3tune.decoding.loop import run
-from a3tune.errors import DataError, ModelError
+from a3tune.errors import DataError
 from a3tune.vlm.load import Vlm
 
 
@@ -37,11 +37,7 @@ class ControlMllm:
 
     def check(self, vlm: Vlm) -> None:
         """Raises ModelError when attention cannot be captured."""
-        if vlm.model.config.text_config._attn_implementation != ATTENTION:
-            raise ModelError(
-                f"{self.name}: needs the attention on the image, but {vlm.name} was loaded without capture; "
-                "use load_vlm(..., attention=True)"
-            )
+        require_capture(vlm, self.name)
 
     def __call__(
         self,

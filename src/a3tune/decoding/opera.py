@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 
-from a3tune.attention.capture import ATTENTION, CaptureRequest
+from a3tune.attention.capture import CaptureRequest
 from a3tune.config import Count, NonNegative, Positive
-from a3tune.decoding.base import Inputs
+from a3tune.decoding.base import Inputs, require_capture
 from a3tune.decoding.branches import image_mask
 from a3tune.decoding.loop import Branch
 from a3tune.errors import ConfigError, ModelError
@@ -58,11 +58,7 @@ class Opera:
     def check(self, vlm: Vlm) -> None:
         """Raises ModelError when attention cannot be captured. Whether an answer fits into the window of a model that
         has sliding windows (Gemma 3) shows only with the prompt."""
-        if vlm.model.config.text_config._attn_implementation != ATTENTION:
-            raise ModelError(
-                f"{self.name}: needs the attention of the last layer, but {vlm.name} was loaded without capture; "
-                "use load_vlm(..., attention=True)"
-            )
+        require_capture(vlm, self.name)
 
     def __call__(
         self,

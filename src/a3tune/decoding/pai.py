@@ -9,13 +9,11 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from a3tune.attention.boost import Boost
-from a3tune.attention.capture import ATTENTION
 from a3tune.config import Natural, NonNegative, Share
-from a3tune.decoding.base import Inputs
+from a3tune.decoding.base import Inputs, require_capture
 from a3tune.decoding.branches import image_columns, without_images
 from a3tune.decoding.contrast import Contrast, cutoff
 from a3tune.decoding.loop import run
-from a3tune.errors import ModelError
 from a3tune.vlm.load import Vlm
 
 Guidance = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
@@ -41,11 +39,7 @@ class Pai:
 
     def check(self, vlm: Vlm) -> None:
         """Raises ModelError when the model does not use our attention function."""
-        if vlm.model.config.text_config._attn_implementation != ATTENTION:
-            raise ModelError(
-                f"{self.name}: changes the attention on the image, but {vlm.name} was loaded without capture; "
-                "use load_vlm(..., attention=True)"
-            )
+        require_capture(vlm, self.name)
 
     def __call__(
         self,

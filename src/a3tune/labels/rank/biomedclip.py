@@ -5,9 +5,9 @@ A ViT-B/16 of timm and a BiomedBERT in open_clip's layout become `ViTModel` and 
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertModel, ViTConfig, ViTModel
 
 from a3tune.errors import ModelError
-from a3tune.labels.rank.embed import embed, square
-from a3tune.labels.weights import check_complete, choose_device, folder_hash, read_config
+from a3tune.labels.rank.embed import FolderRanker, square
+from a3tune.labels.weights import check_complete, read_config
 
 CONFIG = "open_clip_config.json"
 _SAFETENSORS, _PICKLED = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
@@ -93,15 +93,10 @@ class _TwoTowers(nn.Module):
         return self.text_projection(self.text(**tokens).last_hidden_state[:, 0])
 
 
-class BiomedClipRanker:
+class BiomedClipRanker(FolderRanker):
     """BiomedCLIP in a local folder as published: open_clip_config.json, weights (safetensors or .bin), tokenizer files.
 
     Images are padded to a square and reduced to 224 pixels (bicubic); texts are cut at 256 tokens.
-
-    Args:
-        folder: where the model is; nothing is downloaded.
-        device: "cpu", "cuda", ...; None takes a GPU if there is one.
-        batch_size: images or texts per forward pass.
 
     Raises:
         ModelError: a file is missing, or a weight is missing, unknown or of another shape.
@@ -117,29 +112,13 @@ class BiomedClipRanker:
             self._mean, self._std = (np.array(config["preprocess_cfg"][name], np.float32) for name in ("mean", "std"))
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{folder / CONFIG}: expected the settings of BiomedCLIP, lacks {error}") from error
-        self._device = choose_device(device)
+        super().__init__(folder, device, batch_size)
         self._model = _load(folder, self._size).to(self._device)
         self._width = self._model.vision_projection.out_features
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ModelError(f"{folder}: expected BiomedBERT's tokenizer files: {error}") from error
-        self._batch_size = batch_size
-        self._content = folder_hash(folder)
-        self._arguments = (folder, device, batch_size)
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
-        """Travels to another process as its folder."""
-        return type(self), self._arguments
-
-    def settings(self) -> Mapping[str, object]:
-        return {"name": self.name, "content": self._content}
-
-    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        return embed(images, self._image_features, self._width, self._batch_size)
-
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        return embed(texts, self._text_features, self._width, self._batch_size)
 
     def _image_features(self, images: list[Image.Image]) -> Tensor:
         size = (self._size, self._size)

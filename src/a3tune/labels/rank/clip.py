@@ -1,10 +1,8 @@
 """CLIP-style models of transformers as rankers: CLIP, SigLIP, SigLIP 2, MedSigLIP. Knows no segments."""
 
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import (
@@ -18,8 +16,8 @@ from transformers import (
 )
 
 from a3tune.errors import ModelError
-from a3tune.labels.rank.embed import embed, square
-from a3tune.labels.weights import choose_device, folder_hash, load_model, read_config
+from a3tune.labels.rank.embed import FolderRanker, square
+from a3tune.labels.weights import load_model, read_config
 
 
 class _Family(NamedTuple):
@@ -37,15 +35,10 @@ _FAMILIES: dict[str, _Family] = {
 """`model_type` of a folder's config.json -> its parts. MedSigLIP and SigLIP 2 of fixed resolution say `siglip`."""
 
 
-class ClipRanker:
+class ClipRanker(FolderRanker):
     """A CLIP, SigLIP, SigLIP 2 or MedSigLIP in a local folder, as transformers saves it, with safetensors weights.
 
     Images are padded to a square first. Texts longer than the model's context are cut at its end.
-
-    Args:
-        folder: where the model is; nothing is downloaded.
-        device: "cpu", "cuda", ...; None takes a GPU if there is one.
-        batch_size: images or texts per forward pass.
 
     Raises:
         ModelError: the folder holds no such model.
@@ -67,26 +60,10 @@ class ClipRanker:
         except (OSError, ValueError) as error:
             raise ModelError(f"{folder}: expected the processor and tokenizer of a {kind} model: {error}") from error
         self._padded = family.padded
-        self._device = choose_device(device)
+        super().__init__(folder, device, batch_size)
         self._model.to(self._device)
         config = self._model.config
         self._width: int = config.projection_dim if kind == "clip" else config.vision_config.hidden_size
-        self._batch_size = batch_size
-        self._content = folder_hash(folder)
-        self._arguments = (folder, device, batch_size)
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
-        """Travels to another process as its folder."""
-        return type(self), self._arguments
-
-    def settings(self) -> Mapping[str, object]:
-        return {"name": self.name, "content": self._content}
-
-    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        return embed(images, self._image_features, self._width, self._batch_size)
-
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        return embed(texts, self._text_features, self._width, self._batch_size)
 
     def _image_features(self, images: list[Image.Image]) -> torch.Tensor:
         inputs = self._images(images=[square(image) for image in images], return_tensors="pt").to(self._device)
