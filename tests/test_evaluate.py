@@ -13,7 +13,7 @@ from PIL import Image
 from a3tune.adapters import add_adapter
 from a3tune.attention.capture import use_capture
 from a3tune.data.images import load_image
-from a3tune.errors import ConfigError, DataError, LabelError, RunError
+from a3tune.errors import ConfigError, DataError, LabelError, ModelError, RunError
 from a3tune.evaluate import clusters, evaluate, make_prediction, summarise
 from a3tune.labels.rle import encode as encode_mask
 from a3tune.predictions import read_maps, read_predictions
@@ -205,6 +205,29 @@ def test_stopped_evaluation_goes_on_where_it_was(vlm, samples, tmp_path, monkeyp
     done = evaluate(vlm, samples, out_folder=folder.path, **SHORT)
     assert asked == [] and done.predictions == whole.predictions
     assert done.cost.seconds == pytest.approx(again.cost.seconds)
+
+
+def test_too_large_batches_are_halved(vlm, samples, monkeypatch):
+    whole = evaluate(vlm, samples, **SHORT)
+    generate = vlm.model.generate
+    tried: list[int] = []
+
+    def little_memory(at_once: int):
+        def answer(**inputs: Any) -> torch.Tensor:
+            tried.append(len(inputs["input_ids"]))
+            if len(inputs["input_ids"]) > at_once:
+                raise torch.OutOfMemoryError
+            return generate(**inputs)
+
+        return answer
+
+    monkeypatch.setattr(vlm.model, "generate", little_memory(1))
+    found = evaluate(vlm, samples, **{**SHORT, "batch_size": 4})
+    assert tried == [4, 2, 1, 1, 2, 1, 1, 1]
+    assert [p.prediction for p in found.predictions] == [p.prediction for p in whole.predictions]
+    monkeypatch.setattr(vlm.model, "generate", little_memory(0))
+    with pytest.raises(ModelError, match=r"sample .*: the device has too little memory for it alone"):
+        evaluate(vlm, samples, **SHORT)
 
 
 def other_prompt(samples: Sequence[Sample]) -> list[Sample]:

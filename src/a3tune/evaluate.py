@@ -3,6 +3,7 @@
 Knows the order of things; how answers and maps are scored is the business of `metrics`.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,7 +24,7 @@ from a3tune.attention.capture import Rows, capture_request, stack
 from a3tune.attention.heads import HeadSelector
 from a3tune.data.images import content_hash, load_image
 from a3tune.decoding import Generated, generate, make_decoder
-from a3tune.errors import DataError, LabelError
+from a3tune.errors import DataError, LabelError, ModelError
 from a3tune.labels.rle import region_mask
 from a3tune.metrics.attention import Array, Normalisation, attention_metrics
 from a3tune.metrics.stats import Estimate, mean_interval
@@ -35,6 +36,7 @@ from a3tune.vlm.encode import TOKEN_MASKS, Example, PaddingSide, pad, prepare
 from a3tune.vlm.load import Vlm
 from a3tune.vlm.patches import members, token_weights
 
+logger = logging.getLogger(__name__)
 PAPER_HEADS = 0.125
 """Share of the heads that the paper averages: R = 128 of 1,024."""
 ALL_HEADS = "_all_heads"
@@ -94,7 +96,7 @@ def evaluate(
 
     Args:
         vlm: a model whose attention can be captured (`load_vlm`), with or without an adapter.
-        batch_size: samples per forward pass.
+        batch_size: samples per forward pass; halved where the device has too little memory for so many.
         max_new_tokens: longest answer.
         decode: decoding method, a name in `decoding.DECODERS`; `decoding` are its settings where they differ from the
             published ones, `strategy` a name in `decoding.STRATEGIES` in place of the method's own.
@@ -133,7 +135,7 @@ def evaluate(
         for batch in _batches(vlm, samples, batch_size):
             # A batch is asked whole or not at all: the numbers do not depend on where an evaluation was stopped.
             if any(sample.id not in book.predictions for sample in batch):
-                book.add(*_answer(vlm, batch, settings))
+                book.add(*_answer_in_memory(vlm, batch, settings))
             progress(len(book.predictions), len(samples))
         predictions = [book.predictions[sample.id] for sample in samples]
         results = summarise(samples, predictions, maps=book.maps, settings=about, cost=book.cost)
@@ -206,6 +208,27 @@ def _batches(vlm: Vlm, samples: Sequence[Sample], size: int) -> Iterator[Sequenc
     lengths = {sample.id: len(vlm.tokenizer(sample.prompt)["input_ids"]) for sample in samples}
     ordered = sorted(samples, key=lambda sample: -lengths[sample.id])
     return (ordered[start : start + size] for start in range(0, len(ordered), size))
+
+
+def _answer_in_memory(
+    vlm: Vlm, batch: Sequence[Sample], settings: _Settings
+) -> tuple[list[tuple[Prediction, Map]], Cost]:
+    """`_answer`, in halves as long as the device has too little memory for the whole."""
+    try:
+        return _answer(vlm, batch, settings)
+    except torch.OutOfMemoryError as error:
+        if len(batch) == 1:
+            raise ModelError(
+                f"sample {batch[0].id}: the device has too little memory for it alone; a smaller image, "
+                "evaluation.max_new_tokens or model.quantization may help"
+            ) from error
+    logger.warning("too little memory for %d samples at once, going on with halves", len(batch))
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    half = len(batch) // 2
+    first, first_cost = _answer_in_memory(vlm, batch[:half], settings)
+    second, second_cost = _answer_in_memory(vlm, batch[half:], settings)
+    return [*first, *second], first_cost + second_cost
 
 
 def _answer(vlm: Vlm, batch: Sequence[Sample], settings: _Settings) -> tuple[list[tuple[Prediction, Map]], Cost]:
