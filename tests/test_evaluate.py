@@ -207,6 +207,18 @@ def test_stopped_evaluation_goes_on_where_it_was(vlm, samples, tmp_path, monkeyp
     assert done.cost.seconds == pytest.approx(again.cost.seconds)
 
 
+def test_reports_are_scored_with_what_is_there(vlm, samples, tmp_path):
+    reports = [replace(sample, answer_type="report", answer="no acute finding in the chest") for sample in samples]
+    results = evaluate(vlm, reports, out_folder=tmp_path / "run", **SHORT)
+    assert results.metrics["rouge_l"].count == len(reports)
+    assert "bertscore" in results.absent and "bertscore" not in results.metrics
+    stored = read_predictions(RunFolder.open(tmp_path / "run"))
+    assert all(set(prediction.report) >= {"rouge_l"} for prediction in stored)
+    assert summarise(reports, results.predictions).metrics == results.metrics
+    with pytest.raises(ConfigError, match="weights: expected nltk_data"):
+        evaluate(vlm, reports, weights={"nonesuch": tmp_path}, **SHORT)
+
+
 def test_too_large_batches_are_halved(vlm, samples, monkeypatch):
     whole = evaluate(vlm, samples, **SHORT)
     generate = vlm.model.generate

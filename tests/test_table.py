@@ -57,3 +57,11 @@ def test_what_nobody_has_is_left_out_and_what_one_lacks_is_a_dash():
     assert "Closed accuracy" not in comparison_table(METHODS, COSTS, "greedy")
     some = [result("greedy", 0.5, Estimate(0.25, 0.2, 0.3, 4)), *METHODS[1:]]
     assert "| vcd_1 | **70.0**&ast; [60.0, 80.0] | - |" in comparison_table(some, COSTS, "greedy")
+
+
+def test_of_hallucination_the_lowest_is_best():
+    rates = {"a": 0.4, "b": 0.2}
+    methods = [
+        MethodResult(name, name, {"hallucination": Estimate(rate, rate, rate, 9)}) for name, rate in rates.items()
+    ]
+    assert "| b | **20.0** [20.0, 20.0] |" in comparison_table(methods, dict.fromkeys(rates, Cost()), "a")

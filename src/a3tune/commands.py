@@ -122,6 +122,7 @@ def _measure(config: RunConfig, vlm: Vlm, progress: Progress) -> Results:
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
         **_decoding(config),
+        weights={name: Path(str(folder)) for name, folder in settings.weights.items()},
         tau=settings.tau,
         normalisation=settings.normalisation,
         out_folder=folder.path,

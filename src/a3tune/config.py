@@ -203,6 +203,8 @@ class EvaluationConfig(_Section):
     """greedy, beam, nucleus or sampling, in place of the method's own way to choose a token."""
     seed: Seed = 0
     """Of sampling and noise."""
+    weights: Options = field(default_factory=dict)
+    """Folders of what report metrics need: nltk_data, bertscore, chexbert, radgraph, ratescore."""
     tau: Fraction = 0.15
     """Coverage's threshold on the normalised map (Appendix D.2): > 0, <= 1."""
     normalisation: Literal["max", "sum", "min-max"] = "max"

@@ -27,6 +27,7 @@ from a3tune.decoding import Generated, generate, make_decoder
 from a3tune.errors import DataError, LabelError, ModelError
 from a3tune.labels.rle import region_mask
 from a3tune.metrics.attention import Array, Normalisation, attention_metrics
+from a3tune.metrics.reports import report_scores
 from a3tune.metrics.stats import Estimate, mean_interval
 from a3tune.metrics.vqa import answer_scores
 from a3tune.predictions import Cost, Map, PredictionLog
@@ -60,6 +61,8 @@ class Results:
     settings: Mapping[str, Any] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
     """Of all answers, earlier sessions included."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Report metrics that could not be computed: why, and how to get what they need."""
 
     def as_json(self) -> dict[str, Any]:
         """Content of `results.json`; undefined numbers are null."""
@@ -69,6 +72,7 @@ class Results:
             "counts": dict(self.counts),
             "settings": dict(self.settings),
             "cost": asdict(self.cost),
+            "absent": dict(self.absent),
         }
 
 
@@ -84,6 +88,7 @@ def evaluate(
     seed: int = 0,
     rows: Rows = "answer",
     heads: int | float | None = None,
+    weights: Mapping[str, Path] | None = None,
     tau: float = 0.15,
     normalisation: Normalisation = "max",
     out_folder: Path | None = None,
@@ -103,6 +108,7 @@ def evaluate(
         seed: of sampling and noise; every batch starts from it, so that the answers do not depend on interruptions.
         rows: text rows whose attention is averaged.
         heads: R, or a fraction of all heads; None is the paper's share.
+        weights: folders of what report metrics need (`metrics.reports.WEIGHTS`); a metric without them is absent.
         tau: threshold of Coverage.
         normalisation: of the map, before Coverage and Intensity.
         out_folder: run folder for `predictions.jsonl`, `maps/` and `results.json`; a stopped evaluation goes on in it.
@@ -137,8 +143,10 @@ def evaluate(
             if any(sample.id not in book.predictions for sample in batch):
                 book.add(*_answer_in_memory(vlm, batch, settings))
             progress(len(book.predictions), len(samples))
+        absent = _score_reports(book, [sample for sample in samples if sample.answer_type == "report"], weights)
         predictions = [book.predictions[sample.id] for sample in samples]
         results = summarise(samples, predictions, maps=book.maps, settings=about, cost=book.cost)
+        results = replace(results, absent=absent)
         if folder:
             folder.write_json(folder.results.name, results.as_json())
     return results
@@ -174,8 +182,9 @@ def summarise(
 
 
 def scores(prediction: Prediction) -> dict[str, float]:
-    """Every score of one sample by name: those of its answer and, where defined, those of its attention."""
-    return answer_scores(prediction.prediction, prediction.answer, prediction.answer_type) | dict(prediction.attention)
+    """Every score of one sample by name: of its answer or report and, where defined, of its attention."""
+    answer = answer_scores(prediction.prediction, prediction.answer, prediction.answer_type)
+    return answer | dict(prediction.report) | dict(prediction.attention)
 
 
 def clusters(samples: Sequence[Sample]) -> list[str]:
@@ -208,6 +217,20 @@ def _batches(vlm: Vlm, samples: Sequence[Sample], size: int) -> Iterator[Sequenc
     lengths = {sample.id: len(vlm.tokenizer(sample.prompt)["input_ids"]) for sample in samples}
     ordered = sorted(samples, key=lambda sample: -lengths[sample.id])
     return (ordered[start : start + size] for start in range(0, len(ordered), size))
+
+
+def _score_reports(
+    book: PredictionLog, samples: Sequence[Sample], weights: Mapping[str, Path] | None
+) -> Mapping[str, str]:
+    """Report metrics of all answers that have a reference; returns which are absent, and why."""
+    written = [book.predictions[sample.id] for sample in samples if sample.answer]
+    if not written:
+        return {}
+    found = report_scores([own.prediction for own in written], [own.answer for own in written], weights)
+    book.score_reports(
+        {own.id: {name: values[row] for name, values in found.values.items()} for row, own in enumerate(written)}
+    )
+    return found.absent
 
 
 def _answer_in_memory(

@@ -92,6 +92,14 @@ class PredictionLog:
         self.maps |= {prediction.id: values for prediction, values in new}
         self.cost += cost
 
+    def score_reports(self, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Give predictions, by sample id, the report metrics that were computed once all were there."""
+        self.predictions |= {name: replace(self.predictions[name], report=found) for name, found in scores.items()}
+        if self.folder:
+            lines = _read_lines(self.folder.predictions)
+            again = [_line(self.predictions[prediction.id], cost) for prediction, cost in lines]
+            write_atomic(self.folder.predictions, "".join(again).encode())
+
     def _resume(self, folder: RunFolder, samples: Mapping[str, Sample], about: Mapping[str, Any]) -> None:
         hint = "choose another output folder"
         try:

@@ -85,3 +85,5 @@ class Prediction:
     meta: Mapping[str, str] = field(default_factory=dict)
     attention: Mapping[str, float] = field(default_factory=dict)
     """Attention metrics of this sample, when its true regions are known."""
+    report: Mapping[str, float] = field(default_factory=dict)
+    """Report metrics of this answer (`metrics.reports`), when it is a report."""

@@ -114,6 +114,8 @@ def evaluate(
         results = measure(settings, folder, progress)
     for name, found in results.metrics.items():
         typer.echo(f"{name:32} {found.mean:7.3f}  [{found.low:.3f}, {found.high:.3f}]  n = {found.count}")
+    for name, reason in results.absent.items():
+        typer.echo(f"absent: {name}: {reason}", err=True)
 
 
 @app.command()

@@ -25,6 +25,7 @@ class Metric:
     """Shown times 100, with a % sign in running text."""
     meaning: str
     """The formula in words; `{tau}` and `{scaled}` are filled in."""
+    lower_is_better: bool = False
 
 
 METRICS = {
@@ -35,6 +36,22 @@ METRICS = {
         "questions. Both are lower-cased, without punctuation and articles, number words as digits (as LLaVA-Med).",
     ),
     "closed_accuracy": Metric("Closed accuracy", True, "Share of the yes/no questions that are answered right."),
+    "choice_accuracy": Metric(
+        "Choice accuracy", True, "Share of the multiple-choice questions whose answer is most like the right option."
+    ),
+    "hallucination": Metric(
+        "Hallucination",
+        True,
+        'Share of the closed questions with the answer "no" that are answered "yes"; the lower the better.',
+        lower_is_better=True,
+    ),
+    "bleu": Metric("BLEU", True, "Sentence BLEU-4 of the reports (smoothing method 4), averaged."),
+    "rouge_l": Metric("ROUGE-L", True, "F1 of the longest common subsequence of words, stemmed."),
+    "meteor": Metric("METEOR", True, "Matched words, stems and synonyms, with a penalty for broken order."),
+    "bertscore": Metric("BERTScore", True, "F1 of the best cosine match of each token's RoBERTa features."),
+    "chexbert": Metric("CheXbert", True, "Cosine similarity of CheXbert's features of both reports."),
+    "radgraph": Metric("RadGraph", True, "Mean F1 of the entities and of the relations that RadGraph finds."),
+    "ratescore": Metric("RaTEScore", True, "Similarity of the medical entities of both reports."),
     "coverage": Metric(
         "Coverage",
         True,

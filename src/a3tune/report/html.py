@@ -80,7 +80,7 @@ def render(data: ReportData) -> str:
         settings=_grouped(data.settings),
         total=sum(data.seconds.values()),
         limits=limits(data),
-        glossary=glossary(data.tau, data.normalisation),
+        glossary=glossary(data.tau, data.normalisation, metrics),
         duration=duration,
         share=_share,
         key=figures.method_key,

@@ -1,6 +1,7 @@
 """The sentences of a report, made from its numbers: what came out, what it does not show, what the words mean."""
 
 import math
+from collections.abc import Sequence
 
 from a3tune.metrics.attention import Normalisation
 from a3tune.report.data import METRICS, SCALED, MethodResult, ReportData
@@ -53,9 +54,10 @@ def limits(data: ReportData) -> tuple[str, ...]:
     return (*fixed, *data.notes)
 
 
-def glossary(tau: float, normalisation: Normalisation) -> dict[str, str]:
-    """Every name on the page, with its formula in words."""
-    terms = {m.title: m.meaning.format(tau=f"{tau:g}", scaled=SCALED[normalisation]) for m in METRICS.values()}
+def glossary(tau: float, normalisation: Normalisation, metrics: Sequence[str]) -> dict[str, str]:
+    """Every name on the page, with its formula in words; `metrics` are those of `METRICS` that it shows."""
+    shown = [METRICS[name] for name in metrics]
+    terms = {m.title: m.meaning.format(tau=f"{tau:g}", scaled=SCALED[normalisation]) for m in shown}
     return terms | {
         "95 % interval": "From a bootstrap that resamples whole groups (images or patients), since questions about "
         "one image are not independent. Of a paired difference: from the differences question by question.",

@@ -38,7 +38,7 @@ def comparison_table(
     if form == ".csv":
         return _csv(methods, costs, metrics)
     titles = ["Method", *(METRICS[name].title for name in metrics), "Passes", "Seconds"]
-    emphasis = {name: _ranks([_mean(method, name) for method in methods]) for name in metrics}
+    emphasis = {name: _ranks([_goodness(method, name) for method in methods]) for name in metrics}
     rows = [
         [
             method.title,
@@ -53,6 +53,10 @@ def comparison_table(
 
 def _mean(method: MethodResult, metric: str) -> float:
     return method.scores[metric].mean if metric in method.scores else float("nan")
+
+
+def _goodness(method: MethodResult, metric: str) -> float:
+    return -_mean(method, metric) if METRICS[metric].lower_is_better else _mean(method, metric)
 
 
 def _ranks(values: Sequence[float]) -> list[int]:
