@@ -28,7 +28,7 @@ from a3tune.report.data import (
     public_command,
     public_settings,
 )
-from a3tune.report.html import duration, render
+from a3tune.report.html import _difference, _ranks, duration, render
 from a3tune.report.summary import number, summary
 
 NAN = float("nan")
@@ -245,3 +245,12 @@ def test_heads_come_from_the_log():
     found = heads_from_log(lines)
     assert found is not None and found.tolist() == [[1.0, 0.0], [0.5, 0.5]]
     assert heads_from_log([{"loss": 1.0}]) is None
+
+
+def test_where_lower_is_better_a_fall_is_good():
+    fell = Comparison(Estimate(-0.2, -0.3, -0.1, 9), 0.01)
+    assert (_difference(fell, "hallucination").mark, _difference(fell, "hallucination").tone) == ("down", "good")
+    assert (_difference(fell, "open_recall").mark, _difference(fell, "open_recall").tone) == ("down", "bad")
+    high, low = (Estimate(mean, mean, mean, 9) for mean in (0.4, 0.2))
+    assert _ranks([high, low], lower_is_better=True) == ["second", "best"]
+    assert _ranks([high, low]) == ["best", "second"]

@@ -29,6 +29,8 @@ class Cell:
     """best, second or empty."""
     mark: str = ""
     """up, down, same or empty."""
+    tone: str = ""
+    """good, bad, same or empty: what a difference means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,10 @@ def duration(seconds: float) -> str:
 
 
 def _score_rows(methods: Sequence[MethodResult], metrics: Sequence[str]) -> list[Row]:
-    ranks = {metric: _ranks([method.scores.get(metric) for method in methods]) for metric in metrics}
+    ranks = {
+        metric: _ranks([method.scores.get(metric) for method in methods], METRICS[metric].lower_is_better)
+        for metric in metrics
+    }
     return [
         Row(
             method.title,
@@ -129,8 +134,11 @@ def _difference(comparison: Comparison | None, metric: str) -> Cell:
     if comparison is None or not math.isfinite(comparison.difference.mean):
         return Cell(NOTHING)
     mean = comparison.difference.mean
-    mark = ("up" if mean > 0 else "down") if comparison.significant else "same"
-    return Cell(number(mean, metric, signed=True), _interval(comparison.difference, metric), mark=mark)
+    mark = tone = "same"
+    if comparison.significant:
+        mark = "up" if mean > 0 else "down"
+        tone = "good" if (mean > 0) != METRICS[metric].lower_is_better else "bad"
+    return Cell(number(mean, metric, signed=True), _interval(comparison.difference, metric), mark=mark, tone=tone)
 
 
 def _interval(estimate: Estimate, metric: str) -> str:
@@ -139,10 +147,10 @@ def _interval(estimate: Estimate, metric: str) -> str:
     return f"[{number(estimate.low, metric)}, {number(estimate.high, metric)}]"
 
 
-def _ranks(estimates: Sequence[Estimate | None]) -> list[str]:
+def _ranks(estimates: Sequence[Estimate | None], lower_is_better: bool = False) -> list[str]:
     """best and second by the mean; equals share a rank, and alone nobody is best."""
     means = [e.mean if e is not None and math.isfinite(e.mean) else None for e in estimates]
-    order = sorted({mean for mean in means if mean is not None}, reverse=True)
+    order = sorted({mean for mean in means if mean is not None}, reverse=not lower_is_better)
     if len(order) < 2:
         return [""] * len(means)
     return ["best" if mean == order[0] else "second" if mean == order[1] else "" for mean in means]
