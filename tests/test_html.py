@@ -176,8 +176,8 @@ def test_summary_says_what_is_and_what_is_not_significant() -> None:
 def test_significance(comparison: Comparison, wanted: str) -> None:
     methods = (_method("lora", 0.5), _method("a3tune", 0.6, {"open_recall": comparison}))
     assert wanted in " ".join(summary(_data(methods=methods, seeds=3)))
-    mark = re.search(r'class=" (up|down|same)"', render(_data(methods=methods)))
-    assert mark and mark[1] == ("same" if "no " in wanted else "up" if "higher" in wanted else "down")
+    tone = re.search(r'class=" (good|bad|same)"', render(_data(methods=methods)))
+    assert tone and tone[1] == ("same" if "no " in wanted else "good" if "higher" in wanted else "bad")
 
 
 def test_sections_without_data_are_left_out() -> None:
