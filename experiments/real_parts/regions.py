@@ -46,7 +46,7 @@ def main() -> None:
     print(f"{run.images} images, {run.proposed} proposed now, {seconds:.0f} s; {len(run.failures)} failed")
     store = LabelStore(options.out)
     quality = label_quality(
-        held_out, lambda sample: store.labels(sample, top_k=None), top_k=TOP_K, min_iou=MIN_IOU, by="organ"
+        held_out, lambda sample: store.labels(sample, top_k=None), top_k=TOP_K, min_iou=MIN_IOU, by=["organ"]
     )
     print(f"MR volume, K = {TOP_K}, IoU >= {MIN_IOU}: recall, ceiling (all segments), mean best IoU of the K")
     for name, found in quality.items():

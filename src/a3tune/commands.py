@@ -51,6 +51,8 @@ EVALUATION = "evaluation.yaml"
 """File of a run folder: the settings that its answers were made with."""
 QUALITY = "quality.json"
 """File of a label store: how well its labels find the true regions."""
+GROUPS = ("body", "modality", "organ")
+"""Fields of `meta` that label quality is broken down by."""
 MIN_IOU = 0.5
 """Overlap from which a weak label counts as the true region."""
 
@@ -65,7 +67,7 @@ def label(config: RunConfig, progress: Progress) -> tuple[LabelRun, dict[str, Qu
     usable = [sample for sample in samples if describe(sample.image) not in run.failures]
     store = LabelStore(_store(config))
     quality = label_quality(
-        usable, lambda sample: store.labels(sample, top_k=None), top_k=config.labels.top_k, min_iou=MIN_IOU, by="body"
+        usable, lambda sample: store.labels(sample, top_k=None), top_k=config.labels.top_k, min_iou=MIN_IOU, by=GROUPS
     )
     text = json.dumps({name: asdict(group) for name, group in quality.items()}, indent=2)
     write_atomic(_store(config) / QUALITY, text.encode())

@@ -69,6 +69,9 @@ def make(
             f"The true region is among the best {settings.labels.top_k} for {100 * found.recall:.0f} % of the regions "
             f"(at most {100 * found.ceiling_recall:.0f} % with all segments); mean best overlap {found.best_iou:.2f}"
         )
+    for name, found in quality.items():
+        if name != "all":
+            typer.echo(f"  {name:24}{100 * found.recall:4.0f} % (at most {100 * found.ceiling_recall:.0f} %)")
     for image, reason in run.failures.items():
         typer.echo(f"failed: {image}: {reason}", err=True)
     if run.failures:

@@ -1,6 +1,6 @@
 """How good weak labels are, where the true regions are known. Knows masks, not how labels were made."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,7 @@ def label_quality(
     *,
     top_k: int = 4,
     min_iou: float = 0.5,
-    by: str | None = None,
+    by: Sequence[str] = (),
 ) -> dict[str, Quality]:
     """Compare weak labels with the samples' own regions.
 
@@ -42,10 +42,10 @@ def label_quality(
         ranked: all segments of a sample, best first, e.g. `lambda sample: store.labels(sample, top_k=None)`.
         top_k: K, the segments that would guide the attention.
         min_iou: IoU in [0, 1] from which a region counts as found.
-        by: a `meta` field to break the result down by; samples without it are grouped under "".
+        by: `meta` fields to break the result down by; samples without a field are in none of its groups.
 
     Returns:
-        "all", and "FIELD=VALUE" for every value of the field. Empty if no sample has regions.
+        "all", and "FIELD=VALUE" for every value of these fields. Empty if no sample has regions.
 
     Raises:
         LabelError: a region does not fit its image, or a sample has no labels.
@@ -54,7 +54,7 @@ def label_quality(
     for sample in samples:
         if sample.regions:
             measured = _measure(sample, ranked(sample), top_k)
-            for group in ["all"] + ([f"{by}={sample.meta.get(by, '')}"] if by else []):
+            for group in ["all", *(f"{field}={sample.meta[field]}" for field in by if field in sample.meta)]:
                 groups.setdefault(group, []).append(measured)
     return {group: _summary(items, min_iou) for group, items in groups.items()}
 

@@ -101,7 +101,7 @@ def label_scores(quality: Mapping[str, Quality], *, top_k: int, min_iou: float) 
         name: LabelScores(group.recall, group.best_iou, group.ceiling_recall, group.samples)
         for name, group in quality.items()
     }
-    groups = {name.partition("=")[2]: value for name, value in found.items() if name not in ("all", "body=")}
+    groups = {name.partition("=")[2]: value for name, value in found.items() if name != "all"}
     return LabelQuality(top_k, min_iou, found["all"], groups)
 
 
