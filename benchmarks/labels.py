@@ -69,17 +69,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the table here as well")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    samples = phantoms(6 if arguments.quick else 60)
+    samples = phantoms(6 if arguments.quick else 20)
     lines = [
         f"{os.cpu_count()} processors, {SIDE} x {SIDE} pixels, superpixels, shipped ranker, one thread per process",
         "",
         "| Workers | M segments | Images | Images/s | Prompts/s | Rankings alone/s |",
         "|---|---|---|---|---|---|",
     ]
+    print("\n".join(lines))
     for workers in (1, 2):
         for segments in (16,) if arguments.quick else (8, 16, 32, 64):
             lines.append(measure(samples, segments, workers))
-    print("\n".join(lines))
+            print(lines[-1], flush=True)
     if arguments.out:
         arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
