@@ -87,7 +87,7 @@ def fine_tune(config: RunConfig, progress: Progress, *, synthetic: bool = False)
 
 def measure(config: RunConfig, adapter: Path | None, progress: Progress) -> Results:
     """Answer and score `config.data.test` with the base model or an adapter; everything ends in `config.output`."""
-    return _measure(config, _load(config, adapter), progress)
+    return _measure(config, _load(config, adapter), _questions(config), progress)
 
 
 def measure_all(config: RunConfig, adapter: Path | None, progress: Progress) -> tuple[dict[str, Path], dict[str, str]]:
@@ -95,8 +95,8 @@ def measure_all(config: RunConfig, adapter: Path | None, progress: Progress) -> 
 
     Returns the folders by method, and why the methods that are left out cannot be had here.
     """
-    vlm = _load(config, adapter)
-    regions = all(sample.regions for sample in read_rows(_needed(config.data.test, "data.test", "a JSONL file")))
+    vlm, samples = _load(config, adapter), _questions(config)
+    regions = all(sample.regions for sample in samples)
     done: dict[str, Path] = {}
     absent: dict[str, str] = {}
     for name in DECODERS:
@@ -110,12 +110,15 @@ def measure_all(config: RunConfig, adapter: Path | None, progress: Progress) -> 
             continue
         method = replace(config.evaluation, decode=name, decoding={}, strategy=None)
         done[name] = config.output / name
-        _measure(replace(config, evaluation=method, output=done[name]), vlm, progress)
+        _measure(replace(config, evaluation=method, output=done[name]), vlm, samples, progress)
     return done, absent
 
 
-def _measure(config: RunConfig, vlm: Vlm, progress: Progress) -> Results:
-    samples = read_rows(_needed(config.data.test, "data.test", "a JSONL file to evaluate"))
+def _questions(config: RunConfig) -> list[Sample]:
+    return read_rows(_needed(config.data.test, "data.test", "a JSONL file to evaluate"))
+
+
+def _measure(config: RunConfig, vlm: Vlm, samples: Sequence[Sample], progress: Progress) -> Results:
     folder = RunFolder.create(config.output)
     settings = config.evaluation
     results = evaluate(
@@ -124,7 +127,7 @@ def _measure(config: RunConfig, vlm: Vlm, progress: Progress) -> Results:
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
         **_decoding(config),
-        weights={name: Path(str(folder)) for name, folder in settings.weights.items()},
+        weights={name: Path(str(place)) for name, place in settings.weights.items()},
         tau=settings.tau,
         normalisation=settings.normalisation,
         out_folder=folder.path,
@@ -175,7 +178,7 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
     folders = _named(runs)
     reference, shown = page.reference or next(iter(folders)), page.shown or list(folders)[-1]
     config = _evaluation(folders[shown])
-    samples = read_rows(_needed(config.data.test, "data.test", "the questions of the evaluation"))
+    samples = _questions(config)
     methods = [read_method(name, page.titles.get(name, name), folder, samples) for name, folder in folders.items()]
     data = ReportData(
         title=page.title,
@@ -198,18 +201,19 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
     return data
 
 
-def compare(runs: Sequence[Path], form: str = ".md") -> str:
-    """A table of evaluated runs in this order, compared with the first; `form` is one of `report.table.FORMATS`.
+def compare(runs: Sequence[Path], forms: Sequence[str]) -> list[str]:
+    """A table of evaluated runs in this order, compared with the first, in each of `forms` (`report.table.FORMATS`).
 
     Raises as `write_report`.
     """
     folders = _named(runs)
     reference = next(iter(folders))
     config = _evaluation(folders[reference])
-    samples = read_rows(_needed(config.data.test, "data.test", "the questions of the evaluation"))
+    samples = _questions(config)
     methods = [read_method(name, name, folder, samples) for name, folder in folders.items()]
     costs = {name: read_cost(folder) for name, folder in folders.items()}
-    return comparison_table(method_results(methods, samples, reference), costs, reference, form)
+    results = method_results(methods, samples, reference)
+    return [comparison_table(results, costs, reference, form) for form in forms]
 
 
 def _named(runs: Sequence[Path]) -> dict[str, RunFolder]:

@@ -306,7 +306,8 @@ def _generate(
     return generate(
         vlm,
         inputs,
-        make_decoder(settings.decode, settings.decoding),
+        settings.decode,
+        settings=settings.decoding,
         strategy=settings.strategy,
         max_new_tokens=settings.max_new_tokens,
         seed=settings.seed,

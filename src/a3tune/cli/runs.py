@@ -23,6 +23,8 @@ from a3tune.errors import RunError
 
 NO_ADAPTER = "none"
 ALL = "all"
+SHOWN = ".md"
+"""The form of a table on the screen."""
 
 
 @app.command()
@@ -106,7 +108,8 @@ def evaluate(
     if decode == ALL:
         with bar("Answering") as progress:
             done, absent = measure_all(settings, folder, progress)
-        typer.echo(compare([done["greedy"], *(path for name, path in done.items() if name != "greedy")]))
+        runs = [done["greedy"], *(path for name, path in done.items() if name != "greedy")]
+        typer.echo(*compare(runs, [SHOWN]))
         for name, reason in absent.items():
             typer.echo(f"left out: {name}: {reason}", err=True)
         return
@@ -182,7 +185,7 @@ def compare(
     """
     from a3tune.report.table import FORMATS
 
-    form = out.suffix if out else FORMATS[0]
+    form = out.suffix if out else SHOWN
     if form not in FORMATS:
         raise RunError(f"{out}: expected a name that ends in {', '.join(FORMATS)}")
     if out:
@@ -191,9 +194,10 @@ def compare(
     from a3tune.commands import compare
     from a3tune.files import write_atomic
 
-    typer.echo(compare(runs, FORMATS[0]))
+    shown, written = compare(runs, [SHOWN, form])
+    typer.echo(shown)
     if out:
-        write_atomic(out, compare(runs, form).encode())
+        write_atomic(out, written.encode())
         typer.echo(f"Table: {out}")
 
 
