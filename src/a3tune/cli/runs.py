@@ -109,7 +109,7 @@ def evaluate(
         with bar("Answering") as progress:
             done, absent = measure_all(settings, folder, progress)
         runs = [done["greedy"], *(path for name, path in done.items() if name != "greedy")]
-        typer.echo(*compare(runs, [SHOWN]))
+        typer.echo(compare(runs, [SHOWN])[0])
         for name, reason in absent.items():
             typer.echo(f"left out: {name}: {reason}", err=True)
         return
