@@ -141,15 +141,16 @@ def test_summary(vlm, samples, tmp_path):
     found = evaluate(vlm, samples, tau=0.5, normalisation="sum", out_folder=tmp_path / "run", **SHORT)
     assert found.counts == {"samples": 5, "groups": 3, "open": 3, "closed": 2, "with_attention": 2}
     assert found.metrics["open_recall"].count == 3 and found.metrics["intensity"].count == 2
-    assert set(found.by_question_type) == {"organ", "presence"}
-    assert set(found.by_question_type["organ"]) >= {"open_recall", "intensity"}
-    assert "open_recall" not in found.by_question_type["presence"]
+    types = found.breakdown["question_type"]
+    assert set(types) == {"organ", "presence"}
+    assert set(types["organ"]) >= {"open_recall", "intensity"}
+    assert "open_recall" not in types["presence"]
     written = json.loads((tmp_path / "run" / "results.json").read_text(), parse_constant=pytest.fail)
     assert written == json.loads(json.dumps(found.as_json()))
     low, high = written["metrics"]["open_recall"]["ci95"]
     assert low <= written["metrics"]["open_recall"]["mean"] <= high
     # One image alone has no interval: null, not NaN.
-    assert written["by_question_type"]["organ"]["intensity"]["ci95"] == [None, None]
+    assert written["breakdown"]["question_type"]["organ"]["intensity"]["ci95"] == [None, None]
     assert written["settings"]["normalisation"] == "sum"
 
 
@@ -164,6 +165,28 @@ def test_groups_are_patients_or_else_images(samples):
     assert len(set(clusters(samples))) == 3
     one = [replace(sample, meta={"patient": "p"}) for sample in samples]
     assert clusters(one) == ["p"] * 5
+
+
+def test_choices_are_scored_with_their_options(samples):
+    choice = replace(samples[0], answer="left", answer_type="choice", options=("left", "right"))
+    found = summarise([choice] * 2, [make_prediction(choice, text) for text in ("on the lefthand side", "right")])
+    assert found.metrics["choice_accuracy"].mean == 0.5
+    assert found.metrics["choice_accuracy_strict"].mean == 0.0
+
+
+def test_chance_differs_between_batches_and_repeats(vlm, samples):
+    same = [replace(samples[0], id=str(i), regions=None) for i in range(4)]
+    first, second = (
+        [
+            p.prediction
+            for p in evaluate(
+                vlm, same, batch_size=1, max_new_tokens=4, decode="sampling", decoding={}, seed=3
+            ).predictions
+        ]
+        for _ in range(2)
+    )
+    assert first == second
+    assert len(set(first)) > 1
 
 
 def stop_after(calls: int):

@@ -55,7 +55,13 @@ def test_differences_are_against_the_reference_on_the_same_questions(samples):
     assert set(ours.differences) == {"open_recall", "closed_accuracy", "attention_mass"}
     assert ours.differences["attention_mass"].difference.mean == pytest.approx(0.3)
     assert all(comparison.significant for comparison in ours.differences.values())
-    assert {name: found.mean for name, found in ours.by_type.items()} == {"open": 1, "closed": 1}
+    types = ours.breakdown["question_type"]
+    assert {name: {metric: found.mean for metric, found in metrics.items()} for name, metrics in types.items()} == {
+        "open": {"open_recall": 1},
+        "closed": {"closed_accuracy": 1},
+    }
+    assert set(ours.breakdown) == {"question_type", "body"}
+    assert set(ours.breakdown["body"]["chest"]) == {"open_recall", "closed_accuracy"}
 
 
 def test_p_values_are_adjusted_over_all_comparisons(samples):

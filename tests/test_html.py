@@ -71,7 +71,7 @@ def _method(name: str, level: float, differences: dict[str, Comparison] | None =
         text or name.upper(),
         {metric: _estimate(level) for metric in METRICS},
         differences or {},
-        {text or "kind": _estimate(level)},
+        {text or "question_type": {text or "kind": {"open_recall": _estimate(level)}}},
         {"loss_llm": Curve(np.array([1, 2]), np.array([2.0, 1.0]))},
         {"query": ExpertUse((0.7, 0.3), 0.61)},
         np.full((2, 3), 0.5),
@@ -88,7 +88,7 @@ def _data(text: str = "", **changes: object) -> ReportData:
     better = {"open_recall": Comparison(_estimate(0.05)), "closed_accuracy": Comparison(_estimate(0.01))}
     data = ReportData(
         title=text or "A title",
-        methods=(_method("base", 0.3), _method("lora", 0.5), _method("a3tune", 0.6, better, text)),
+        methods=tuple(_method(*of, text=text) for of in (("base", 0.3), ("lora", 0.5), ("a3tune", 0.6, better))),
         reference="lora",
         counts={text or "questions": 2000},
         seeds=1,
@@ -187,7 +187,7 @@ def test_sections_without_data_are_left_out() -> None:
     )
     text = render(data)
     _Page(text)
-    assert not re.search(r'id="(types|curves|labels|cases|inside|baseline)"', text)
+    assert not re.search(r'id="(breakdown|curves|labels|cases|inside|baseline)"', text)
     assert "synthetic" not in text and "nan" not in _Page(text).text
 
 

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,11 @@ samples = st.lists(
 def test_rows_survive_writing_and_reading(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("rows")
     placed = [
-        Sample(row.id, folder / str(row.image), row.prompt, row.answer, row.answer_type, row.regions, row.meta)
+        replace(
+            row,
+            image=folder / str(row.image),
+            options=tuple({row.answer: 0, "other": 0, "another": 0}) if row.answer_type == "choice" else (),
+        )
         for row in rows
     ]
     write_rows(folder / "rows.jsonl", placed)
@@ -71,17 +76,19 @@ def test_images_are_relative_to_the_file_and_the_folder_can_move(tmp_path):
 
 
 def test_defaults(tmp_path):
-    first, second, third, fourth = read(
+    first, second, third, choice, fourth = read(
         tmp_path,
         ROW,
         "",
         ROW | {"id": "2", "answer": "Yes.", "regions": None},
         ROW | {"id": "3", "answer": "no", "answer_type": "open", "regions": []},
+        ROW | {"id": "5", "options": ["left lung", "liver"]},
         ROW | {"id": "4", "meta": {"organ": "liver", "age": 70, "dose": 1.5}, "image": "/data/x.png"},
     )
     assert (first.answer_type, first.regions, first.meta) == ("open", None, {})
     assert (second.answer_type, second.regions) == ("closed", None)
     assert (third.answer_type, third.regions) == ("open", ())
+    assert (choice.answer_type, choice.options) == ("choice", ("left lung", "liver"))
     assert fourth.meta == {"organ": "liver", "age": "70", "dose": "1.5"}
     assert fourth.image == Path("/data/x.png")
 
@@ -101,6 +108,10 @@ def test_defaults(tmp_path):
         (ROW | {"image": None}, "image: expected a text"),
         (ROW | {"answer_type": "opne"}, "answer_type: expected one of open, closed, choice, report, got 'opne'"),
         (ROW | {"answer_type": []}, "answer_type"),
+        (ROW | {"options": ["left lung"]}, "options: expected a list of two texts or more"),
+        (ROW | {"options": ["left lung", " "]}, "options: expected a list of two texts or more"),
+        (ROW | {"options": ["Left lung", "liver"]}, "answer: expected one of the options, word for word, got 'left lu"),
+        (ROW | {"options": ["left lung", "liver"], "answer_type": "open"}, "options: expected them only with"),
         (ROW | {"meta": []}, "meta: expected an object"),
         (ROW | {"meta": {"a": None}}, "meta.a: expected a text or a number"),
         (ROW | {"meta": {"a": True}}, "meta.a"),

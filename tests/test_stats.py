@@ -9,7 +9,6 @@ from scipy import stats as scipy_stats
 
 from a3tune.metrics.stats import (
     Estimate,
-    breakdown,
     holm,
     mean_interval,
     paired_difference,
@@ -129,20 +128,6 @@ def test_holm_by_hand():
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
     np.testing.assert_allclose(holm([0.5, 0.9]), [1.0, 1.0])
     assert holm([]).size == 0
-
-
-def test_breakdown_is_the_interval_of_each_class():
-    values = np.arange(8.0)
-    classes = ["CT", "CT", "MRI", None, "CT", "MRI", "X-ray", "CT"]
-    groups = ["a", "a", "b", "b", "c", "d", "e", "f"]
-    found = breakdown(values, classes, groups, level=0.9, draws=300, seed=1)
-    assert list(found) == ["CT", "MRI", "X-ray"]
-    assert found["CT"] == mean_interval([0, 1, 4, 7], ["a", "a", "c", "f"], level=0.9, draws=300, seed=1)
-    assert found["CT"].mean == 3 and found["MRI"].mean == 3.5 and found["X-ray"].count == 1
-    assert breakdown(values, classes)["MRI"] == mean_interval([2, 5])
-    assert breakdown([], []) == {}
-    with pytest.raises(ValueError, match="class per value"):
-        breakdown(values, classes[1:])
 
 
 VALUES = st.lists(st.floats(-10, 10), min_size=2, max_size=30)

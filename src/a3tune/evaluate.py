@@ -42,6 +42,8 @@ PAPER_HEADS = 0.125
 """Share of the heads that the paper averages: R = 128 of 1,024."""
 ALL_HEADS = "_all_heads"
 """Ends the name of an attention metric of the map over all heads."""
+BREAKDOWN = ("question_type", "modality", "body", "organ")
+"""Fields of `meta` that results are broken down by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,8 @@ class Results:
     """One per sample, in the samples' order."""
     metrics: Mapping[str, Estimate]
     """Mean and 95 % interval of every score, by name; see `scores`."""
-    by_question_type: Mapping[str, Mapping[str, Estimate]]
-    """The same for each value of `meta["question_type"]`."""
+    breakdown: Mapping[str, Mapping[str, Mapping[str, Estimate]]]
+    """The same by field of `meta` (those of `BREAKDOWN` that samples have) and its value."""
     counts: Mapping[str, int]
     """Samples; those of each answer type; those with attention metrics; images or patients that were resampled."""
     maps: Mapping[str, Map] = field(default_factory=dict)
@@ -68,7 +70,10 @@ class Results:
         """Content of `results.json`; undefined numbers are null."""
         return {
             "metrics": _as_json(self.metrics),
-            "by_question_type": {name: _as_json(metrics) for name, metrics in self.by_question_type.items()},
+            "breakdown": {
+                field: {value: _as_json(metrics) for value, metrics in classes.items()}
+                for field, classes in self.breakdown.items()
+            },
             "counts": dict(self.counts),
             "settings": dict(self.settings),
             "cost": asdict(self.cost),
@@ -105,7 +110,8 @@ def evaluate(
         max_new_tokens: longest answer.
         decode: decoding method, a name in `decoding.DECODERS`; `decoding` are its settings where they differ from the
             published ones, `strategy` a name in `decoding.STRATEGIES` in place of the method's own.
-        seed: of sampling and noise; every batch starts from it, so that the answers do not depend on interruptions.
+        seed: of sampling and noise; a batch starts from it and its first sample's id, so that chance differs between
+            batches, and the answers do not depend on interruptions.
         rows: text rows whose attention is averaged.
         heads: R, or a fraction of all heads; None is the paper's share.
         weights: folders of what report metrics need (`metrics.reports.WEIGHTS`); a metric without them is absent.
@@ -163,17 +169,18 @@ def summarise(
     """Means and intervals of predictions, one per sample in the same order, wherever they come from."""
     groups = clusters(samples)
     found = [scores(prediction) for prediction in predictions]
-    types = [sample.meta.get("question_type") for sample in samples]
-    everything = list(range(len(samples)))
-    by_type = {name: [i for i in everything if types[i] == name] for name in dict.fromkeys(types) if name is not None}
+    breakdown = {
+        field: {value: _estimates(found, groups, chosen) for value, chosen in classes(samples, field).items()}
+        for field in BREAKDOWN
+    }
     counts = {"samples": len(samples), "groups": len(set(groups))}
     for sample in samples:
         counts[sample.answer_type] = counts.get(sample.answer_type, 0) + 1
     counts["with_attention"] = sum(bool(prediction.attention) for prediction in predictions)
     return Results(
         predictions=tuple(predictions),
-        metrics=_estimates(found, groups, everything),
-        by_question_type={name: _estimates(found, groups, chosen) for name, chosen in by_type.items()},
+        metrics=_estimates(found, groups, range(len(samples))),
+        breakdown={field: values for field, values in breakdown.items() if values},
         counts=counts,
         maps=maps or {},
         settings=settings or {},
@@ -183,7 +190,7 @@ def summarise(
 
 def scores(prediction: Prediction) -> dict[str, float]:
     """Every score of one sample by name: of its answer or report and, where defined, of its attention."""
-    answer = answer_scores(prediction.prediction, prediction.answer, prediction.answer_type)
+    answer = answer_scores(prediction.prediction, prediction.answer, prediction.answer_type, prediction.options)
     return answer | dict(prediction.report) | dict(prediction.attention)
 
 
@@ -192,10 +199,26 @@ def clusters(samples: Sequence[Sample]) -> list[str]:
     return [sample.meta.get("patient") or _image_name(sample) for sample in samples]
 
 
+def classes(samples: Sequence[Sample], field: str) -> dict[str, list[int]]:
+    """Indices of the samples by their value of a field of `meta`, in order of appearance; without it: in no class."""
+    found: dict[str, list[int]] = {}
+    for index, sample in enumerate(samples):
+        if field in sample.meta:
+            found.setdefault(sample.meta[field], []).append(index)
+    return found
+
+
 def make_prediction(sample: Sample, text: str, attention: Mapping[str, float] | None = None) -> Prediction:
     """The record of an answer to a sample."""
     return Prediction(
-        sample.id, sample.prompt, sample.answer, sample.answer_type, text, dict(sample.meta), attention or {}
+        id=sample.id,
+        prompt=sample.prompt,
+        answer=sample.answer,
+        answer_type=sample.answer_type,
+        prediction=text,
+        meta=dict(sample.meta),
+        attention=attention or {},
+        options=sample.options,
     )
 
 
@@ -258,7 +281,7 @@ def _answer(vlm: Vlm, batch: Sequence[Sample], settings: _Settings) -> tuple[lis
     """Predictions of a batch, each with its map over the selected heads, and what they took."""
     start = time.perf_counter()
     asked, regions = zip(*(_read(vlm, sample) for sample in batch), strict=True)
-    generated = _generate(vlm, asked, regions, settings)
+    generated = _generate(vlm, asked, regions, settings, _seed(settings.seed, batch))
     answered = [
         replace(example, input_ids=torch.cat([example.input_ids, tokens]))
         for example, tokens in zip(asked, generated.tokens, strict=True)
@@ -296,7 +319,7 @@ def _read(vlm: Vlm, sample: Sample) -> tuple[Example, NDArray[np.float32] | None
 
 
 def _generate(
-    vlm: Vlm, asked: Sequence[Example], regions: Sequence[NDArray[np.float32] | None], settings: _Settings
+    vlm: Vlm, asked: Sequence[Example], regions: Sequence[NDArray[np.float32] | None], settings: _Settings, seed: int
 ) -> Generated:
     """The answers, end tokens included."""
     inputs, _ = _inputs(vlm, asked, "left")
@@ -310,9 +333,14 @@ def _generate(
         settings=settings.decoding,
         strategy=settings.strategy,
         max_new_tokens=settings.max_new_tokens,
-        seed=settings.seed,
+        seed=seed,
         regions_BN=regions_BN,
     )
+
+
+def _seed(seed: int, batch: Sequence[Sample]) -> int:
+    """Of the chance in one batch."""
+    return int.from_bytes(sha256(f"{seed} {batch[0].id}".encode()).digest()[:6])
 
 
 def _attend(vlm: Vlm, answered: Sequence[Example], settings: _Settings) -> tuple[list[Array], list[Array]]:

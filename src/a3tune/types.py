@@ -52,6 +52,8 @@ class Sample:
     """None: nobody said where to look. Empty: the question asks about no particular place."""
     meta: Mapping[str, str] = field(default_factory=dict)
     """Modality, organ, question type, patient: whatever results are broken down by."""
+    options: tuple[str, ...] = ()
+    """The answers to choose from, of a "choice" whose options are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +89,5 @@ class Prediction:
     """Attention metrics of this sample, when its true regions are known."""
     report: Mapping[str, float] = field(default_factory=dict)
     """Report metrics of this answer (`metrics.reports`), when it is a report."""
+    options: tuple[str, ...] = ()
+    """Of the sample."""

@@ -6,7 +6,9 @@ One JSON object per line of a JSONL file (or one row of a table, see `tables.py`
     image        path, relative to the file's own folder (or absolute); a fragment names a frame or slice (`medical.py`)
     prompt       text, the question
     answer       text, the reference answer
-    answer_type  "open" | "closed" | "choice" | "report"; left out: "closed" for a yes or no, else "open"
+    answer_type  "open" | "closed" | "choice" | "report"; left out: "choice" with options, "closed" for a yes or no,
+                 else "open"
+    options      of a "choice": a list of texts, the answer is one of them; left out if they are not known
     regions      a list of {"rle": {"size": [height, width], "counts": "..."}} or {"box": [x0, y0, x1, y1]}, with "name"
                  if it has one; left out or null: nobody said where to look; []: the question asks about no place
     meta         {"modality": "CT", ...}: what results are broken down by; numbers become text
@@ -14,18 +16,18 @@ One JSON object per line of a JSONL file (or one row of a table, see `tables.py`
 
 import difflib
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from a3tune.data.tables import is_table, read_table
+from a3tune.data.window import check_size
 from a3tune.errors import DataError
 from a3tune.files import replacing
 from a3tune.types import AnswerType, Box, Region, Rle, Sample
 
-FIELDS = ("id", "image", "prompt", "answer", "answer_type", "regions", "meta")
+FIELDS = ("id", "image", "prompt", "answer", "answer_type", "options", "regions", "meta")
 ANSWER_TYPES: tuple[AnswerType, ...] = get_args(AnswerType)
 
 
@@ -74,6 +76,8 @@ def _row(path: Path, sample: Sample) -> dict[str, Any]:
         "answer": sample.answer,
         "answer_type": sample.answer_type,
     }
+    if sample.options:
+        row["options"] = list(sample.options)
     if sample.regions is not None:
         row["regions"] = [_region_row(region) for region in sample.regions]
     return row | ({"meta": dict(sample.meta)} if sample.meta else {})
@@ -95,8 +99,11 @@ def _objects(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line, parse_constant=_refuse_constant)
-        except ValueError as error:
+            row = json.loads(line, parse_constant=_refuse_constant)
+            if "\\u" in line or not line.isascii():
+                json.dumps(row, ensure_ascii=False).encode()  # refuses half of a surrogate pair, which no file can hold
+            yield number, row
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: expected one JSON object per line: {error}") from None
 
 
@@ -118,10 +125,13 @@ def _samples(path: Path, rows: Iterable[tuple[int, Any]], unit: str) -> list[Sam
 def _sample(where: str, folder: Path, row: Any) -> Sample:
     _check_fields(where, row, FIELDS)
     answer = _text(where, row, "answer")
+    options = _options(where, row.get("options"), answer)
     default = "closed" if answer.strip().rstrip(".").lower() in ("yes", "no") else "open"
-    answer_type = row.get("answer_type", default)
+    answer_type = row.get("answer_type", "choice" if options else default)
     if answer_type not in ANSWER_TYPES:
         raise DataError(f"{where}: answer_type: expected one of {', '.join(ANSWER_TYPES)}, got {answer_type!r}")
+    if options and answer_type != "choice":
+        raise DataError(f"{where}: options: expected them only with the answer_type 'choice', got {answer_type!r}")
     return Sample(
         id=_text(where, row, "id"),
         image=row["image"] if isinstance(row.get("image"), bytes) else folder / _text(where, row, "image"),
@@ -130,6 +140,7 @@ def _sample(where: str, folder: Path, row: Any) -> Sample:
         answer_type=answer_type,
         regions=_regions(where, row.get("regions")),
         meta=_meta(where, row.get("meta", {})),
+        options=options,
     )
 
 
@@ -157,6 +168,18 @@ def _meta(where: str, value: Any) -> Mapping[str, str]:
         if isinstance(item, bool) or not isinstance(item, str | int | float):
             raise DataError(f"{where}: meta.{key}: expected a text or a number, got {item!r:.60}")
     return {key: str(item) for key, item in value.items()}
+
+
+def _options(where: str, value: Any, answer: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not (
+        isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) and item.strip() for item in value)
+    ):
+        raise DataError(f"{where}: options: expected a list of two texts or more, got {value!r:.60}")
+    if answer not in value:
+        raise DataError(f"{where}: answer: expected one of the options, word for word, got {answer!r:.60}")
+    return tuple(value)
 
 
 def _regions(where: str, value: Any) -> tuple[Region, ...] | None:
@@ -195,11 +218,15 @@ def _rle(where: str, value: Any) -> Rle:
         raise DataError(f"{where}: rle.size: expected [height, width] in pixels, got {size!r:.60}")
     if not isinstance(counts, str):
         raise DataError(f"{where}: rle.counts: expected COCO's compressed text, got {counts!r:.60}")
+    try:
+        check_size(size[1], size[0])
+    except DataError as error:
+        raise DataError(f"{where}: rle.size: {error}") from None
     return Rle(size=(size[0], size[1]), counts=counts)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
 
 
 def _refuse_constant(name: str) -> float:

@@ -6,8 +6,8 @@ A row holds either the public fields, or a conversation as chat trainers have it
               content is a text, or a list of {"type": "text", "text": ...} and {"type": "image"} parts
     images    a list of one image (or `image`, the image itself)
 
-and may hold `id`, `answer_type`, `regions` and `meta` besides. An image is a path, the bytes of an encoded image, or a
-struct {"bytes", "path"} of which the bytes count if there are any.
+and may hold `id`, `answer_type`, `options`, `regions` and `meta` besides. An image is a path, the bytes of an encoded
+image, or a struct {"bytes", "path"} of which the bytes count if there are any.
 """
 
 import json
@@ -42,7 +42,7 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         row = _conversation(where, row) if "messages" in row else dict(row)
         row.setdefault("id", f"{path.stem}-{number}")
         row["image"] = _image(where, row.get("image"))
-        for field in ("regions", "meta"):
+        for field in ("options", "regions", "meta"):
             if field in row:
                 row[field] = _plain(row[field])
         yield number, {key: value for key, value in row.items() if value is not None or key in ("image", "regions")}
@@ -77,7 +77,7 @@ def _arrow_files(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: expected a folder saved by `save_to_disk`: dataset_info.json and state.json in it")
     try:
         names = [item["filename"] for item in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{state}: expected the list of arrow files that `save_to_disk` writes, got {error!r}"
         ) from None

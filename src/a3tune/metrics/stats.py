@@ -87,39 +87,6 @@ def seeds_interval(
     return Estimate(mean, float(low), float(high), count)
 
 
-def breakdown(
-    values: ArrayLike,
-    classes: Sequence[str | None],
-    groups: Groups | None = None,
-    *,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-) -> dict[str, Estimate]:
-    """`mean_interval` of the values [n] of each class (a modality, an organ, a question type), in order of appearance.
-
-    None is in no class. Of two runs, give the difference of their values. The intervals are not adjusted for the number
-    of classes.
-    """
-    values_N = np.asarray(values, dtype=np.float64)
-    if len(classes) != len(values_N):
-        raise ValueError(f"expected one class per value, got {len(classes)} for {len(values_N)}")
-    members: dict[str, list[int]] = {}
-    for index, name in enumerate(classes):
-        if name is not None:
-            members.setdefault(name, []).append(index)
-    return {
-        name: mean_interval(
-            values_N[chosen],
-            None if groups is None else [groups[index] for index in chosen],
-            level=level,
-            draws=draws,
-            seed=seed,
-        )
-        for name, chosen in members.items()
-    }
-
-
 def paired_permutation_test(
     first: ArrayLike, second: ArrayLike, groups: Groups | None = None, *, draws: int = 10_000, seed: int = 0
 ) -> float:

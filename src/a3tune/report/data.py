@@ -39,6 +39,9 @@ METRICS = {
     "choice_accuracy": Metric(
         "Choice accuracy", True, "Share of the multiple-choice questions whose answer is most like the right option."
     ),
+    "choice_accuracy_strict": Metric(
+        "Choice accuracy (strict)", True, "Share of the multiple-choice questions whose answer holds the right option."
+    ),
     "hallucination": Metric(
         "Hallucination",
         True,
@@ -79,6 +82,9 @@ METRICS = {
     ),
 }
 """Metrics that the page knows, in the order in which it shows them."""
+
+ANSWERS = ("open_recall", "closed_accuracy", "choice_accuracy", "choice_accuracy_strict")
+"""Metrics that are broken down by question type, modality and organ."""
 
 CURVES = {
     "loss_llm": "Answer loss L_LLM",
@@ -141,8 +147,8 @@ class MethodResult:
     """By metric, see `METRICS`; in the metric's own unit (shares, not percent)."""
     differences: Mapping[str, Comparison] = field(default_factory=dict)
     """By metric, against `ReportData.reference`; empty for the reference itself."""
-    by_type: Mapping[str, Estimate] = field(default_factory=dict)
-    """By question type: open recall or closed accuracy, whichever the type has."""
+    breakdown: Mapping[str, Mapping[str, Mapping[str, Estimate]]] = field(default_factory=dict)
+    """By field (`question_type`, `modality`, ...) and its value: scores of answers by metric, see `ANSWERS`."""
     curves: Mapping[str, Curve] = field(default_factory=dict)
     """By name, see `CURVES`; empty for a model that was not trained."""
     experts: Mapping[Literal["query", "key"], ExpertUse] = field(default_factory=dict)

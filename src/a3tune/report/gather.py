@@ -21,6 +21,7 @@ from a3tune.metrics.vqa import prior_baseline
 from a3tune.predictions import Map, read_maps, read_predictions
 from a3tune.report.cases import Selection, score, select_cases
 from a3tune.report.data import (
+    ANSWERS,
     METRICS,
     Case,
     Cases,
@@ -36,9 +37,6 @@ from a3tune.report.data import (
 from a3tune.run import RunFolder
 from a3tune.types import Labels, Prediction, Sample
 from a3tune.vlm.patches import paint
-
-TYPE_SCORES = ("open_recall", "closed_accuracy", "choice_accuracy")
-"""Scores of answers that a question type is broken down by, whichever it has."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,17 +182,18 @@ def _case(
 
 
 def _result(method: Method, results: Results, differences: Mapping[str, Comparison]) -> MethodResult:
-    by_type = {
-        name: next(found[score] for score in TYPE_SCORES if score in found)
-        for name, found in results.by_question_type.items()
-        if any(score in found for score in TYPE_SCORES)
+    breakdown = {
+        field: {
+            value: {metric: found[metric] for metric in ANSWERS if metric in found} for value, found in classes.items()
+        }
+        for field, classes in results.breakdown.items()
     }
     return MethodResult(
         name=method.name,
         title=method.title,
         scores={name: found for name, found in results.metrics.items() if name in METRICS},
         differences=differences,
-        by_type=by_type,
+        breakdown=breakdown,
         curves=curves_from_log(method.log),
         experts=experts_from_log(method.log),
         head_share=heads_from_log(method.log),

@@ -40,7 +40,17 @@ class Row:
     """Colour and mark of the method."""
     cells: tuple[Cell, ...]
     count: int = 0
-    """Questions, where rows are question types."""
+    """Questions, where rows are classes of questions."""
+    unit: str = ""
+    """Metric of the row, where rows differ in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """Answers by one field of the questions."""
+
+    title: str
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +80,7 @@ def render(data: ReportData) -> str:
         scores=_score_rows(data.methods, metrics),
         differences=_difference_rows(data.methods, metrics, data.reference),
         interval_figures=[_interval_figure(data, name) for name in metrics],
-        types=_type_rows(data),
+        breakdowns=[_breakdown(data, name) for name in data.methods[0].breakdown],
         tested=any(c.p is not None for method in data.methods for c in method.differences.values()),
         curve_figures=list(_curve_figures(data.methods, ("loss_llm", "loss_align", "attention_inside"))),
         trained=[slot for slot, method in enumerate(data.methods) if method.curves],
@@ -172,18 +182,18 @@ def _interval_figure(data: ReportData, metric: str) -> Figure:
     )
 
 
-def _type_rows(data: ReportData) -> list[Row]:
-    """One row per question type, one cell per method; the baseline comes last and takes no part in the ranking."""
-    names = dict.fromkeys(name for method in data.methods for name in method.by_type)
+def _breakdown(data: ReportData, field: str) -> Breakdown:
+    """One row per value and metric, one cell per method; the baseline comes last and takes no part in the ranking."""
     rows = []
-    for name in names:
-        estimates = [method.by_type.get(name) for method in data.methods]
-        cells = [_cell(e, "open_recall", rank) for e, rank in zip(estimates, _ranks(estimates), strict=True)]
-        if data.question_only:
-            cells.append(_cell(data.question_only.by_type.get(name), "open_recall"))
-        count = next(e.count for e in estimates if e is not None)
-        rows.append(Row(name, 0, tuple(cells), count))
-    return rows
+    for value, metrics in data.methods[0].breakdown[field].items():
+        for metric in metrics:
+            estimates = [method.breakdown[field][value][metric] for method in data.methods]
+            cells = [_cell(e, metric, rank) for e, rank in zip(estimates, _ranks(estimates), strict=True)]
+            if data.question_only:
+                found = data.question_only.breakdown.get(field, {}).get(value, {})
+                cells.append(_cell(found.get(metric), metric))
+            rows.append(Row(value, 0, tuple(cells), estimates[0].count, METRICS[metric].title))
+    return Breakdown(field.replace("_", " ").capitalize(), tuple(rows))
 
 
 def _curve_figures(methods: Sequence[MethodResult], names: Sequence[str]) -> Iterator[Figure]:

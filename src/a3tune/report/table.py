@@ -18,25 +18,35 @@ FORMATS = (".md", ".tex", ".csv")
 _MARK = "*"
 _LEGEND = (
     "Best bold, second underlined; 95 % bootstrap intervals over images or patients; * differs from {reference} "
-    "(paired permutation test, Holm-adjusted over all comparisons, p < .05). Passes and seconds of answering are "
-    "relative to {reference}."
+    "(paired permutation test, Holm-adjusted over all comparisons of this table, p < .05). Passes and seconds of "
+    "answering are relative to {reference}."
 )
 
 
-def comparison_table(
-    methods: Sequence[MethodResult], costs: Mapping[str, Cost], reference: str, form: str = ".md"
+def comparison_tables(
+    classes: Mapping[str, Sequence[MethodResult]], costs: Mapping[str, Cost], reference: str, form: str = ".md"
 ) -> str:
-    """The methods as rows, what was measured as columns.
+    """A table for each class of questions (a modality, an organ): the methods as rows, what was measured as columns.
 
     Args:
-        methods: of `gather.method_results`; metrics that none of them has are left out.
-        costs: by method name.
+        classes: name -> results of the methods (`gather.method_results`); metrics that none of them has are left out.
+            The name "" is all questions, and has no heading.
+        costs: by method name, of all questions.
         reference: the method that the others were compared with.
         form: one of `FORMATS`.
     """
-    metrics = [name for name in METRICS if any(np.isfinite(_mean(method, name)) for method in methods)]
     if form == ".csv":
-        return _csv(methods, costs, metrics)
+        return _csv(classes, costs)
+    heading = "% {}\n" if form == ".tex" else "### {}\n\n"
+    tables = [
+        (heading.format(_one_line(name)) if name else "") + _table(methods, costs, reference, form)
+        for name, methods in classes.items()
+    ]
+    return "\n".join(tables)
+
+
+def _table(methods: Sequence[MethodResult], costs: Mapping[str, Cost], reference: str, form: str) -> str:
+    metrics = _metrics(methods)
     titles = ["Method", *(METRICS[name].title for name in metrics), "Passes", "Seconds"]
     emphasis = {name: _ranks([_goodness(method, name) for method in methods]) for name in metrics}
     rows = [
@@ -49,6 +59,14 @@ def comparison_table(
     ]
     legend = _LEGEND.format(reference=next(method.title for method in methods if method.name == reference))
     return _latex(titles, rows, legend) if form == ".tex" else _markdown(titles, rows, legend)
+
+
+def _metrics(methods: Sequence[MethodResult]) -> list[str]:
+    return [name for name in METRICS if any(np.isfinite(_mean(method, name)) for method in methods)]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _mean(method: MethodResult, metric: str) -> float:
@@ -119,18 +137,19 @@ def _escape(text: str) -> str:
     return text
 
 
-def _csv(methods: Sequence[MethodResult], costs: Mapping[str, Cost], metrics: Sequence[str]) -> str:
-    """One line per method and metric, unrounded."""
+def _csv(classes: Mapping[str, Sequence[MethodResult]], costs: Mapping[str, Cost]) -> str:
+    """One line per class, method and metric, unrounded."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "metric", "mean", "low", "high", "count", "difference", "p", "passes", "seconds"])
-    for method in methods:
-        for name in metrics:
+    columns = ["class", "method", "metric", "mean", "low", "high", "count", "difference", "p", "passes", "seconds"]
+    writer.writerow(columns)
+    for own, method in ((own, method) for own, methods in classes.items() for method in methods):
+        for name in _metrics(classes[own]):
             found = method.scores.get(name, Estimate(float("nan"), float("nan"), float("nan"), 0))
             compared = method.differences.get(name)
             cost = costs[method.name]
             writer.writerow(
-                [method.title, name, found.mean, found.low, found.high, found.count]
+                [own, method.title, name, found.mean, found.low, found.high, found.count]
                 + (["", ""] if compared is None else [compared.difference.mean, compared.p])
                 + [cost.passes, cost.answer_seconds]
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from a3tune.data.rows import write_rows
-from a3tune.data.sets import cares, iu_xray, mimic_cxr, path_vqa, slake, vqa_rad
+from a3tune.data.sets import cares, iu_xray, mimic_cxr, omni_med_vqa, path_vqa, slake, vqa_rad
 from a3tune.data.sets.reading import Problem, Progress, Reading, Splits
 from a3tune.errors import DataError
 from a3tune.files import write_atomic
@@ -99,6 +99,14 @@ DATA_SETS: dict[str, DataSet] = {
         {"train": 6155, "test": 2642},
         "7:3 by image with our seed: near the published counts, not equal; not verified here",
         "Medical image. {question}",
+    ),
+    "omnimedvqa-choice": DataSet(
+        "OmniMedVQA (multiple choice)",
+        omni_med_vqa.recognises,
+        omni_med_vqa.read,
+        {},
+        "the paper asks the questions openly (omnimedvqa); 7:3 by image with our seed",
+        "{modality} image. {question}",
     ),
     "iu-xray": DataSet(
         "IU-Xray reports",
