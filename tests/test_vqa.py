@@ -1,3 +1,7 @@
+import json
+import os
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +15,8 @@ from a3tune.metrics.vqa import (
     prior_baseline,
 )
 from a3tune.types import AnswerType, Sample
+
+DATA = Path(os.environ.get("A3TUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 @pytest.mark.parametrize(
@@ -78,11 +84,26 @@ def test_scores_of_each_type():
         "hallucination": 1,
     }
     assert answer_scores("no", "no", "closed")["hallucination"] == 0
+    assert answer_scores("left", "left", "closed") == {"closed_accuracy_strict": 1}
     assert "hallucination" not in answer_scores("yes", "yes", "closed")
     assert answer_scores("the CT", "CT", "choice") == {"choice_accuracy_strict": 1}
     found = answer_scores("It is a scan with X rays.", "X-ray", "choice", ["MRI", "X-ray"])
     assert found == {"choice_accuracy": 1, "choice_accuracy_strict": 0}
     assert answer_scores("a", "a", "report") == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "answer_type", "closed", "counted"),
+    [("slake_questions/test.json", "CLOSED", 416, 355), ("vqa_rad/testset.json", "CLOSED", 272, 254)],
+)
+def test_the_published_accuracies_are_shares_of_these_questions(file, answer_type, closed, counted):
+    path = DATA / file
+    if not path.is_file():
+        pytest.skip("needs the published questions (A3TUNE_DATA)")
+    rows = [row for row in json.loads(path.read_text(encoding="utf-8")) if row.get("q_lang", "en") == "en"]
+    answers = [str(row["answer"]) for row in rows if row["answer_type"].strip() == answer_type]
+    assert len(answers) == closed
+    assert sum("closed_accuracy" in answer_scores("yes", answer, "closed") for answer in answers) == counted
 
 
 def test_choice_is_the_most_similar_option():

@@ -63,8 +63,7 @@ def closed_accuracy(prediction: str, answer: str, mode: ClosedMode = "llava-med"
     """1.0 if a closed question is answered right, else 0.0.
 
     `llava-med`: right iff "yes" or "no" is a SUBSTRING of the prediction and the answer is one too; "normal" holds a
-    "no", and a "left or right?" can hardly be right. (Its script leaves wrong answers that hold a yes or no out of the
-    mean, which raises it; here they count.)
+    "no". (Its script leaves wrong answers that hold a yes or no out of the mean, which raises it; here they count.)
     `strict`: whole words; the prediction's first yes or no must be the answer, any other answer must stand in it.
     """
     said, truth = normalise(prediction), normalise(answer)
@@ -90,6 +89,8 @@ def answer_scores(
 ) -> dict[str, float]:
     """Every score that this type of question has, by name, in [0, 1]; reports have none here.
 
+    `closed_accuracy` is not defined where the answer holds neither a "yes" nor a "no", not even inside a word:
+    published numbers are shares of the others (355 of SLAKE's 416 closed test questions, 254 of VQA-RAD's 272).
     `hallucination` (0 is good): a closed question answered "yes" where the truth is "no". `choice_accuracy` needs the
     options; `choice_accuracy_strict` asks for the answer's words in the prediction.
     """
@@ -99,12 +100,10 @@ def answer_scores(
             "open_recall_clipped": open_recall(prediction, answer, clipped=True),
         }
     if answer_type == "closed":
-        scores = {
-            "closed_accuracy": closed_accuracy(prediction, answer),
-            "closed_accuracy_strict": closed_accuracy(prediction, answer, "strict"),
-        }
-        denied = normalise(answer) == "no"
-        return scores | ({"hallucination": closed_accuracy(prediction, "yes", "strict")} if denied else {})
+        truth = normalise(answer)
+        published = {"closed_accuracy": closed_accuracy(prediction, answer)} if "yes" in truth or "no" in truth else {}
+        denied = {"hallucination": closed_accuracy(prediction, "yes", "strict")} if truth == "no" else {}
+        return published | {"closed_accuracy_strict": closed_accuracy(prediction, answer, "strict")} | denied
     if answer_type == "choice":
         published = {"choice_accuracy": choice_accuracy(prediction, answer, options)} if options else {}
         return published | {"choice_accuracy_strict": closed_accuracy(prediction, answer, "strict")}
