@@ -19,7 +19,8 @@ from transformers import LlavaForConditionalGeneration, Qwen2Tokenizer
 from a3tune.convert import KINDS, convert, detect
 from a3tune.convert.sentencepiece import _parse, read_sentencepiece
 from a3tune.convert.stream import open_checkpoint, write_checkpoint
-from a3tune.errors import ModelError, OutputError
+from a3tune.errors import ModelError, OutputError, RunError
+from a3tune.files import locked
 from a3tune.vlm.encode import encode
 from a3tune.vlm.grids import token_boxes
 from a3tune.vlm.load import Vlm, load_vlm
@@ -331,9 +332,21 @@ def test_a_stopped_conversion_leaves_nothing(tmp_path: Path) -> None:
 
 def test_two_conversions_do_not_mix(tmp_path: Path) -> None:
     llava_med_15(tmp_path / "source")
-    (tmp_path / ".out.unfinished").mkdir()
-    with pytest.raises(OutputError, match="another conversion is under way, or was killed"):
+    with locked(tmp_path / ".out.unfinished"), pytest.raises(RunError, match="in use by another run"):
         convert(tmp_path / "source", tmp_path / "out")
+
+
+def test_what_a_killed_conversion_left_is_taken_over(tmp_path: Path) -> None:
+    llava_med_15(tmp_path / "source")
+    convert(tmp_path / "source", tmp_path / "out")
+    work = tmp_path / ".out.unfinished"
+    (work / "new").mkdir(parents=True)
+    (work / "new" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "out").rename(work / "old")
+    with pytest.raises(OutputError, match="is there already"):
+        convert(tmp_path / "source", tmp_path / "out")
+    assert left(tmp_path) == {"out"}
+    assert (tmp_path / "out" / "config.json").is_file()
 
 
 class Malicious:

@@ -1,12 +1,14 @@
 import errno
 import os
 import resource
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from a3tune.errors import OutputError
-from a3tune.files import write_atomic
+from a3tune.errors import OutputError, RunError
+from a3tune.files import locked, replacing, unfinished, write_atomic
 
 
 def no_space(*_):
@@ -44,3 +46,47 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_atomic(path, b"new")
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+
+
+def test_what_a_killed_process_left_is_taken_over(tmp_path):
+    unfinished(tmp_path / "x").write_bytes(b"half of something long")
+    write_atomic(tmp_path / "x", b"new")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"x": b"new"}
+
+
+def test_two_that_write_the_same_file_do_not_mix(tmp_path):
+    path = tmp_path / "x"
+
+    def write(letter):
+        with replacing(path) as file:
+            for _ in range(200):
+                file.write(letter * 100)
+                file.flush()
+            return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(write, [b"a", b"b", b"c", b"d"] * 5))
+    assert set(path.read_bytes().decode()) in ({"a"}, {"b"}, {"c"}, {"d"})
+    assert path.stat().st_size == 20_000
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_forked_by_a_killed_one_does_not_go_on_holding_its_folder(tmp_path):
+    read, write = os.pipe()
+    holder = os.fork()
+    if not holder:
+        with locked(tmp_path):
+            os.fork()
+            os.write(write, b"%10d" % os.getpid())
+            signal.pause()
+    orphan = sum(int(os.read(read, 10)) for _ in range(2)) - holder
+    with pytest.raises(RunError, match="in use"), locked(tmp_path):
+        pass
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(orphan, signal.SIGKILL)

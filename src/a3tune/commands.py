@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
+from a3tune import processes
 from a3tune.adapters import load_adapter
-from a3tune.config import RunConfig, dump_config, load_config
+from a3tune.config import RunConfig, dump_config
 from a3tune.data.images import describe, load_image
 from a3tune.data.rows import read_rows
-from a3tune.decoding import DECODERS, make_decoder
-from a3tune.errors import ConfigError, ModelError, RunError
-from a3tune.evaluate import Results, evaluate
+from a3tune.decoding import make_decoder
+from a3tune.errors import ConfigError, DataError, ModelError, RunError
+from a3tune.evaluate import Results, classes, evaluate
 from a3tune.files import write_atomic
 from a3tune.labels.propose import make_proposer
 from a3tune.labels.quality import Quality, label_quality
@@ -36,8 +37,8 @@ from a3tune.report.gather import (
     read_method,
 )
 from a3tune.report.html import render
-from a3tune.report.table import comparison_table
-from a3tune.run import RunFolder
+from a3tune.report.table import comparison_tables
+from a3tune.run import RunFolder, read_json, read_settings
 from a3tune.training.train import train
 from a3tune.types import Labels, Sample
 from a3tune.vlm.grids import token_boxes
@@ -47,6 +48,8 @@ from a3tune.vlm.tiny import shipped
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
+GREEDY = "greedy"
+"""Decoding method that the others are compared with."""
 EVALUATION = "evaluation.yaml"
 """File of a run folder: the settings that its answers were made with."""
 QUALITY = "quality.json"
@@ -90,28 +93,46 @@ def measure(config: RunConfig, adapter: Path | None, progress: Progress) -> Resu
     return _measure(config, _load(config, adapter), _questions(config), progress)
 
 
-def measure_all(config: RunConfig, adapter: Path | None, progress: Progress) -> tuple[dict[str, Path], dict[str, str]]:
-    """`measure` with every decoding method, in a run folder each inside `config.output`.
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model to evaluate: a base with its settings, and an adapter if it has one."""
 
-    Returns the folders by method, and why the methods that are left out cannot be had here.
+    config: RunConfig
+    adapter: Path | None
+
+
+def measure_all(
+    subjects: Mapping[str, Subject], methods: Sequence[str], out: Path, progress: Progress
+) -> tuple[list[Path], dict[str, str]]:
+    """`measure` of every model with every decoding method, in run folders inside `out`.
+
+    A folder is called `model-method`, less the part that is the same for all. Returns the folders, those of greedy
+    decoding first, and why what is left out cannot be had here.
+
+    Raises ConfigError for a method that does not exist, or settings of one (`evaluation.decoding`) for several.
     """
-    vlm, samples = _load(config, adapter), _questions(config)
-    regions = all(sample.regions for sample in samples)
-    done: dict[str, Path] = {}
+    if len(methods) > 1 and any(subject.config.evaluation.decoding for subject in subjects.values()):
+        raise ConfigError("evaluation.decoding: these are settings of one decoding method, give them with one --decode")
+    decoders = {name: make_decoder(name) for name in sorted(methods, key=lambda name: name != GREEDY)}
+    runs: list[Path] = []
     absent: dict[str, str] = {}
-    for name in DECODERS:
-        if name == "controlmllm" and not regions:
-            absent[name] = "it needs the true regions of every question, and some have none"
-            continue
-        try:
-            make_decoder(name).check(vlm)
-        except ModelError as error:
-            absent[name] = str(error)
-            continue
-        method = replace(config.evaluation, decode=name, decoding={}, strategy=None)
-        done[name] = config.output / name
-        _measure(replace(config, evaluation=method, output=done[name]), vlm, samples, progress)
-    return done, absent
+    for title, subject in subjects.items():
+        vlm, samples = _load(subject.config, subject.adapter), _questions(subject.config)
+        for name, decoder in decoders.items():
+            parts = ([title] if len(subjects) > 1 else []) + ([name] if len(methods) > 1 else [])
+            run = out / "-".join(parts)
+            if name == "controlmllm" and not all(sample.regions for sample in samples):
+                absent[run.name] = "it needs the true regions of every question, and some have none"
+                continue
+            try:
+                decoder.check(vlm)
+            except ModelError as error:
+                absent[run.name] = str(error)
+                continue
+            settings = replace(subject.config.evaluation, decode=name)
+            _measure(replace(subject.config, evaluation=settings, output=run), vlm, samples, progress)
+            runs.append(run)
+    return runs, absent
 
 
 def _questions(config: RunConfig) -> list[Sample]:
@@ -119,8 +140,10 @@ def _questions(config: RunConfig) -> list[Sample]:
 
 
 def _measure(config: RunConfig, vlm: Vlm, samples: Sequence[Sample], progress: Progress) -> Results:
-    folder = RunFolder.create(config.output)
-    settings = config.evaluation
+    if processes.index() == 0:
+        RunFolder.create(config.output)
+    processes.wait()
+    folder, settings = RunFolder(config.output), config.evaluation
     results = evaluate(
         vlm,
         samples,
@@ -133,9 +156,11 @@ def _measure(config: RunConfig, vlm: Vlm, samples: Sequence[Sample], progress: P
         out_folder=folder.path,
         progress=progress,
     )
-    folder.write_text(EVALUATION, dump_config(config))
-    if not folder.environment.is_file():
-        folder.write_environment()
+    if processes.index() == 0:
+        folder.write_text(EVALUATION, dump_config(config))
+        if not folder.environment.is_file():
+            folder.write_environment()
+    processes.wait()
     return results
 
 
@@ -201,10 +226,12 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
     return data
 
 
-def compare(runs: Sequence[Path], forms: Sequence[str]) -> list[str]:
+def compare(runs: Sequence[Path], forms: Sequence[str], by: str | None = None) -> list[str]:
     """A table of evaluated runs in this order, compared with the first, in each of `forms` (`report.table.FORMATS`).
 
-    Raises as `write_report`.
+    `by` is a field of `meta`: a table for each of its values.
+
+    Raises as `write_report`; DataError when no question has the field.
     """
     folders = _named(runs)
     reference = next(iter(folders))
@@ -212,8 +239,19 @@ def compare(runs: Sequence[Path], forms: Sequence[str]) -> list[str]:
     samples = _questions(config)
     methods = [read_method(name, name, folder, samples) for name, folder in folders.items()]
     costs = {name: read_cost(folder) for name, folder in folders.items()}
-    results = method_results(methods, samples, reference)
-    return [comparison_table(results, costs, reference, form) for form in forms]
+    chosen = {"": list(range(len(samples)))} if by is None else classes(samples, by)
+    if not chosen:
+        known = sorted({name for sample in samples for name in sample.meta})
+        raise DataError(f"meta.{by}: expected a field of the questions, they have {', '.join(known) or 'none'}")
+    results = {
+        name: method_results(
+            [replace(method, predictions=tuple(method.predictions[i] for i in indices)) for method in methods],
+            [samples[i] for i in indices],
+            reference,
+        )
+        for name, indices in chosen.items()
+    }
+    return [comparison_tables(results, costs, reference, form) for form in forms]
 
 
 def _named(runs: Sequence[Path]) -> dict[str, RunFolder]:
@@ -230,7 +268,8 @@ class _Steps(TrainerCallback):
         self.progress = progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress(state.global_step, state.max_steps)
+        if state.is_world_process_zero:
+            self.progress(state.global_step, state.max_steps)
 
 
 def _needed(path: Path | None, key: str, what: str) -> Path:
@@ -240,6 +279,7 @@ def _needed(path: Path | None, key: str, what: str) -> Path:
 
 
 def _load(config: RunConfig, adapter: Path | None) -> Vlm:
+    processes.join(cpu=config.model.device == "cpu")
     vlm = load_vlm(**asdict(config.model))
     return vlm if adapter is None else replace(vlm, model=load_adapter(vlm.model, adapter))
 
@@ -265,6 +305,7 @@ def _make_labels(config: RunConfig, samples: Sequence[Sample], progress: Progres
         visual_prompt=settings.visual_prompt,
         query=settings.query,
         workers=settings.workers,
+        backend=settings.backend,
         progress=progress,
     )
 
@@ -273,7 +314,7 @@ def _evaluation(folder: RunFolder) -> RunConfig:
     path = folder.path / EVALUATION
     if not path.is_file():
         raise RunError(f"{folder.path}: holds no {EVALUATION}: it was not evaluated; use `a3tune eval` first")
-    return load_config(path)
+    return read_settings(path)
 
 
 def _counts(samples: Sequence[Sample]) -> dict[str, int]:
@@ -286,7 +327,8 @@ def _label_quality(config: RunConfig) -> LabelQuality | None:
     path = _store(config) / QUALITY
     if not path.is_file():
         return None
-    quality = {name: Quality(**group) for name, group in json.loads(path.read_text(encoding="utf-8")).items()}
+    found = read_json(path, "run `a3tune label` again")
+    quality = {name: Quality(**group) for name, group in found.items()}
     return label_scores(quality, top_k=config.labels.top_k, min_iou=MIN_IOU)
 
 
@@ -308,6 +350,6 @@ def _cases(
 def _environment(folder: RunFolder) -> dict[str, str]:
     if not folder.environment.is_file():
         return {}
-    found = json.loads(folder.environment.read_text(encoding="utf-8"))
+    found = read_json(folder.environment, "delete it")
     flat = {name: value for name, value in found.items() if isinstance(value, str | int)} | found.get("packages", {})
     return {name: str(value) for name, value in flat.items()}

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from yaml.composer import ComposerError
 
 from a3tune.errors import ConfigError
 
@@ -94,6 +95,8 @@ class LabelsConfig(_Section):
     """Folder of the label store; null keeps it inside the output folder."""
     workers: Count = 1
     """Processes that label images: >= 1."""
+    backend: Literal["process", "ray"] = "process"
+    """Where they are: `process`, on this machine; `ray`, in the Ray cluster at RAY_ADDRESS (extra `ray`)."""
 
     def __post_init__(self) -> None:
         try:
@@ -283,7 +286,12 @@ def _problem(problem: Mapping[str, Any], source: Callable[[str], str]) -> str:
     if problem["type"] == "value_error":
         return f"{source(key)}: {key}: {problem['ctx']['error']}"
     expected = f"settings ({', '.join(_types(annotation))})" if is_dataclass(annotation) else _expected(annotation)
-    return f"{source(key)}: {key}: expected {expected}, got {json.dumps(problem['input'], default=str)}"
+    return f"{source(key)}: {key}: expected {expected}, got {_shown(problem['input'])}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _types(section: Any) -> dict[str, Any]:
@@ -333,14 +341,24 @@ def _read(path: Path) -> str:
 
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
-        tree = yaml.load(text, Loader=_Loader)  # a SafeLoader
+        tree = _load_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{source}: expected lines such as 'labels:', got {json.dumps(tree, default=str)[:80]}")
+        raise ConfigError(f"{source}: expected lines such as 'labels:', got {_shown(tree)}")
     return tree
+
+
+def _load_yaml(text: str) -> Any:
+    """Raises YAMLError for text that is no YAML, or none that settings need."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # its constructors raise what they like: of `!!int x`, of endless nesting
+        raise yaml.YAMLError(f"a value cannot be read ({type(error).__name__})") from None
 
 
 def _override_value(key: str, text: str) -> Any:
@@ -351,7 +369,7 @@ def _override_value(key: str, text: str) -> Any:
     if _takes_text(annotation) and text != "null":
         return text
     try:
-        value = yaml.load(text, Loader=_Loader)  # a SafeLoader
+        value = _load_yaml(text)
     except yaml.YAMLError:
         return text
     return text if isinstance(value, dict | list) else value
@@ -370,13 +388,23 @@ def _set(tree: dict[str, Any], key: str, value: Any, override: str) -> None:
         inner = tree.get(section)
         tree[section] = inner = {} if inner is None else inner
         if not isinstance(inner, dict):
-            raise ConfigError(f"{override}: {section} holds no settings, it is {json.dumps(inner, default=str)}")
+            raise ConfigError(f"{override}: {section} holds no settings, it is {_shown(inner)}")
         tree = inner
     tree[name] = value
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the scalars of its version 1.2: 2e-4 is a number, 12:30 and 2024-01-02 are text; a key stands once."""
+    """YAML with the scalars of its version 1.2: 2e-4 is a number, 12:30 and 2024-01-02 are text; a key stands once.
+
+    Without references: ten lines of them can stand for more values than any memory holds.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ComposerError(
+                None, None, "references such as *name are not read, repeat the value", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

@@ -3,29 +3,25 @@
 Every stage is what a command of the CLI does (`commands.py`), over a `RunConfig`. Knows their order and places.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from importlib.resources import files
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from a3tune.commands import QUALITY, Page, Progress, fine_tune, label, measure, write_report
-from a3tune.config import RunConfig, load_config
+from a3tune.config import RunConfig
 from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows
-from a3tune.errors import ConfigError
+from a3tune.demo_plan import Demo
 from a3tune.predictions import MAPS
 from a3tune.report.data import METRICS
 from a3tune.report.gather import question_only
 from a3tune.report.summary import number
-from a3tune.run import RunFolder
+from a3tune.run import RunFolder, read_json
 from a3tune.stages import Stages, digest
-from a3tune.training.trainer import Interrupted
+from a3tune.training.interrupt import Interrupted
 from a3tune.vlm.tiny import shipped
 
 SUMMARY_METRICS = ("open_recall", "closed_accuracy", "coverage", "intensity", "attention_mass")
@@ -35,56 +31,6 @@ SUMMARY = "summary.json"
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
 """title -> a progress bar, for as long as it is open."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What the demo does with its settings: `assets/demo/recipe.yaml` says what each means."""
-
-    patients: dict[str, int]
-    seed: int
-    methods: dict[str, list[str]]
-    seconds: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Demo:
-    """A demo with everything decided."""
-
-    folder: Path
-    recipe: Recipe
-    configs: Mapping[str, RunConfig]
-    """Of the base model and of every method, by name."""
-
-    def stages(self) -> dict[str, float]:
-        """Name -> about how many seconds, in their order."""
-        about = self.recipe.seconds
-        stages = {"data": about["data"], "labels": about["labels"]}
-        for name in self.configs:
-            stages |= {f"train_{name}": about["train"]} if name in self.recipe.methods else {}
-            stages |= {f"evaluate_{name}": about["evaluate"]}
-        return stages | {"report": about["report"]}
-
-
-def plan_demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
-    """Recipe and settings, changed by overrides such as `patients.train=20` or `training.epochs=1`. Touches nothing.
-
-    Raises ConfigError for an override that does not fit.
-    """
-    recipe = Recipe(**yaml.safe_load(_asset("recipe.yaml").read_text(encoding="utf-8")))
-    shared = []
-    for override in overrides:
-        if override.startswith("patients."):
-            _change_patients(recipe.patients, override)
-        else:
-            shared.append(override)
-    shared += [f"data.{split}={folder / 'data' / split}.jsonl" for split in recipe.patients]
-    shared += [f"labels.store={folder / 'labels'}"]
-    configs = {
-        name: load_config(_asset("config.yaml"), [*shared, *differences, f"output={folder / name}"])
-        for name, differences in {"base": [], **recipe.methods}.items()
-    }
-    return Demo(folder, recipe, configs)
 
 
 def run_demo(demo: Demo, say: Callable[[str], None], bar: Bar) -> Path:
@@ -115,7 +61,7 @@ def summary(demo: Demo, seconds: Mapping[str, float]) -> dict[str, Any]:
     """Content of `summary.json`; a number that is not defined is null."""
     methods = {}
     for name, config in demo.configs.items():
-        metrics = json.loads(RunFolder(config.output).results.read_text(encoding="utf-8"))["metrics"]
+        metrics = read_json(RunFolder(config.output).results, "delete it and run the same command again")["metrics"]
         methods[name] = {
             metric: {"mean": metrics[metric]["mean"], "ci95": metrics[metric]["ci95"]}
             for metric in SUMMARY_METRICS
@@ -226,24 +172,11 @@ def _table(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _quality(demo: Demo) -> dict[str, float]:
-    return json.loads((demo.folder / "labels" / QUALITY).read_text(encoding="utf-8"))["all"]
-
-
-def _change_patients(patients: dict[str, int], override: str) -> None:
-    key, _, value = override.partition("=")
-    split = key.removeprefix("patients.")
-    if split not in patients:
-        raise ConfigError(f"{override}: expected one of {', '.join(f'patients.{name}' for name in patients)}")
-    if not value.isdecimal() or int(value) < 1:
-        raise ConfigError(f"{override}: {key}: expected an integer >= 1, got {value}")
-    patients[split] = int(value)
+    path = demo.folder / "labels" / QUALITY
+    return read_json(path, f"delete {path.parent} and run the same command again")["all"]
 
 
 def _weights(path: str, asset: str) -> str:
     """Tells models apart: by their files, or by their name on the Hub."""
     folder = shipped(asset) if path == "tiny" else Path(path)
     return digest(folder) if folder.is_dir() else path
-
-
-def _asset(name: str) -> Path:
-    return Path(str(files("a3tune") / "assets" / "demo" / name))

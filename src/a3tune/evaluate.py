@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from a3tune import processes
 from a3tune.adapters.routing import Routing
 from a3tune.attention.align import averaged_map
 from a3tune.attention.capture import Rows, capture_request, stack
@@ -104,6 +105,9 @@ def evaluate(
     Attention is that of the generated answer's rows, averaged over the heads with the highest visual ratio of that
     sample alone (Eq. 8-9), so that no sample depends on its batch. The same over all heads (Eq. 2) ends in `ALL_HEADS`.
 
+    Several processes (`processes`) share the batches, to the same answers as one process alone; the first one writes
+    the folder. Report metrics are computed and returned there only.
+
     Args:
         vlm: a model whose attention can be captured (`load_vlm`), with or without an adapter.
         batch_size: samples per forward pass; halved where the device has too little memory for so many.
@@ -140,16 +144,25 @@ def evaluate(
         seed,
     )
     make_decoder(decode, decoding).check(vlm)
-    folder = RunFolder.create(out_folder) if out_folder else None
+    first = processes.index() == 0
+    folder = RunFolder.create(out_folder) if out_folder and first else None
     with folder.lock() if folder else nullcontext(), _evaluation_mode(vlm):
         about = {"model": vlm.name, **asdict(settings)}
         book = PredictionLog(folder, by_id, about | {"weights": _fingerprint(vlm)})
-        for batch in _batches(vlm, samples, batch_size):
-            # A batch is asked whole or not at all: the numbers do not depend on where an evaluation was stopped.
-            if any(sample.id not in book.predictions for sample in batch):
-                book.add(*_answer_in_memory(vlm, batch, settings))
+        book.take_over(*processes.from_first((book.predictions, book.maps, book.cost)))
+        # A batch is asked whole or not at all: the numbers do not depend on where an evaluation was stopped.
+        waiting = [
+            batch
+            for batch in _batches(vlm, samples, batch_size)
+            if any(sample.id not in book.predictions for sample in batch)
+        ]
+        for start in range(0, len(waiting), processes.count()):
+            own = waiting[start : start + processes.count()][processes.index() :][:1]
+            for answered in processes.gather([_answer_in_memory(vlm, batch, settings) for batch in own]):
+                book.add(*answered)
             progress(len(book.predictions), len(samples))
-        absent = _score_reports(book, [sample for sample in samples if sample.answer_type == "report"], weights)
+        reports = [sample for sample in samples if sample.answer_type == "report"]
+        absent = _score_reports(book, reports, weights) if first else {}
         predictions = [book.predictions[sample.id] for sample in samples]
         results = summarise(samples, predictions, maps=book.maps, settings=about, cost=book.cost)
         results = replace(results, absent=absent)
@@ -206,6 +219,24 @@ def classes(samples: Sequence[Sample], field: str) -> dict[str, list[int]]:
         if field in sample.meta:
             found.setdefault(sample.meta[field], []).append(index)
     return found
+
+
+def answer_text(vlm: Vlm, tokens: Tensor) -> str:
+    """What the tokens of an answer say, int64 `[S_new]`: without control tokens, up to a text that ends answers."""
+    text = vlm.tokenizer.decode(tokens, skip_special_tokens=True)
+    for stop in vlm.model.generation_config.stop_strings or ():
+        text = text.split(stop)[0]
+    return text.strip()
+
+
+def model_inputs(
+    vlm: Vlm, examples: Sequence[Example], padding_side: PaddingSide
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What the model takes, on its device and in its dtype, and the token masks (`TOKEN_MASKS`)."""
+    batch = pad(vlm, examples, padding_side).to(vlm.device, dtype=vlm.model.dtype)
+    masks = {name: batch.pop(name) for name in TOKEN_MASKS}
+    batch.pop("labels", None)
+    return dict(batch), masks
 
 
 def make_prediction(sample: Sample, text: str, attention: Mapping[str, float] | None = None) -> Prediction:
@@ -289,11 +320,7 @@ def _answer(vlm: Vlm, batch: Sequence[Sample], settings: _Settings) -> tuple[lis
     maps = zip(*_attend(vlm, answered, settings), strict=True)
     found = []
     for sample, example, region, (selected_N, all_N) in zip(batch, answered, regions, maps, strict=True):
-        tokens = example.input_ids[example.prompt_length :]
-        text = vlm.tokenizer.decode(tokens, skip_special_tokens=True)
-        for stop in vlm.model.generation_config.stop_strings or ():
-            text = text.split(stop)[0]
-        text = text.strip()
+        text = answer_text(vlm, example.input_ids[example.prompt_length :])
         attention = {}
         if region is not None:
             placed_N = ~np.isnan(example.boxes[:, 0])
@@ -322,7 +349,7 @@ def _generate(
     vlm: Vlm, asked: Sequence[Example], regions: Sequence[NDArray[np.float32] | None], settings: _Settings, seed: int
 ) -> Generated:
     """The answers, end tokens included."""
-    inputs, _ = _inputs(vlm, asked, "left")
+    inputs, _ = model_inputs(vlm, asked, "left")
     regions_BN = None
     if all(region is not None for region in regions):
         regions_BN = pad_sequence([torch.from_numpy(region) for region in regions], batch_first=True).to(vlm.device)
@@ -346,7 +373,7 @@ def _seed(seed: int, batch: Sequence[Sample]) -> int:
 def _attend(vlm: Vlm, answered: Sequence[Example], settings: _Settings) -> tuple[list[Array], list[Array]]:
     """Maps float64 `[N]` of one teacher-forced pass: over each sample's own R heads (Eq. 8-9), and over all (Eq. 2)."""
     # Padded on the right: positions then start at 0 without being told, in every family.
-    inputs, masks = _inputs(vlm, answered, "right")
+    inputs, masks = model_inputs(vlm, answered, "right")
     request = capture_request(settings.rows, *(masks[name] for name in TOKEN_MASKS))
     outputs = vlm.model(
         **inputs,
@@ -366,16 +393,6 @@ def _attend(vlm: Vlm, answered: Sequence[Example], settings: _Settings) -> tuple
         for maps, chosen_LH in ((selected, heads_LH), (everywhere, torch.ones_like(heads_LH))):
             maps.append(averaged_map(map_1LHN, chosen_LH)[0].double().cpu().numpy())
     return selected, everywhere
-
-
-def _inputs(
-    vlm: Vlm, examples: Sequence[Example], padding_side: PaddingSide
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What the model takes, and the token masks."""
-    batch = pad(vlm, examples, padding_side).to(vlm.device, dtype=vlm.model.dtype)
-    masks = {name: batch.pop(name) for name in TOKEN_MASKS}
-    batch.pop("labels", None)
-    return dict(batch), masks
 
 
 def _measure(map_N: Array, region_N: NDArray[np.float32], settings: _Settings) -> dict[str, float]:

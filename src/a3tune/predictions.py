@@ -1,6 +1,7 @@
 """Predictions and attention maps of an evaluation, in memory and on disk, line by line. Knows no model and no score."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -60,7 +62,7 @@ class Cost:
 class PredictionLog:
     """Answers and maps so far, in memory and in the folder, if there is one.
 
-    Maps are written before their predictions, so a prediction on disk always has its map.
+    What one `add` wrote counts whole or not at all: its maps are written first, and all its lines must follow.
     """
 
     def __init__(self, folder: RunFolder | None, samples: Mapping[str, Sample], about: Mapping[str, Any]) -> None:
@@ -82,8 +84,10 @@ class PredictionLog:
             lines = [_line(prediction, cost.share(len(new))) for prediction, _ in new]
             try:
                 write_atomic(shard, save({_KEY + prediction.id: values for prediction, values in new}))
-                with self.folder.predictions.open("a", encoding="utf-8") as file:
-                    file.writelines(lines)
+                with self.folder.predictions.open("ab") as file:
+                    file.write("".join(lines).encode())
+                    file.flush()
+                    os.fsync(file.fileno())
             except OSError as error:
                 raise RunError(
                     f"{self.folder.path}: cannot be written: {error.strerror}; make room and run the same command again"
@@ -91,6 +95,10 @@ class PredictionLog:
         self.predictions |= {prediction.id: prediction for prediction, _ in new}
         self.maps |= {prediction.id: values for prediction, values in new}
         self.cost += cost
+
+    def take_over(self, predictions: Mapping[str, Prediction], maps: Mapping[str, Map], cost: Cost) -> None:
+        """Start from what the log of the first process holds."""
+        self.predictions, self.maps, self.cost = dict(predictions), dict(maps), cost
 
     def score_reports(self, scores: Mapping[str, Mapping[str, float]]) -> None:
         """Give predictions, by sample id, the report metrics that were computed once all were there."""
@@ -103,23 +111,35 @@ class PredictionLog:
     def _resume(self, folder: RunFolder, samples: Mapping[str, Sample], about: Mapping[str, Any]) -> None:
         hint = "choose another output folder"
         try:
-            earlier = json.loads((folder.path / ABOUT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            earlier = dict(json.loads((folder.path / ABOUT).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError):
             raise RunError(
                 f"{folder.predictions}: {ABOUT}, which says what it belongs to, is missing; {hint}"
             ) from None
         for name, now in about.items():
             if earlier.get(name) != now:
                 raise RunError(f"{folder.path}: holds an evaluation with {name}={earlier.get(name)}, not {now}; {hint}")
-        lines, self.maps = _read_lines(folder.predictions), read_maps(folder)
-        for prediction, cost in lines:
+        lines = _read_lines(folder.predictions)
+        for prediction, _ in lines:
             sample = samples.get(prediction.id)
             if sample is None or (sample.prompt, sample.answer) != (prediction.prompt, prediction.answer):
                 raise RunError(f"{folder.predictions}: sample {prediction.id!r} is not among those to evaluate; {hint}")
+        answered = {prediction.id for prediction, _ in lines}
+        for path in _map_files(folder):
+            maps = _read_map_file(path)
+            if maps.keys() <= answered:
+                self.maps |= maps
+            else:
+                path.unlink()
+        whole = [(prediction, cost) for prediction, cost in lines if prediction.id in self.maps]
+        for prediction, cost in whole:
             self.predictions[prediction.id] = prediction
             self.cost += cost
         # What was cut short goes; the next line must not continue it.
-        write_atomic(folder.predictions, "".join(_line(*line) for line in lines).encode())
+        write_atomic(folder.predictions, "".join(_line(*line) for line in whole).encode())
+
+
+_COST, _PREDICTION = TypeAdapter(Cost), TypeAdapter(Prediction)
 
 
 def _line(prediction: Prediction, cost: Cost) -> str:
@@ -133,9 +153,9 @@ def _read_lines(path: Path) -> list[tuple[Prediction, Cost]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            cost = Cost(**row.pop("cost"))
-            found.append((Prediction(**row), cost))
-        except (ValueError, TypeError, KeyError):
+            cost = _COST.validate_python(row.pop("cost"))
+            found.append((_PREDICTION.validate_python(row), cost))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise RunError(f"{path}:{number}: expected a prediction, the line is damaged; remove it") from None
     return found
 
@@ -154,12 +174,20 @@ def _lines_of(folder: RunFolder) -> list[tuple[Prediction, Cost]]:
 def read_maps(folder: RunFolder) -> dict[str, Map]:
     """Attention maps in `maps/` by sample id; see `Results.maps`. Raises RunError if one cannot be read."""
     maps: dict[str, Map] = {}
-    for path in sorted((folder.path / MAPS).glob("*.safetensors")):
-        try:
-            maps |= {name.removeprefix(_KEY): values for name, values in load_file(path).items()}
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"{path}: cannot be read ({error}); remove it, and evaluate again") from None
+    for path in _map_files(folder):
+        maps |= _read_map_file(path)
     return maps
+
+
+def _map_files(folder: RunFolder) -> list[Path]:
+    return sorted((folder.path / MAPS).glob("*.safetensors"))
+
+
+def _read_map_file(path: Path) -> dict[str, Map]:
+    try:
+        return {name.removeprefix(_KEY): values for name, values in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); remove it, and evaluate again") from None
 
 
 def read_cost(folder: RunFolder) -> Cost:

@@ -1,15 +1,12 @@
 """The run folder: one folder tells the whole story of a run.
 
-Knows which files a run holds and whether a folder is ours; not what the files say. Needs a POSIX system (`fcntl`).
+Knows which files a run holds and whether a folder is ours; not what the files say.
 """
 
-import fcntl
 import json
 import os
 import platform
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +16,7 @@ import torch
 
 from a3tune.config import RunConfig, dump_config, load_config
 from a3tune.errors import RunError
-from a3tune.files import write_atomic
+from a3tune.files import locked, unfinished, write_atomic
 
 MARKER = "a3tune.json"
 SCHEMA = 1
@@ -41,7 +38,8 @@ class RunFolder:
         folder = cls(path)
         if path.exists() and not path.is_dir():
             raise RunError(f"{path}: expected an output folder, this is a file; choose another")
-        if path.exists() and any(path.iterdir()):
+        marker = unfinished(path / MARKER)  # a run that was killed at once left no more than this
+        if path.exists() and any(item != marker for item in path.iterdir()):
             return cls.open(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -57,7 +55,7 @@ class RunFolder:
             raise RunError(f"{path}: expected the folder of a run, there is none")
         try:
             schema = json.loads((path / MARKER).read_text(encoding="utf-8"))["schema"]
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             raise RunError(
                 f"{path}: the output folder is not ours: it holds files but no valid {MARKER}; choose another"
             ) from None
@@ -99,36 +97,9 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report.html"
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for this process. Raises RunError when another run holds it.
-
-        The operating system releases the lock however the process ends, `kill -9` included, so it never goes stale.
-        """
-        try:
-            file = (self.path / ".lock").open("a+", encoding="utf-8")
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written: {error.strerror}; choose another output folder") from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise RunError(
-                    f"{self.path}: in use by another run ({file.read().strip() or 'just started'}); "
-                    "wait for it or choose another output folder"
-                ) from None
-            except OSError as error:
-                raise RunError(
-                    f"{self.path}: this file system has no locks ({error.strerror}); choose another"
-                ) from None
-            try:
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                file.flush()
-                yield
-            finally:
-                file.truncate(0)
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the folder for this process; see `locked`. Raises RunError when another run holds it."""
+        return locked(self.path)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a file of this folder, whole or not at all; see `write_atomic`."""
@@ -145,10 +116,25 @@ class RunFolder:
         """The settings of the run. Raises RunError when it has none yet, ConfigError when someone broke them."""
         if not self.config.is_file():
             raise RunError(f"{self.path}: holds no {self.config.name}: the run never started; train first")
-        return load_config(self.config)
+        return read_settings(self.config)
 
     def write_environment(self) -> Path:
         return self.write_json(self.environment.name, environment())
+
+
+def read_settings(path: Path) -> RunConfig:
+    """Settings that one of our commands wrote. Raises RunError when nothing is left of them, ConfigError as always."""
+    if not path.read_bytes().strip():
+        raise RunError(f"{path}: cannot be read, it is empty; delete it, and run the command that made it again")
+    return load_config(path)
+
+
+def read_json(path: Path, again: str) -> Any:
+    """JSON that one of our commands wrote. Raises RunError, which says what to do (`again`), if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read, it is damaged ({error}); {again}") from None
 
 
 def environment() -> dict[str, Any]:

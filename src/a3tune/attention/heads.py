@@ -3,7 +3,7 @@
 Knows ratios, not how they were captured nor what is done with the chosen heads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -42,10 +42,18 @@ class HeadSelector:
     `heads`: an int is R itself, from 1 to L * H; a float in (0, 1] is the share of all L * H heads (so 1 is one head
     and 1.0 is all of them). `mode`: `batch` ranks by the mean over the batch's samples (the paper), `running` by an
     exponential average over batches, `fixed` by what `calibrate` or `fix` was given. `momentum` in [0, 1) is the
-    weight of the past in `running`. Raises ConfigError for values out of range.
+    weight of the past in `running`. `total` sums a tensor over all processes, so that their batches vote as one.
+    Raises ConfigError for values out of range.
     """
 
-    def __init__(self, heads: int | float, mode: Selection = "batch", *, momentum: float = 0.9) -> None:
+    def __init__(
+        self,
+        heads: int | float,
+        mode: Selection = "batch",
+        *,
+        momentum: float = 0.9,
+        total: Callable[[Tensor], Tensor] = lambda own: own,
+    ) -> None:
         if isinstance(heads, float) and not 0 < heads <= 1:
             raise ConfigError(f"heads: expected a share of all heads in (0, 1], or an integer >= 1, got {heads}")
         if heads <= 0:
@@ -59,6 +67,7 @@ class HeadSelector:
         self.heads = heads
         self.mode = mode
         self.momentum = momentum
+        self.total = total
         self._score_LH: Tensor | None = None
 
     @torch.no_grad()
@@ -69,8 +78,6 @@ class HeadSelector:
         running average. Raises ConfigError if there are fewer than R heads, or if mode `fixed` was given nothing.
         """
         layers, heads = ratio_BLH.shape[1:3]
-        votes_BLH = votes(ratio_BLH, counted_B)
-        batch_LH = votes_BLH.mean(0) if len(votes_BLH) else None
         if self.mode == "fixed":
             if self._score_LH is None:
                 raise ConfigError(
@@ -78,9 +85,9 @@ class HeadSelector:
                 )
             score_LH = self._score_LH
         elif self.mode == "running":
-            score_LH = self._score_LH = self._average(batch_LH)
+            score_LH = self._score_LH = self._average(self.mean_vote(votes(ratio_BLH, counted_B)))
         else:
-            score_LH = batch_LH
+            score_LH = self.mean_vote(votes(ratio_BLH, counted_B))
         if score_LH is None:
             return torch.zeros(layers, heads, dtype=torch.bool, device=ratio_BLH.device)
         if score_LH.shape != (layers, heads):
@@ -90,12 +97,19 @@ class HeadSelector:
             )
         return _top(score_LH.to(ratio_BLH.device), self._count(layers * heads))
 
-    def calibrate(self, ratio_LH: Tensor) -> None:
+    def mean_vote(self, votes_BLH: Tensor) -> Tensor | None:
+        """The mean over the votes of all processes, fp32 [L, H]; None if none of them has any. All must call this."""
+        shape = votes_BLH.shape[1:]
+        count = votes_BLH.new_tensor([len(votes_BLH)])
+        sums, voters = self.total(torch.cat([votes_BLH.sum(0).flatten(), count])).split([shape.numel(), 1])
+        return sums.view(shape) / voters if voters > 0 else None
+
+    def calibrate(self, ratio_LH: Tensor | None) -> None:
         """Rank by this mean ratio, float [L, H], from now on (mode `fixed`), or start the running average there.
 
-        Raises ConfigError if it is not finite, as the mean over no sample is.
+        Raises ConfigError if it is None or not finite, as the mean over no sample is.
         """
-        if not ratio_LH.isfinite().all():
+        if ratio_LH is None or not ratio_LH.isfinite().all():
             raise ConfigError(
                 "head_selection: fixed: the mean ratio is not finite; calibrate on samples that have an image"
             )

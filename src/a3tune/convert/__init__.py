@@ -18,6 +18,7 @@ from a3tune.convert import huatuo, llava_med, llava_med_15
 from a3tune.convert.llava import HEAD, Plan
 from a3tune.convert.stream import open_checkpoint, read_config, write_checkpoint, writing
 from a3tune.errors import ModelError, OutputError
+from a3tune.files import locked, sync_folder, sync_tree
 
 KINDS: dict[str, ModuleType] = {"llava_med": llava_med, "llava_med_15": llava_med_15, "huatuo": huatuo}
 """Checkpoints that can be converted. A new one is a file with `TITLE`, `matches` and `plan`, and a line here."""
@@ -59,14 +60,14 @@ def convert(
     Raises:
         ModelError: the checkpoint is of no known kind, not whole, or does not fit its base or tower.
         OutputError: `out` is there already, or cannot be written.
+        RunError: another conversion into `out` is under way.
     """
-    _refuse_to_overwrite(out, source, force)
     kind = detect(source) if kind is None else kind
     if kind not in KINDS:
         raise ModelError(f"kind {kind!r} is not known; known kinds: {_known()}.")
     plan = KINDS[kind].plan(open_checkpoint(source), open_checkpoint(base) if base else None, tower)
     _check(plan, source)
-    with _replacing(out) as folder:
+    with _replacing(out, source, force) as folder:
         write_checkpoint(plan.tensors, folder, progress)
         with writing(out):
             plan.config.architectures = ["LlavaForConditionalGeneration"]
@@ -86,25 +87,37 @@ def detect(source: Path) -> str:
 
 
 @contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that takes its place when the block ends well, and else is removed."""
-    work, old = (out.with_name(f".{out.name}.{what}") for what in ("unfinished", "old"))
-    with writing(work):
+def _replacing(out: Path, source: Path, force: bool) -> Iterator[Path]:
+    """A new folder that takes the place of `out` when the block ends well, and else is removed.
+
+    It is made in a hidden folder beside `out`, which a killed conversion leaves behind, and the next one takes over.
+    """
+    work = out.with_name(f".{out.name}.unfinished")
+    new, old = work / "new", work / "old"
+    with locked(work):
         try:
-            work.mkdir(parents=True)
-        except FileExistsError as error:
-            raise OutputError(
-                f"{work}: is there: another conversion is under way, or was killed. In that case delete this folder."
-            ) from error
-    try:
-        yield work
-        with writing(out):
-            if out.exists():
-                out.rename(old)
-            work.rename(out)
-            shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            _restore(old, out)
+            _refuse_to_overwrite(out, source, force)
+            for leftover in (new, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            with writing(work):
+                new.mkdir()
+            yield new
+            with writing(out):
+                sync_tree(new)
+                if out.exists():
+                    out.rename(old)
+                new.rename(out)
+                sync_folder(out.parent)
+        finally:
+            _restore(old, out)
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _restore(old: Path, out: Path) -> None:
+    """What was stopped between the two renames of `_replacing` leaves the old model where nobody looks for it."""
+    if old.exists() and not out.exists():
+        old.rename(out)
 
 
 def _refuse_to_overwrite(out: Path, source: Path, force: bool) -> None:

@@ -16,6 +16,8 @@ BPE = 2
 """`TrainerSpec.model_type` of a byte-pair vocabulary."""
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 """`SentencePiece.type` of the pieces that stand for no ordinary text."""
+_LONGEST_NUMBER, _LONGEST_PIECE = 63, 1000
+"""Bits and bytes; what is longer is no vocabulary, and would be read for a time that grows with its square."""
 
 
 class Piece(NamedTuple):
@@ -32,7 +34,7 @@ def read_sentencepiece(path: Path) -> Tokenizer:
     """
     try:
         pieces, model_type = _parse(path.read_bytes())
-    except (IndexError, struct.error, UnicodeDecodeError, ValueError) as error:
+    except (LookupError, struct.error, TypeError, AttributeError, ValueError) as error:
         raise ModelError(f"{path}: expected a sentencepiece model, got something else. Download it again.") from error
     if model_type != BPE or not pieces:
         raise ModelError(f"{path}: expected a BPE vocabulary (model type {BPE}), got type {model_type}.")
@@ -68,6 +70,8 @@ def _parse(message: bytes) -> tuple[list[Piece], int]:
             own = dict(_fields(value))
             score = struct.unpack("<f", own.get(2, b"\0\0\0\0"))[0]
             pieces.append(Piece(own[1].decode(), score, own.get(3, 1)))
+            if len(own[1]) > _LONGEST_PIECE:
+                raise ValueError("a piece as long as no vocabulary has one")
         elif field == 2:
             model_type = dict(_fields(value)).get(3, 1)
     return pieces, model_type
@@ -99,3 +103,5 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 128:
             return value, at
+        if shift > _LONGEST_NUMBER:
+            raise ValueError("a number of more than 64 bits")

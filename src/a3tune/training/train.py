@@ -3,26 +3,27 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from a3tune.adapters import add_adapter
 from a3tune.config import RunConfig
 from a3tune.data.rows import read_rows
-from a3tune.errors import ConfigError, RunError
-from a3tune.files import write_atomic
+from a3tune.errors import A3TuneError, ConfigError, RunError
+from a3tune.files import sync_folder, sync_tree, write_atomic
 from a3tune.labels.store import LabelStore, truth_labels
 from a3tune.run import RunFolder
+from a3tune.training.checkpoint import check_checkpoint, delete_others
 from a3tune.training.collate import Collator, LabelsFor
-from a3tune.training.trainer import A3Trainer, Interrupted, ProgressBar, StopOnRequest, stopping_on_interrupt
+from a3tune.training.interrupt import Interrupted, StopOnRequest, stopping_on_interrupt
+from a3tune.training.trainer import STEP_FILE, A3Trainer, NonFiniteError, ProgressBar
 from a3tune.vlm.load import load_vlm
 from a3tune.vlm.quantize import is_quantized, prepare_for_training
 
@@ -35,6 +36,10 @@ HARMLESS = {
     "training.workers",
 }
 """Settings that a run may go on with when they change: they do not touch what is learnt."""
+PASSES = ("training.batch_size", "training.accumulation")
+"""Settings that may change together: what is learnt depends on their product."""
+NOT_FINITE = "nonfinite.json"
+"""File of a run folder: step, samples and losses where a loss was NaN or infinite."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +48,13 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
     """Train an adapter; leave it in the run folder `config.output`, with configuration, environment and metrics.
 
     A run that was stopped goes on from its last checkpoint, to the same weights as without the stop; one that is done
-    is left alone. Returns the run folder. `callbacks` take the place of the progress bar.
+    is left alone. It may go on with another number of processes: an optimiser step keeps its samples and their order,
+    so accumulation changes; only the random numbers of dropout are others. Returns the run folder, which all processes
+    must see. `callbacks` take the place of the progress bar.
 
-    Raises `Interrupted` after Ctrl-C, and the errors of `a3tune.errors` for what a user can mend; `RunError` when the
-    folder belongs to a run with other settings or cannot be written.
+    Raises `Interrupted` after Ctrl-C or SIGTERM, and the errors of `a3tune.errors` for what a user can mend; `RunError`
+    when the folder belongs to a run with other settings or cannot be written, a loss is not finite (`NOT_FINITE` says
+    on which samples), a data-loading process died, or the memory is too small.
     """
     args = training_arguments(config)
     with args.main_process_first(local=False):
@@ -55,23 +63,19 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
         _refuse_other_settings(folder, config)
         if folder.adapter.is_dir():
             return folder.path
+        checkpoint = last_checkpoint(folder.checkpoints)
+        if checkpoint is not None:
+            check_checkpoint(checkpoint)
+            args.gradient_accumulation_steps = _accumulation(config, args.world_size, checkpoint)
         trainer, stop = _prepare(config, args, folder, [ProgressBar()] if callbacks is None else list(callbacks))
         if args.process_index == 0:
             folder.write_config(config)
             folder.write_environment()
-        try:
-            _run(trainer, stop, last_checkpoint(folder.checkpoints))
-            if stop.requested and trainer.state.global_step < trainer.state.max_steps:
-                raise Interrupted(
-                    f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; "
-                    f"the same command with output={folder.path} goes on from there"
-                )
+        with _explaining(folder, trainer):
+            weights = _learn(trainer, stop, folder, checkpoint)
             if args.process_index == 0:
-                _save_adapter(trainer.model, config.model.path, folder)  # pyright: ignore[reportArgumentType]
-        except (OSError, SafetensorError) as error:
-            raise RunError(
-                f"{folder.path}: cannot be written: {error}; make room and run the same command again"
-            ) from error
+                _save_adapter(trainer.accelerator.unwrap_model(trainer.model), weights, config.model.path, folder)
+            trainer.accelerator.wait_for_everyone()
     return folder.path
 
 
@@ -156,19 +160,83 @@ class MetricsFile(TrainerCallback):
             file.write(json.dumps({"step": state.global_step, **finite}) + "\n")
 
 
+@contextmanager
+def _explaining(folder: RunFolder, trainer: A3Trainer) -> Iterator[None]:
+    """What may end a training, as what a user can do about it."""
+    try:
+        yield
+    except NonFiniteError as error:
+        if trainer.args.process_index == 0:
+            # JSON knows no NaN.
+            batches = [{name: str(x) if isinstance(x, float) else x for name, x in b.items()} for b in error.batches]
+            folder.write_json(NOT_FINITE, {"step": error.step, "processes": batches})
+        trainer.accelerator.wait_for_everyone()
+        raise RunError(f"{error}; {folder.path / NOT_FINITE} holds all of them") from error
+    except A3TuneError as error:
+        # torch writes the traceback of a data-loading process into the message.
+        _, *told = str(error).strip().rsplit(f"{type(error).__name__}: ", 1)
+        if not told:
+            raise
+        raise type(error)(told[0]) from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if "DataLoader worker" in str(error):
+            raise RunError(
+                f"a data-loading process died: {error} It may have had too little memory or shared memory: lower "
+                "training.workers (0 loads in the main process); the same command goes on from the last checkpoint"
+            ) from error
+        if isinstance(error, RuntimeError):
+            raise
+        raise RunError(
+            f"{folder.path}: cannot be written: {error}; make room and run the same command again"
+        ) from error
+
+
+def _accumulation(config: RunConfig, processes: int, checkpoint: Path) -> int:
+    """Forward passes per optimiser step, so that it takes as many samples as before, on `processes` processes.
+
+    Raises RunError when they cannot share them evenly.
+    """
+    own = config.training.batch_size * processes
+    try:
+        samples = json.loads((checkpoint / STEP_FILE).read_text())["samples"]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise RunError(f"{checkpoint}: holds no valid {STEP_FILE}; remove this checkpoint") from None
+    if samples % own:
+        raise RunError(
+            f"{checkpoint}: an optimiser step of this run takes {samples} samples, which {processes} processes cannot "
+            f"share in batches of {config.training.batch_size}. Use a number of processes that divides "
+            f"{samples // config.training.batch_size}"
+        )
+    if samples // own != config.training.accumulation:
+        logger.warning(
+            "going on with %d processes: training.accumulation=%d keeps the %d samples of a step",
+            processes,
+            samples // own,
+            samples,
+        )
+    return samples // own
+
+
 def _refuse_other_settings(folder: RunFolder, config: RunConfig) -> None:
     """An adapter whose steps were made with different settings would be neither's."""
     if not folder.config.is_file():
         return
     earlier = folder.read_config()
+    same_passes = _samples(earlier) == _samples(config)
     for section in ("model", "data", "labels", "adapter", "alignment", "training"):
         old, new = asdict(getattr(earlier, section)), asdict(getattr(config, section))
         for name in old:
-            if old[name] != new[name] and f"{section}.{name}" not in HARMLESS:
+            key = f"{section}.{name}"
+            if old[name] != new[name] and key not in HARMLESS and not (key in PASSES and same_passes):
                 raise RunError(
-                    f"{folder.path}: holds a run with other settings: {section}.{name} was {old[name]}, "
+                    f"{folder.path}: holds a run with other settings: {key} was {old[name]}, "
                     f"now {new[name]}. Choose another output, or give the settings of its config.yaml to go on with it."
                 )
+
+
+def _samples(config: RunConfig) -> int:
+    """Of a process in an optimiser step."""
+    return config.training.batch_size * config.training.accumulation
 
 
 def _prepare(
@@ -212,27 +280,42 @@ def _prepare(
     return trainer, stop
 
 
-def _run(trainer: A3Trainer, stop: StopOnRequest, checkpoint: Path | None) -> None:
-    if checkpoint is None:
-        if trainer.alignment.head_selection == "fixed":
-            trainer.calibrate_heads()
-    elif (state := _state(checkpoint))["global_step"] >= state["max_steps"]:
+def _learn(
+    trainer: A3Trainer, stop: StopOnRequest, folder: RunFolder, checkpoint: Path | None
+) -> dict[str, Any] | None:
+    """To the last step. Returns the model's weights, also if the processes share them out; None: as they are in it."""
+    if checkpoint is not None and (state := _state(checkpoint))["global_step"] >= state["max_steps"]:
         # Killed after its last step: the Trainer would take one more.
-        trainer._load_from_checkpoint(str(checkpoint))
-        return
-    else:
+        model: Any = trainer.model
+        model.load_adapter(str(checkpoint), model.active_adapter)
+        if trainer.args.should_save:
+            delete_others(checkpoint)
+        return None
+    if checkpoint is not None:
         logger.info("going on from %s", checkpoint)
-    with stopping_on_interrupt(stop):
+    elif trainer.alignment.head_selection == "fixed":
+        trainer.calibrate_heads()
+    with stopping_on_interrupt(stop, processes=trainer.args.world_size):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    # A process that ended before the checkpoint is whole would end the others, too.
+    trainer.accelerator.wait_for_everyone()
+    if stop.requested and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(
+            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; "
+            f"the same command with output={folder.path} goes on from there"
+        )
+    return trainer.accelerator.get_state_dict(trainer.model_wrapped)
 
 
-def _save_adapter(model: PeftModel, base: str, folder: RunFolder) -> None:
+def _save_adapter(model: Any, state: dict[str, Any] | None, base: str, folder: RunFolder) -> None:
     """Save under another name first: a folder called `adapter` is always whole."""
     for adapter_config in model.peft_config.values():
         adapter_config.base_model_name_or_path = base
     unfinished = folder.adapter.with_name(".adapter.tmp")
-    model.save_pretrained(str(unfinished), save_embedding_layers=False)
+    model.save_pretrained(str(unfinished), state_dict=state, save_embedding_layers=False)
+    sync_tree(unfinished)
     unfinished.rename(folder.adapter)
+    sync_folder(folder.path)
 
 
 def _state(checkpoint: Path) -> dict[str, Any]:
