@@ -1,6 +1,7 @@
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from a3tune.data.images import content_hash
-from a3tune.errors import ConfigError, LabelError, OutputError
+from a3tune.errors import ConfigError, LabelError, OutputError, RunError
 from a3tune.labels import store
 from a3tune.labels.rank import ClipRanker
 from a3tune.labels.rle import box_mask, decode, encode
@@ -165,7 +166,7 @@ def test_an_interrupted_run_keeps_what_it_made_and_goes_on(tmp_path, monkeypatch
 
 
 KILLED = """
-import os, sys
+import os, stat, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from a3tune.labels import store
@@ -177,7 +178,7 @@ writes = 0
 whole = os.fsync
 def dies(descriptor):
     global writes
-    writes += 1
+    writes += not stat.S_ISDIR(os.fstat(descriptor).st_mode)
     if writes == int(sys.argv[3]):
         os.truncate(descriptor, 10)
         os._exit(9)
@@ -218,7 +219,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
         patch.setattr(os, "fsync", full)
         with pytest.raises(OutputError, match="No space left"):
             label_images(samples, Quarters(), Brightness(), tmp_path / "store")
-    assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
+    assert [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()] == [".lock"]
     assert label_images(samples, Quarters(), Brightness(), tmp_path / "store").proposed == 3
 
 
@@ -408,6 +409,56 @@ def test_no_samples_make_an_empty_store(tmp_path):
     run = label_images([], Quarters(), Brightness(), tmp_path / "store")
     assert (run.images, run.proposed, run.ranked, run.failures) == (0, 0, 0, {})
     LabelStore(tmp_path / "store")
+
+
+def test_stores_of_parts_are_joined_by_copying(tmp_path):
+    samples = make_samples(tmp_path, 4)
+    for part in (0, 1):
+        label_images(samples[4 * part : 4 * part + 4], Quarters(), Brightness(), tmp_path / str(part))
+        shutil.copytree(tmp_path / str(part), tmp_path / "all", dirs_exist_ok=True)
+    label_images(samples, Quarters(), Brightness(), tmp_path / "once")
+    assert rows(tmp_path / "all") == rows(tmp_path / "once")
+    labels = LabelStore(tmp_path / "all")
+    assert all(len(labels.labels(sample).segments) == 4 for sample in samples)
+
+
+def test_new_questions_need_no_vectors_kept(tmp_path):
+    samples = make_samples(tmp_path, 2)
+    label_images(samples, Quarters(), Brightness(), tmp_path / "store")
+    shutil.rmtree(tmp_path / "store" / "embeddings")
+    assert label_images(samples, Quarters(), Brightness(), tmp_path / "store").ranked == 0
+    new = [*samples, replace(samples[0], prompt="And the bright one?")]
+    ranker = Brightness()
+    assert label_images(new, Quarters(), ranker, tmp_path / "store").ranked == 1
+    assert ranker.images == 4
+    assert quarters_of(LabelStore(tmp_path / "store").labels(new[-1])) == BRIGHT
+
+
+def test_a_second_run_in_one_store_is_refused(tmp_path):
+    samples = make_samples(tmp_path)
+
+    def meanwhile(done, total):
+        with pytest.raises(RunError, match="in use by another run"):
+            label_images(samples, Quarters(), Brightness(), tmp_path / "store")
+
+    label_images(samples, Quarters(), Brightness(), tmp_path / "store", progress=meanwhile)
+    assert label_images(samples, Quarters(), Brightness(), tmp_path / "store").proposed == 0
+
+
+class PaddedBrightness(Brightness):
+    """Embeds a text otherwise in company, as models do in their last bits."""
+
+    def embed_texts(self, texts):
+        return super().embed_texts(texts) + np.float32(1e-6 * len(texts))
+
+
+def test_what_a_text_is_compared_to_does_not_depend_on_its_company(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SHARD_IMAGES", 1)
+    samples = make_samples(tmp_path)
+    label_images(samples[:1], Quarters(), PaddedBrightness(), tmp_path / "two")
+    label_images(samples, Quarters(), PaddedBrightness(), tmp_path / "two")
+    label_images(samples, Quarters(), PaddedBrightness(), tmp_path / "once")
+    assert rows(tmp_path / "two") == rows(tmp_path / "once")
 
 
 def test_a_stored_image_is_known_by_its_content(tmp_path):

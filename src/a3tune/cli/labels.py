@@ -6,9 +6,19 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from a3tune.cli.app import app
-from a3tune.cli.options import ConfigFile, Data, DryRun, Force, Overrides, bar, quieten, refuse_existing, show_dry_run
-from a3tune.config import load_config
+from a3tune.cli.app import app, echo
+from a3tune.cli.options import (
+    ConfigFile,
+    Data,
+    DryRun,
+    Force,
+    Overrides,
+    bar,
+    load_settings,
+    quieten,
+    refuse_existing,
+    show_dry_run,
+)
 
 MAKE = "make"
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the labels.")]
@@ -53,7 +63,7 @@ def make(
 
     Example: `a3tune label train.jsonl --out labels labels.proposer=sam labels.weights=sam-vit-base`
     """
-    settings = load_config(config, [*(overrides or ()), f"data.train={data}", f"labels.store={out}"])
+    settings = load_settings(config, [*(overrides or ()), f"data.train={data}", f"labels.store={out}"])
     if dry_run:
         show_dry_run(settings, f"label the images of {data} into {out}, as far as they are not in there")
         return
@@ -62,18 +72,18 @@ def make(
 
     with bar("Finding regions") as progress:
         run, quality = label(settings, progress)
-    typer.echo(f"{run.images} images, {run.proposed} of them cut into segments now; {run.ranked} rankings made now")
+    echo(f"{run.images} images, {run.proposed} of them cut into segments now; {run.ranked} rankings made now")
     if "all" in quality:
         found = quality["all"]
-        typer.echo(
+        echo(
             f"The true region is among the best {settings.labels.top_k} for {100 * found.recall:.0f} % of the regions "
             f"(at most {100 * found.ceiling_recall:.0f} % with all segments); mean best overlap {found.best_iou:.2f}"
         )
     for name, found in quality.items():
         if name != "all":
-            typer.echo(f"  {name:24}{100 * found.recall:4.0f} % (at most {100 * found.ceiling_recall:.0f} %)")
+            echo(f"  {name:24}{100 * found.recall:4.0f} % (at most {100 * found.ceiling_recall:.0f} %)")
     for image, reason in run.failures.items():
-        typer.echo(f"failed: {image}: {reason}", err=True)
+        echo(f"failed: {image}: {reason}", err=True)
     if run.failures:
         raise typer.Exit(1)
 
@@ -88,15 +98,15 @@ def status(store: Store) -> None:
 
     found = store_status(store)
     if not found.finished:
-        typer.echo("not finished: the same `a3tune label` command goes on from here")
+        echo("not finished: the same `a3tune label` command goes on from here")
     for name, value in found.settings.items():
-        typer.echo(f"{name:16}{value}")
-    typer.echo(f"{'images':16}{found.images:,}")
-    typer.echo(f"{'segments':16}{found.segments:,}")
-    typer.echo(f"{'rankings':16}{found.rankings:,}")
-    typer.echo(f"{'size':16}{found.bytes / 1e6:,.1f} MB in {found.shards:,} files")
+        echo(f"{name:16}{value}")
+    echo(f"{'images':16}{found.images:,}")
+    echo(f"{'segments':16}{found.segments:,}")
+    echo(f"{'rankings':16}{found.rankings:,}")
+    echo(f"{'size':16}{found.bytes / 1e6:,.1f} MB in {found.shards:,} files")
     for shard in found.damaged:
-        typer.echo(f"damaged: {shard}; delete it and label again", err=True)
+        echo(f"damaged: {shard}; delete it and label again", err=True)
     if found.damaged:
         raise typer.Exit(1)
 
@@ -117,7 +127,7 @@ def export(
 
     Example: `a3tune label export labels train.jsonl --format overlays --out overlays`
     """
-    settings = load_config(config, overrides or ()).labels
+    settings = load_settings(config, overrides or ()).labels
     refuse_existing(out, force)
     quieten()
     from a3tune.data.rows import read_rows
@@ -126,6 +136,6 @@ def export(
 
     write = {"coco": export_coco, "overlays": export_overlays}[form]
     done = write(LabelStore(store), read_rows(data), out, top_k=settings.top_k, threshold=settings.threshold)
-    typer.echo(f"{done.segments:,} segments on {done.images:,} images: {out}")
+    echo(f"{done.segments:,} segments on {done.images:,} images: {out}")
     for sample, reason in done.skipped.items():
-        typer.echo(f"left out: {sample}: {reason}", err=True)
+        echo(f"left out: {sample}: {reason}", err=True)

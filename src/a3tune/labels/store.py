@@ -15,27 +15,32 @@ the store: it is taken when labels are read.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from a3tune.data.images import content_hash, describe, load_image
 from a3tune.errors import ConfigError, DataError, LabelError
-from a3tune.files import replacing
-from a3tune.labels import rank
+from a3tune.files import locked, replacing
+from a3tune.labels import cluster, rank
+from a3tune.labels import workers as processes
 from a3tune.labels.propose import Proposer
 from a3tune.labels.rank import VISUAL_PROMPTS, Ranker, format_query
 from a3tune.labels.rle import decode, encode, region_mask
 from a3tune.labels.table import Table, short_hash
-from a3tune.labels.workers import in_order
 from a3tune.types import ImageSource, Labels, Rle, Sample, Segment
 
-REVISION = 1
+REVISION = 2
 """Raised when the same settings come to mean other segments or similarities: everything is then made again."""
 SHARD_IMAGES = 32
 """Images between two writes: the most that a killed run loses."""
+_CACHED_TEXTS = 2**14
+"""Vectors of queries that a worker keeps: templates ask the same of many images."""
+BACKENDS = {"process": processes.in_order, "ray": cluster.in_order}
+"""Where the workers are: processes of this machine, or actors of a Ray cluster."""
 CURRENT = "current.json"
 
 _IMAGE = pa.field("image", pa.string())
@@ -91,20 +96,22 @@ def label_images(
     visual_prompt: str = "crop",
     query: str = "{question}",
     workers: int = 1,
+    backend: Literal["process", "ray"] = "process",
     progress: Callable[[int, int], None] | None = None,
 ) -> LabelRun:
     """Propose and rank the segments of every sample's image into the store at `folder`.
 
     Images run through the proposer once, segments through the ranker once per visual prompt, query texts once. What the
     store holds already is not made again; an interrupted run goes on where it was, at most `SHARD_IMAGES` images are
-    made twice. With several `workers` images are shared out to processes of one thread each, which load the models
-    from their folders; only this process writes, and the store is the same. `progress(done, total)` is called after
-    every image. One run at a time per store.
+    made twice. With several `workers`, or with those of a Ray cluster, images are shared out to processes of one thread
+    each, which read images and load the models by their paths; only this process writes, and the store is the same.
+    `progress(done, total)` is called after every image.
 
     Raises:
-        ConfigError: no such visual prompt, a malformed query, or less than one worker.
+        ConfigError: no such visual prompt, a malformed query, less than one worker, or no Ray.
         LabelError: a sample lacks a field of the query, the store is damaged, or a worker died.
-        DataError: the disk refuses; what was written before stays.
+        OutputError: the disk refuses; what was written before stays.
+        RunError: another run writes to this store.
     """
     if visual_prompt not in VISUAL_PROMPTS:
         raise ConfigError(f"visual_prompt: expected one of {', '.join(VISUAL_PROMPTS)}, got {visual_prompt!r}")
@@ -112,27 +119,28 @@ def label_images(
         raise ConfigError(f"workers: expected an integer >= 1, got {workers}")
     texts = [format_query(query, sample) for sample in samples]
     current = _settings(proposer, ranker, visual_prompt, query)
-    _sweep(folder)
-    maker = _Maker(folder, current, ranker)
     images, failures = _group_by_image(samples, texts)
-    tasks = (maker.task(image, source, queries) for image, (source, queries) in images.items())
-    looks = in_order(_Look(proposer, ranker, visual_prompt), tasks, workers)
-    try:
-        for done, (image, (source, queries)) in enumerate(images.items(), start=1):
-            seen = next(looks)
-            if isinstance(seen, str):
-                failures[describe(source)] = seen
-            else:
-                maker.complete(image, queries, seen)
-            if done % SHARD_IMAGES == 0:
-                maker.write()
-            if progress:
-                progress(done, len(images))
-    finally:
-        looks.close()
-        maker.write()
-    with replacing(folder / CURRENT) as file:
-        file.write(json.dumps(current, indent=2).encode())
+    with locked(folder):
+        _sweep(folder)
+        maker = _Maker(folder, current)
+        tasks = (maker.task(image, source, queries) for image, (source, queries) in images.items())
+        looks = BACKENDS[backend](_Look(proposer, ranker, visual_prompt), tasks, workers)
+        try:
+            for done, (image, (source, _)) in enumerate(images.items(), start=1):
+                seen = next(looks)
+                if isinstance(seen, str):
+                    failures[describe(source)] = seen
+                elif seen is not None:
+                    maker.complete(image, seen)
+                if done % SHARD_IMAGES == 0:
+                    maker.write()
+                if progress:
+                    progress(done, len(images))
+        finally:
+            looks.close()
+            maker.write()
+        with replacing(folder / CURRENT) as file:
+            file.write(json.dumps(current, indent=2).encode())
     return LabelRun(len(images), maker.proposed, maker.ranked, failures)
 
 
@@ -228,89 +236,95 @@ class _Task(NamedTuple):
     source: ImageSource
     found: dict | None
     """Its row of segments, if the store has it."""
+    embedded: bool
+    """Whether the store has the vectors of these segments: only the queries are new."""
+    queries: tuple[str, ...]
 
 
 class _Seen(NamedTuple):
-    found: dict
-    """What a row of segments holds, but for the image's name."""
-    vectors: np.ndarray
-    """float16 [M, E]: the embedded segments."""
+    found: dict | None
+    """What a row of segments holds, but for the image's name; None if the store has segments and vectors."""
+    vectors: np.ndarray | None
+    """float16 [M, E]: the embedded segments, likewise."""
+    texts: Mapping[str, np.ndarray]
+    """Query -> float32 [E]."""
 
 
-@dataclass(frozen=True)
 class _Look:
-    """The costly part of an image's labels, which depends on no query; returns why an image cannot be read."""
+    """The costly part of an image's labels; returns why an image cannot be read.
 
-    proposer: Proposer
-    ranker: Ranker
-    visual_prompt: str
+    Texts are embedded one by one: in a batch the last bits of a vector depend on the other texts, and the store would
+    depend on where a run was interrupted.
+    """
+
+    def __init__(self, proposer: Proposer, ranker: Ranker, visual_prompt: str):
+        self._arguments = (proposer, ranker, visual_prompt)
+        self._propose, self._embed, self._show = proposer, ranker.embed_images, VISUAL_PROMPTS[visual_prompt]
+        self._embed_text = lru_cache(_CACHED_TEXTS)(lambda text: ranker.embed_texts([text])[0])
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        """Travels to another process without what it keeps."""
+        return _Look, self._arguments
 
     def __call__(self, task: _Task) -> _Seen | str:
+        if task.embedded:
+            return _Seen(None, None, self._texts(task))
         try:
             picture = load_image(task.source)
         except DataError as error:
             return str(error)
         found = task.found
         if found is None:
-            segments = self.proposer(picture)
+            segments = self._propose(picture)
             found = {
                 "height": picture.height,
                 "width": picture.width,
                 "counts": [segment.mask.counts for segment in segments],
                 "scores": [segment.score for segment in segments],
             }
-        show = VISUAL_PROMPTS[self.visual_prompt]
-        shown = [show(picture, decode(segment.mask)) for segment in _segments_of(found)]
-        return _Seen(found, self.ranker.embed_images(shown).astype(np.float16))
+        shown = [self._show(picture, decode(segment.mask)) for segment in _segments_of(found)]
+        return _Seen(found, self._embed(shown).astype(np.float16), self._texts(task))
+
+    def _texts(self, task: _Task) -> dict[str, np.ndarray]:
+        return {query: self._embed_text(query) for query in task.queries}
 
 
 class _Maker:
     """Makes what the three tables lack, image by image."""
 
-    def __init__(self, folder: Path, current: Mapping, ranker: Ranker):
+    def __init__(self, folder: Path, current: Mapping):
         self._segments, self._embeddings, self._similarities = (open_table(folder, name, current) for name in TABLES)
-        self._ranker = ranker
-        self._texts: dict[str, np.ndarray] = {}
         self.proposed = self.ranked = 0
 
     def task(self, image: str, source: ImageSource, queries: Sequence[str]) -> _Task | None:
         """What must be seen before the image's rows can be completed; None if nothing."""
-        found = self._segments.get(image)
-        if found is not None and (self._embeddings.get(image) or not self._missing(image, queries)):
+        missing = tuple(query for query in queries if (image, query) not in self._similarities)
+        if not missing and (image,) in self._segments:
             return None
-        return _Task(source, found)
+        found = self._segments.get(image)
+        return _Task(source, found, found is not None and (image,) in self._embeddings, missing)
 
-    def complete(self, image: str, queries: Sequence[str], seen: _Seen | None) -> None:
+    def complete(self, image: str, seen: _Seen) -> None:
         """Add the rows of one image and its queries."""
-        if seen is not None:
-            if self._segments.get(image) is None:
-                self._segments.add({"image": image, **seen.found})
-                self.proposed += 1
-            if self._embeddings.get(image) is None:
-                width, vectors = seen.vectors.shape[1], seen.vectors.tobytes()
-                self._embeddings.add({"image": image, "width": width, "vectors": vectors})
-        if not (missing := self._missing(image, queries)):
+        if seen.found is not None and (image,) not in self._segments:
+            self._segments.add({"image": image, **seen.found})
+            self.proposed += 1
+        if seen.vectors is not None and (image,) not in self._embeddings:
+            width, content = seen.vectors.shape[1], seen.vectors.tobytes()
+            self._embeddings.add({"image": image, "width": width, "vectors": content})
+        if not seen.texts:
             return
         embedded = self._embeddings.get(image)
         assert embedded is not None
         vectors = np.frombuffer(embedded["vectors"], np.float16).reshape(-1, embedded["width"]).astype(np.float32)
-        for query, text in zip(missing, self._embed_texts(missing), strict=True):
+        for query, text in seen.texts.items():
             self._similarities.add({"image": image, "query": query, "similarity": (vectors @ text).tolist()})
-        self.ranked += len(missing)
+        self.ranked += len(seen.texts)
 
     def write(self) -> None:
         """Write what was made since the last time."""
         for table in (self._segments, self._embeddings, self._similarities):
             table.write()
-
-    def _missing(self, image: str, queries: Sequence[str]) -> list[str]:
-        return [query for query in queries if self._similarities.get(image, query) is None]
-
-    def _embed_texts(self, queries: Sequence[str]) -> list[np.ndarray]:
-        new = [query for query in queries if query not in self._texts]
-        if new:
-            self._texts.update(zip(new, self._ranker.embed_texts(new), strict=True))
-        return [self._texts[query] for query in queries]
 
 
 def _segments_of(row: dict) -> list[Segment]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,11 +13,18 @@ from a3tune.errors import LabelError
 from a3tune.files import replacing
 
 _CACHED_SHARDS = 64
+_ROW_BITS = 32
+"""Of a row's place: the number of its shard, then its number in the shard."""
 
 
 def short_hash(value: object) -> str:
     """Short name of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest(key: tuple[str, ...]) -> bytes:
+    """A key in 16 bytes: tens of millions of questions would not fit into memory."""
+    return hashlib.blake2b("\0".join(key).encode(), digest_size=16).digest()
 
 
 class Table:
@@ -25,20 +33,23 @@ class Table:
     def __init__(self, folder: Path, schema: pa.Schema, key: tuple[str, ...]):
         self._folder, self._schema, self._key = folder, schema, key
         self._new: dict[tuple[str, ...], dict] = {}
-        self._place: dict[tuple[str, ...], tuple[Path, int]] = {}
+        self._shards: list[Path] = []
+        self._place: dict[bytes, int] = {}
         self._read = lru_cache(_CACHED_SHARDS)(read_shard)
         for shard in sorted(folder.glob("*.parquet")):
-            keys = read_shard(shard, key)
-            self._place |= {tuple(row.values()): (shard, number) for number, row in enumerate(keys.to_pylist())}
+            self._enter(shard, zip(*(column.to_pylist() for column in read_shard(shard, key).columns), strict=True))
+
+    def __contains__(self, key: tuple[str, ...]) -> bool:
+        return key in self._new or _digest(key) in self._place
 
     def get(self, *key: str) -> dict | None:
         """The row of a key, or None."""
         if key in self._new:
             return self._new[key]
-        if key not in self._place:
+        place = self._place.get(_digest(key))
+        if place is None:
             return None
-        shard, number = self._place[key]
-        return self._read(shard).slice(number, 1).to_pylist()[0]
+        return self._read(self._shards[place >> _ROW_BITS]).slice(place % 2**_ROW_BITS, 1).to_pylist()[0]
 
     def add(self, row: dict) -> None:
         """Hold a row until the next `write`."""
@@ -51,8 +62,13 @@ class Table:
         shard = self._folder / f"{short_hash(sorted(self._new))}.parquet"
         with replacing(shard) as file:
             pq.write_table(pa.Table.from_pylist(list(self._new.values()), schema=self._schema), file)
-        self._place |= {key: (shard, number) for number, key in enumerate(self._new)}
+        self._enter(shard, self._new)
         self._new = {}
+
+    def _enter(self, shard: Path, keys: Iterable[tuple[str, ...]]) -> None:
+        first = len(self._shards) << _ROW_BITS
+        self._shards.append(shard)
+        self._place |= {_digest(key): first + number for number, key in enumerate(keys)}
 
 
 def read_shard(path: Path, columns: tuple[str, ...] | None = None) -> pa.Table:

@@ -29,7 +29,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
         config = json.loads((folder / name).read_bytes())
     except OSError as error:
         raise ModelError(f"{folder}: expected the folder of a model with a {name}, found none") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{folder / name}: expected JSON: {error}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{folder / name}: expected a JSON object, got a {type(config).__name__}")

@@ -77,11 +77,16 @@ class Filters:
 
     def distinct(self, masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Indices of the best of bool [M, H, W] by scores [M] without duplicates, best first; int [<= max_segments]."""
-        flat = masks.reshape(len(masks), np.prod(masks.shape[1:], dtype=int))
-        area = flat.sum(1)
+        packed = np.packbits(masks.reshape(len(masks), np.prod(masks.shape[1:], dtype=int)), axis=1)
+        bits = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
+
+        def pixels(bits: np.ndarray) -> np.ndarray:
+            return np.bitwise_count(bits).sum(1, dtype=np.int64)
+
+        area = pixels(bits)
 
         def overlaps(index: int) -> np.ndarray:
-            shared = flat[:, np.flatnonzero(flat[index])].sum(1)
+            shared = pixels(bits & bits[index])
             return shared / (area + area[index] - shared)
 
         return rle.suppress(overlaps, scores, self.max_overlap, self.max_segments)

@@ -116,7 +116,7 @@ class BiomedClipRanker(FolderRanker):
         self._model = _load(folder, self._size).to(self._device)
         self._width = self._model.vision_projection.out_features
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ModelError(f"{folder}: expected BiomedBERT's tokenizer files: {error}") from error
 

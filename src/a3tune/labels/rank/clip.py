@@ -56,7 +56,7 @@ class ClipRanker(FolderRanker):
         self._model = load_model(family.model, folder)
         try:
             self._images = family.images.from_pretrained(folder, local_files_only=True)
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ModelError(f"{folder}: expected the processor and tokenizer of a {kind} model: {error}") from error
         self._padded = family.padded
