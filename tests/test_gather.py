@@ -117,6 +117,6 @@ def test_a_run_on_other_questions_cannot_be_compared(samples, tmp_path: Path):
         read_method("run", "Run", folder, samples)
     (found,) = read_method("run", "Run", folder, samples[:1]).predictions
     assert found.prediction == "no"
-    folder.write_text("metrics.jsonl", "{")
+    folder.write_text("metrics.jsonl", "{\n")
     with pytest.raises(RunError, match="one JSON object per line"):
         read_method("run", "Run", folder, samples[:1])

@@ -183,7 +183,7 @@ def test_a_bomb_is_refused_before_it_is_decoded():
 def test_a_bomb_inside_a_codestream_is_refused():
     stream = b"\xff\x4f\xff\x51" + struct.pack(">HH4I", 41, 0, 100_000, 100_000, 0, 0) + bytes(40)
     with pytest.raises(DataError, match="80,000,000 pixels"):
-        medical._check_codestream(b"\xfe\xff\x00\xe0" + stream)
+        medical._check_codestreams(b"\xfe\xff\x00\xe0" + stream)
 
 
 def test_objects_without_pixels():

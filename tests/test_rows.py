@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from a3tune.data.rows import ANSWER_TYPES, read_rows, write_rows
 from a3tune.errors import DataError, OutputError
+from a3tune.files import unfinished
 from a3tune.types import Region, Rle, Sample
 
 ROW = {"id": "1", "image": "a.png", "prompt": "Where is it?", "answer": "left lung"}
@@ -190,9 +191,9 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_device_without_space_leaves_nothing(tmp_path):
-    (tmp_path / f".rows.jsonl.{os.getpid()}.tmp").symlink_to("/dev/full")
-    with pytest.raises(OutputError, match="No space left"):
+def test_a_link_in_the_place_of_the_unfinished_file_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    unfinished(tmp_path / "rows.jsonl").symlink_to(tmp_path / "mine")
+    with pytest.raises(OutputError, match="cannot be written"):
         write_rows(tmp_path / "rows.jsonl", [Sample("1", tmp_path / "a.png", "p", "a", "open")])
-    assert list(tmp_path.iterdir()) == []
+    assert (tmp_path / "mine").read_text() == "precious"

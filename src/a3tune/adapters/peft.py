@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from a3tune.adapters.config import PEFT_TYPE, A3MoEConfig
 from a3tune.adapters.model import A3MoEModel, check_base, language_linears
-from a3tune.errors import AdapterError, ConfigError
+from a3tune.errors import A3TuneError, AdapterError, ConfigError
 
 # PEFT's own `register_peft_method` accepts only the names in its enum.
 PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = A3MoEConfig  # type: ignore[index]
@@ -86,12 +86,26 @@ def load_adapter(model: PreTrainedModel, folder: Path | str, *, trainable: bool 
     its weights are not safetensors, or when the adapter belongs to another base model.
     """
     folder = Path(folder)
-    config = _read_config(folder)
-    if isinstance(config, A3MoEConfig):
-        check_base(config.base, model)
-    _check_shapes(model, config, _read_shapes(folder), folder)
-    with _known_warnings():
+    with _known_warnings(), _fitting(folder):
+        config, shapes = _read_config(folder), _read_shapes(folder)
+        if isinstance(config, A3MoEConfig):
+            check_base(config.base, model)
+        _check_shapes(model, config, shapes, folder)
+        _check_sizes(config, shapes, folder)
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+
+
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """Turn what PEFT raises on a damaged adapter into an AdapterError: it takes adapter_config.json as it stands."""
+    try:
+        yield
+    except A3TuneError:
+        raise
+    except Exception as error:
+        raise AdapterError(
+            f"{folder}: expected a whole adapter, loading it failed ({type(error).__name__}: {error}). Copy it anew."
+        ) from error
 
 
 @contextmanager
@@ -110,7 +124,7 @@ def _read_config(folder: Path) -> PeftConfig:
         )
     try:
         peft_type = json.loads(path.read_text()).get("peft_type")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise AdapterError(
             f"{path}: expected a JSON object, got something else ({error}). Copy the adapter anew."
         ) from error
@@ -135,6 +149,19 @@ def _read_shapes(folder: Path) -> dict[str, list[int]]:
             return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise AdapterError(f"{path}: not a readable safetensors file ({error}). Copy the adapter anew.") from error
+
+
+def _check_sizes(config: PeftConfig, shapes: dict[str, list[int]], folder: Path) -> None:
+    """AdapterError if PEFT would make larger matrices than the file holds: a line of JSON can ask for any rank."""
+    settings = config.to_dict()
+    ranks = [settings.get(name) or 0 for name in ("r", "expert_rank", "query_experts", "key_experts", "router_hidden")]
+    asked = max(*ranks, *(settings.get("rank_pattern") or {}).values())
+    largest = max((side for shape in shapes.values() for side in shape), default=0)
+    if asked > largest:
+        raise AdapterError(
+            f"{folder}: adapter_config.json asks for matrices of {asked} rows, its weights have at most {largest}. "
+            "Copy the adapter anew."
+        )
 
 
 def _check_shapes(model: PreTrainedModel, config: PeftConfig, shapes: dict[str, list[int]], folder: Path) -> None:

@@ -17,6 +17,9 @@ from a3tune.data.window import MAX_PIXELS, check_size, window
 from a3tune.errors import DataError
 from a3tune.types import ImageSource
 
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
+"""What Pillow may decode. Of its other formats one starts a program (EPS), and all widen what a file can attack."""
+
 
 def load_image(source: ImageSource) -> Image.Image:
     """Decode a 2D image to 8-bit RGB, upright.
@@ -79,11 +82,12 @@ def read_image(source: ImageSource) -> tuple[bytes, str]:
     if isinstance(source, bytes):
         data = source
     else:
-        file, fragment = split_fragment(source)
         try:
+            file, fragment = split_fragment(source)
             data = file.read_bytes()
-        except OSError as error:
-            raise DataError(f"{source}: expected an image file, cannot read it: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DataError(f"{source}: expected an image file, cannot read it: {reason}") from error
     if not data:
         raise DataError(f"{describe(source)}: expected an image, the file is empty")
     return data, fragment
@@ -93,9 +97,9 @@ def _decode_pillow(data: bytes, fragment: str) -> Image.Image:
     if fragment:
         raise DataError(f"'#{fragment:.60}': expected a DICOM or NIfTI file before it, this is another image")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError:
-        raise DataError("expected an image file, its format is not recognised") from None
+        raise DataError(f"expected an image file ({', '.join(FORMATS)}), its format is not recognised") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(f"expected at most {MAX_PIXELS:,} pixels, got far more; reduce the image first") from None
     check_size(*image.size)

@@ -14,6 +14,7 @@ sagittal) is at the top, anterior is on the left of a sagittal slice. Pixels are
 
 import gzip
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -34,6 +35,10 @@ MAX_VOLUME_BYTES = 2**31
 """Larger volumes are refused before they are unpacked."""
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _NIFTI_HEADER = 544
+_LARGEST_OFFSET = 2**26
+"""Bytes of header and extensions before the values of a NIfTI volume."""
+_PIECE = 2**20
+_COMPONENTS = 4
 
 
 def is_dicom(data: bytes) -> bool:
@@ -61,7 +66,7 @@ def decode_dicom(data: bytes, fragment: str) -> Image.Image:
         import pydicom
     except ImportError as error:
         raise _missing("DICOM", "pydicom") from error
-    if _DEFLATED in data[:4096]:
+    if _DEFLATED in data:  # anywhere: its element may stand behind any number of others
         raise DataError("expected a DICOM file that is not deflated as a whole; decompress it first")
     dataset = _quietly("DICOM file", lambda: pydicom.dcmread(io.BytesIO(data)))
     pixels = _quietly("DICOM file", lambda: _dicom_pixels(dataset, asked))
@@ -129,7 +134,8 @@ def _dicom_pixels(dataset: Any, asked: dict[str, str]) -> np.ndarray:
             f"no decoder of {compression.name} is installed: decompress the file first, or install a "
             "plugin of pydicom for it; pip install 'a3tune[medical]' brings that of JPEG 2000"
         )
-    _check_codestream(bytes(dataset.PixelData[:65536]))
+    if compression.is_encapsulated:
+        _check_codestreams(dataset.PixelData)
     raw = pixel_array(dataset, index=frame)
     check_size(raw.shape[1], raw.shape[0])
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
@@ -166,7 +172,7 @@ def _windowed(dataset: Any, values: np.ndarray, frame: int, name: str | None, ra
     if "VOILUTSequence" in dataset:
         from pydicom.pixels.processing import apply_modality_lut, apply_voi
 
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+        bits = min(int(dataset.VOILUTSequence[0].LUTDescriptor[2]), 16)
         looked_up = apply_voi(apply_modality_lut(raw, dataset), dataset)
         return np.round(np.clip(looked_up / (2**bits - 1), 0, 1) * 255).astype(np.uint8)
     return window(values)
@@ -193,12 +199,14 @@ def _padding(dataset: Any, raw: np.ndarray) -> np.ndarray:
     return (raw >= low) & (raw <= high)
 
 
-def _check_codestream(data: bytes) -> None:
+def _check_codestreams(data: bytes) -> None:
     """A JPEG 2000 stream says its own size, which the decoder would allocate whatever the file's header says."""
-    start = data.find(b"\xff\x4f\xff\x51")
-    if start >= 0:
-        x1, y1, x0, y0 = struct.unpack_from(">4I", data, start + 8)
+    for start in re.finditer(b"\xff\x4f\xff\x51", data):
+        x1, y1, x0, y0 = struct.unpack_from(">4I", data, start.start() + 8)
+        (components,) = struct.unpack_from(">H", data, start.start() + 40)
         check_size(max(0, x1 - x0), max(0, y1 - y0))
+        if components > _COMPONENTS:
+            raise DataError(f"expected at most {_COMPONENTS} components of a pixel, got {components}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,15 +232,16 @@ def _volume(data: bytes) -> _Volume:
         if not 3 <= len(shape) <= 4 or min(shape) < 1 or values.kind not in "iuf":
             size = " x ".join(map(str, shape))
             raise DataError(f"expected grey values in three or four dimensions, got {size} of kind {values.kind!r}")
-        size = int(np.prod(shape, dtype=object)) * values.itemsize
+        offset, size = int(header.get_data_offset()), int(np.prod(shape, dtype=object)) * values.itemsize
+        if not 0 <= offset <= _LARGEST_OFFSET:
+            raise DataError(f"expected values within the first {_LARGEST_OFFSET:,} bytes of the volume, got {offset:,}")
         if size > MAX_VOLUME_BYTES:
             raise DataError(f"expected a volume of at most {MAX_VOLUME_BYTES:,} bytes, got {size:,}; crop it first")
-        wanted = int(header.get_data_offset()) + size
-        raw = _unpacked(data, wanted)
-        if len(raw) < wanted:
-            raise DataError(f"expected {wanted:,} bytes of volume, got {len(raw):,}: the file is truncated")
         check_size(*sorted(shape[:3])[1:])
-        proxy = ArrayProxy(io.BytesIO(raw), header)
+        raw = _unpacked(data, offset + size)
+        if (found := len(raw.getbuffer())) < offset + size:
+            raise DataError(f"expected {offset + size:,} bytes of volume, got {found:,}: the file is truncated")
+        proxy = ArrayProxy(raw, header)
         return _Volume(tuple(shape), np.asarray(header.get_best_affine()), proxy)
 
     return _quietly("NIfTI volume", unpack)
@@ -247,11 +256,15 @@ def _head(data: bytes) -> bytes:
         return b""
 
 
-def _unpacked(data: bytes, size: int) -> bytes:
+def _unpacked(data: bytes, size: int) -> io.BytesIO:
+    """At least `size` bytes if there are so many, in memory once."""
     if data[:2] != b"\x1f\x8b":
-        return data[:size]
+        return io.BytesIO(data)
+    raw = io.BytesIO()
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-        return file.read(size)
+        while raw.tell() < size and (piece := file.read(_PIECE)):
+            raw.write(piece)
+    return raw
 
 
 def _orientation(volume: _Volume) -> np.ndarray:

@@ -4,16 +4,27 @@ from pathlib import Path, PurePosixPath
 
 from a3tune.errors import DataError
 
+_LONGEST = 255
+"""Bytes of one part of a path, nearly everywhere."""
+
 
 def inside(folder: Path, name: object) -> Path:
     """The path of a file that an annotation names, relative to `folder`; backslashes count as slashes.
 
     Raises:
-        DataError: the name is no text, is absolute, or leads out of the folder.
+        DataError: the name is no text or none of a file, is absolute, or leads out of the folder.
     """
-    if not isinstance(name, str) or not name.strip() or "\0" in name:
+    if not isinstance(name, str) or not name.strip() or "\0" in name or not _encodable(name):
         raise DataError(f"expected the name of a file, got {name!r:.60}")
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise DataError(f"expected the name of a file inside {folder}, {name!r:.80} leads out of it")
     return folder / path
+
+
+def _encodable(name: str) -> bool:
+    """Whether file systems have names of this kind: half of a surrogate pair or a longer part is an error there."""
+    try:
+        return all(len(part.encode()) <= _LONGEST for part in name.split("/")) and len(name) < 16 * _LONGEST
+    except UnicodeEncodeError:
+        return False

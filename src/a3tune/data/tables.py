@@ -20,8 +20,10 @@ import pyarrow.parquet as pq
 
 from a3tune.errors import DataError
 
-_BATCH = 64
-"""Rows that are in memory twice: as arrow and as Python objects."""
+_ROWS, _BYTES = 64, 2**28
+"""At most so many rows, and bytes if each row is as large as all of its row group, are in memory twice."""
+_UNPACKED, _RATIO = 2**28, 1000
+"""A table that unpacks to more bytes, and to more than this multiple of its file, is refused: no images do."""
 
 
 def is_table(path: Path) -> bool:
@@ -37,11 +39,13 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: the file or folder cannot be read, or a row is no question and answer about one image.
     """
+    same: dict[bytes, bytes] = {}  # many questions share an image, whose bytes then are in memory once
     for number, row in enumerate(table_rows(path), start=1):
         where = f"{path}:{number}"
         row = _conversation(where, row) if "messages" in row else dict(row)
         row.setdefault("id", f"{path.stem}-{number}")
-        row["image"] = _image(where, row.get("image"))
+        image = _image(where, row.get("image"))
+        row["image"] = same.setdefault(image, image) if isinstance(image, bytes) else image
         for field in ("options", "regions", "meta"):
             if field in row:
                 row[field] = _plain(row[field])
@@ -59,13 +63,21 @@ def table_rows(path: Path) -> Iterator[dict[str, Any]]:
             for file in _arrow_files(path):
                 with pa.memory_map(str(file)) as source:
                     for batch in pa.ipc.open_stream(source):
+                        batch.validate(full=True)  # arrow trusts what it reads: wrong offsets end in a crash
                         yield from batch.to_pylist()
         else:
             with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(_BATCH):
+                for batch in file.iter_batches(_rows_at_once(path, file.metadata)):
                     yield from batch.to_pylist()
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException, OverflowError) as error:
         raise DataError(f"{path}: expected a complete parquet file or saved data set: {error}") from None
+
+
+def _rows_at_once(path: Path, metadata: pq.FileMetaData) -> int:
+    groups = [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
+    if sum(groups) > max(_UNPACKED, _RATIO * path.stat().st_size):
+        raise ValueError(f"it unpacks to {sum(groups):,} bytes, more than {_RATIO} times its size")
+    return max(1, min(_ROWS, _BYTES // max([1, *groups])))
 
 
 def _arrow_files(folder: Path) -> list[Path]:

@@ -43,10 +43,14 @@ def window(values: np.ndarray) -> np.ndarray:
     finite = values[np.isfinite(values)]
     if not finite.size:
         raise DataError("expected finite pixel values, all are NaN or infinite")
-    low, high = np.percentile(finite, WINDOW_PERCENTILES)
+    low, high = np.percentile(finite, WINDOW_PERCENTILES, overwrite_input=True)
     if low == high:
         low, high = finite.min(), finite.max()
-    return _grey((np.clip(values, low, high) - low) / ((high - low) or 1.0))
+    del finite  # of a large image it is half a gigabyte
+    np.clip(values, low, high, out=values)
+    values -= low
+    values /= (high - low) or 1.0
+    return _grey(values)
 
 
 def centred_window(values: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:
@@ -81,4 +85,6 @@ def ct_window(name: str) -> tuple[float, float]:
 
 
 def _grey(share: np.ndarray) -> np.ndarray:
-    return np.round(255 * np.nan_to_num(share)).astype(np.uint8)
+    """Shares of white as uint8; in place as far as can be."""
+    share *= 255
+    return np.round(np.nan_to_num(share, copy=False), out=share).astype(np.uint8)

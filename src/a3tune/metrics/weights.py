@@ -36,8 +36,8 @@ def required(folder: Path | None, files: Sequence[str], how: str) -> Path:
 def read_config(folder: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """Configuration and tokenizer of a text encoder. Raises ModelError if they cannot be read."""
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return config, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return config, AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}: expected configuration and tokenizer of a text encoder: {error}") from error
 

@@ -10,6 +10,7 @@ import yaml
 from a3tune.config import RunConfig
 from a3tune.metrics.stats import Estimate
 from a3tune.report.data import METRICS, is_hub_name, public_name, public_settings
+from a3tune.report.escape import markdown, one_line
 from a3tune.report.summary import number
 
 _SOURCES = {
@@ -38,7 +39,7 @@ def model_card(
     kind = "A3Tune" if config.adapter.kind == "a3moe" else "LoRA"
     parts = [
         "---\n" + yaml.safe_dump(_front_matter(config), sort_keys=False) + "---",
-        f"# {kind} adapter for {_text(base)}",
+        f"# {kind} adapter for {markdown(base)}",
         "Research only. This is **not a medical device**: no one may be diagnosed or treated by its answers.",
         _introduction(config, base),
         "## How to load\n\n" + _loading(config),
@@ -49,7 +50,7 @@ def model_card(
         parts.append("## Results\n\n" + _results(scores))
         parts.append(
             f"Coverage counts attention from {config.evaluation.tau:g} on; maps normalised by "
-            "`{config.evaluation.normalisation}`. One training run: another seed may give other numbers."
+            f"`{config.evaluation.normalisation}`. One training run: another seed may give other numbers."
         )
     parts += [
         "## Settings\n\n" + _table(("Setting", "Value"), public_settings(config)),
@@ -73,7 +74,7 @@ def _front_matter(config: RunConfig) -> dict[str, object]:
 
 
 def _introduction(config: RunConfig, base: str) -> str:
-    name = f"`{_text(base)}`" if base != "tiny" else "the tiny vision-language model shipped in `a3tune`"
+    name = f"`{markdown(base)}`" if base != "tiny" else "the tiny vision-language model shipped in `a3tune`"
     adapter = config.adapter
     if adapter.kind == "lora":
         how = f"Plain LoRA of rank {adapter.rank} on all linear modules of the language model"
@@ -92,7 +93,7 @@ def _introduction(config: RunConfig, base: str) -> str:
 
 
 def _loading(config: RunConfig) -> str:
-    path = "tiny" if config.model.path == "tiny" else public_name(config.model.path)
+    path = one_line(public_name(config.model.path)).replace("`", "'")
     if config.adapter.kind == "a3moe":
         first = "`import a3tune` first: it makes the adapter type known. Without it PEFT raises `KeyError: 'A3MOE'`."
     else:
@@ -132,10 +133,4 @@ def _limits(synthetic: bool) -> str:
 
 def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "| --- | ---: |"]
-    return "\n".join(lines + [f"| {_text(key)} | {_text(value)} |" for key, value in rows.items()])
-
-
-def _text(value: str) -> str:
-    """Text of a user that Markdown and HTML must not take for markup or for the end of a cell."""
-    escaped = value.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "'")
-    return " ".join(escaped.split())
+    return "\n".join(lines + [f"| {markdown(key)} | {markdown(value)} |" for key, value in rows.items()])

@@ -308,7 +308,7 @@ def public_name(model: str) -> str:
 
 def is_hub_name(model: str) -> bool:
     """Whether this reads as `owner/name` of the Hugging Face Hub rather than a local folder or `tiny`."""
-    return model.count("/") == 1 and model[0] not in "./~" and model[-1] != "/" and not Path(model).exists()
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", model) is not None and not Path(model).exists()
 
 
 _MODELS = {"model.path", "labels.ranker"}

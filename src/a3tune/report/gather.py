@@ -205,6 +205,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise RunError(f"{path}: expected one JSON object per line: {error}; train again") from None
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        for read in (curves_from_log, experts_from_log, heads_from_log):
+            read(lines)  # what the page takes from them
+        return lines
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
+        raise RunError(
+            f"{path}: expected one JSON object per line, as training logs them: {error}; train again"
+        ) from None

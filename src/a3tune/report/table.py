@@ -12,9 +12,11 @@ import numpy as np
 from a3tune.metrics.stats import Estimate
 from a3tune.predictions import Cost
 from a3tune.report.data import METRICS, MethodResult
+from a3tune.report.escape import latex, markdown, spreadsheet
 
 FORMATS = (".md", ".tex", ".csv")
 """Ends of the file names that say how a table is written."""
+_ESCAPE = {".md": markdown, ".tex": latex}
 _MARK = "*"
 _LEGEND = (
     "Best bold, second underlined; 95 % bootstrap intervals over images or patients; * differs from {reference} "
@@ -39,7 +41,7 @@ def comparison_tables(
         return _csv(classes, costs)
     heading = "% {}\n" if form == ".tex" else "### {}\n\n"
     tables = [
-        (heading.format(_one_line(name)) if name else "") + _table(methods, costs, reference, form)
+        (heading.format(_ESCAPE[form](name)) if name else "") + _table(methods, costs, reference, form)
         for name, methods in classes.items()
     ]
     return "\n".join(tables)
@@ -51,22 +53,19 @@ def _table(methods: Sequence[MethodResult], costs: Mapping[str, Cost], reference
     emphasis = {name: _ranks([_goodness(method, name) for method in methods]) for name in metrics}
     rows = [
         [
-            method.title,
+            _ESCAPE[form](method.title),
             *(_cell(method, name, emphasis[name][row], form) for name in metrics),
             *_relative(costs[method.name], costs[reference]),
         ]
         for row, method in enumerate(methods)
     ]
-    legend = _LEGEND.format(reference=next(method.title for method in methods if method.name == reference))
+    title = next(method.title for method in methods if method.name == reference)
+    legend = _LEGEND.format(reference=_ESCAPE[form](title))
     return _latex(titles, rows, legend) if form == ".tex" else _markdown(titles, rows, legend)
 
 
 def _metrics(methods: Sequence[MethodResult]) -> list[str]:
     return [name for name in METRICS if any(np.isfinite(_mean(method, name)) for method in methods)]
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _mean(method: MethodResult, metric: str) -> float:
@@ -106,7 +105,7 @@ def _relative(cost: Cost, reference: Cost) -> list[str]:
 
 
 def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]], legend: str) -> str:
-    lines = [titles, ["---"] * len(titles), *[[cell.replace("|", r"\|") for cell in row] for row in rows]]
+    lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{legend.replace('*', '&ast;')}\n"
 
 
@@ -114,27 +113,19 @@ def _latex(titles: Sequence[str], rows: Sequence[Sequence[str]], legend: str) ->
     def line(cells: Sequence[str]) -> str:
         return " & ".join(cells) + r" \\"
 
-    escaped = [[_escape(row[0]), *row[1:]] for row in rows]
     return "\n".join(
         [
             rf"\begin{{tabular}}{{l{'c' * (len(titles) - 1)}}}",
             r"\toprule",
             line(titles),
             r"\midrule",
-            *map(line, escaped),
+            *map(line, rows),
             r"\bottomrule",
             r"\end{tabular}",
             f"% {legend}",
             "",
         ]
     )
-
-
-def _escape(text: str) -> str:
-    """A name as LaTeX text."""
-    for character in "\\&%$#_{}~^":
-        text = text.replace(character, r"\textbackslash " if character == "\\" else rf"\{character}")
-    return text
 
 
 def _csv(classes: Mapping[str, Sequence[MethodResult]], costs: Mapping[str, Cost]) -> str:
@@ -149,7 +140,7 @@ def _csv(classes: Mapping[str, Sequence[MethodResult]], costs: Mapping[str, Cost
             compared = method.differences.get(name)
             cost = costs[method.name]
             writer.writerow(
-                [own, method.title, name, found.mean, found.low, found.high, found.count]
+                [spreadsheet(own), spreadsheet(method.title), name, found.mean, found.low, found.high, found.count]
                 + (["", ""] if compared is None else [compared.difference.mean, compared.p])
                 + [cost.passes, cost.answer_seconds]
             )

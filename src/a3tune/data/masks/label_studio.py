@@ -50,23 +50,25 @@ def decode_brush(codes: list[int], height: int, width: int) -> np.ndarray:
     length_sizes = [take(4) + 1 for _ in range(4)]
     if total != 4 * height * width:
         raise DataError(f"expected a brush code of {width} x {height} pixels, got one of {total // 4:,} pixels")
-    values = np.zeros(total, dtype=np.uint32)
+    seen = np.zeros(total, dtype=bool)
     at = 0
     while at < total:
         repeated = take(1)
         end = at + 1 + take(length_sizes[take(2)])
         if end > total:
             raise DataError("expected runs that end with the image, one goes on")
-        values[at:end] = take(word_size) if repeated else [take(word_size) for _ in range(at, end)]
+        seen[at:end] = take(word_size) > 0 if repeated else [take(word_size) > 0 for _ in range(at, end)]
         at = end
-    return values.reshape(height, width, 4)[..., 3] > 0
+    return seen.reshape(height, width, 4)[..., 3]
 
 
 def _task(where: str, task: Any) -> Annotated | None:
     if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
         raise DataError(f"{where}: expected a task with 'data' and 'annotations', got {task!r:.60}")
-    annotations = [item for item in task.get("annotations") or [] if not item.get("was_cancelled")]
-    results = annotations[0].get("result") if annotations else []
+    annotations = task.get("annotations") or []
+    if not isinstance(annotations, list) or not all(isinstance(item, dict) for item in annotations):
+        raise DataError(f"{where}: annotations: expected a list of objects, got {annotations!r:.60}")
+    results = next((item.get("result") for item in annotations if not item.get("was_cancelled")), [])
     if not isinstance(results, list) or not all(isinstance(item, dict) for item in results):
         raise DataError(f"{where}: annotations: expected a list of results, got {results!r:.60}")
     regions: list[Region] = []
@@ -83,6 +85,8 @@ def _task(where: str, task: Any) -> Annotated | None:
             raise DataError(f"{here}: value: expected an object, got {value!r:.60}")
         size = image_size(here, result.get("original_height"), result.get("original_width"))
         names = value.get(kind) or [""]
+        if not isinstance(names, list):
+            raise DataError(f"{here}: {kind}: expected a list of names, got {names!r:.60}")
         regions.append(_SHAPES[kind](here, value, size, str(names[0])))
     return Annotated(_image_name(where, task), size, tuple(regions)) if size else None
 
@@ -96,7 +100,10 @@ def _image_name(where: str, task: dict[str, Any]) -> str:
         return _UPLOAD.sub("", upload)
     if not isinstance(address, str) or not address:
         raise DataError(f"{where}: data.image: expected the image's address, got {task['data']!r:.60}")
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise DataError(f"{where}: data.image: expected the image's address, got {address!r:.60}: {error}") from None
     local = parse_qs(parts.query).get("d")
     if local:
         return local[0]

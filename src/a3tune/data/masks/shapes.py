@@ -11,6 +11,9 @@ from a3tune.data.window import check_size
 from a3tune.errors import DataError
 from a3tune.types import Region, Rle
 
+MAX_OUTLINE = 2_000_000
+"""Longest outline of one region in pixels; filling takes some 100 bytes for each of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
@@ -44,8 +47,8 @@ def numbers(where: str, values: Any, count: int | None = None) -> np.ndarray:
     Raises:
         DataError: it is no such list.
     """
-    fits = isinstance(values, list) and all(type(item) in (int, float) for item in values)
-    if not fits or (count is not None and len(values) != count) or not np.isfinite(values).all():
+    fits = isinstance(values, list) and all(type(item) in (int, float) and abs(item) < 2**53 for item in values)
+    if not fits or (count is not None and len(values) != count):
         wanted = "" if count is None else f"{count} "
         raise DataError(f"{where}: expected a list of {wanted}finite numbers, got {values!r:.60}")
     return np.asarray(values, dtype=np.float64)
@@ -75,13 +78,18 @@ def polygon_region(where: str, polygons: Iterable[np.ndarray], size: tuple[int, 
     """
     height, width = size
     flat: list[list[float]] = []
+    length = 0.0
     for polygon in polygons:
         if len(polygon) < 3:
             raise DataError(f"{where}: expected polygons of at least three corners, got {len(polygon)}")
         # pycocotools walks along every edge: a corner far outside would cost memory without end.
-        flat.append(np.clip(polygon, 0, (width, height)).ravel().tolist())
+        corners = np.clip(polygon, 0, (width, height))
+        length += float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
+        flat.append(corners.ravel().tolist())
     if not flat:
         raise DataError(f"{where}: expected at least one polygon, got none")
+    if length > MAX_OUTLINE:
+        raise DataError(f"{where}: expected an outline of at most {MAX_OUTLINE:,} pixels, got {length:,.0f}")
     codes: Any = flat
     merged: Any = coco.merge(coco.frPyObjects(codes, height, width))
     if not coco.area(merged):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from a3tune.data.images import FORMATS
 from a3tune.data.medical import nifti_slice
 from a3tune.data.window import check_size
 from a3tune.errors import DataError
@@ -21,10 +22,12 @@ def mask_values(path: Path) -> np.ndarray:
         DataError: it is no image, too large, or its colours are no label values.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             check_size(*image.size)
             values = np.asarray(image if image.mode in ("P", "L", "1", "I", "I;16") else image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except Exception as error:  # a decoder of damaged bytes may raise anything
         raise DataError(f"{path}: expected a mask image, could not decode it: {error}") from None
     if values.ndim == 3:
         if (values != values[..., :1]).any():
@@ -63,7 +66,7 @@ def read_names(path: Path) -> dict[int, str]:
         if not all(isinstance(name, str) for name in names.values()):
             raise ValueError("a name is no text")
         return {int(value): name for value, name in names.items()}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f'{path}: expected an object {{"1": "spleen", ...}}: {error}') from None
 
 

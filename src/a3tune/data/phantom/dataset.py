@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from a3tune.data.phantom.findings import REPORT_PROMPT, findings
 from a3tune.data.phantom.questions import GENERIC_TYPES, LOCALISED_TYPES, Question, ask
 from a3tune.data.phantom.scan import Scan, make_scan
 from a3tune.data.rows import write_rows
@@ -23,10 +24,12 @@ def write_phantom(
     patients: Mapping[str, int] = DEMO_PATIENTS,
     *,
     seed: int = 0,
+    reports: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Path]:
     """Write the splits named in `patients` and return their JSONL files.
 
+    `reports` writes one report per scan (`findings.py`) in place of its questions.
     Images land in `folder/images`. The same seed gives the same bytes; different splits never share a patient.
     `progress(done, total)` is called after every patient.
     """
@@ -36,7 +39,7 @@ def write_phantom(
     for split, count in patients.items():
         samples: list[Sample] = []
         for patient in range(count):
-            samples += _patient_samples(folder, split, patient, (seed, _SPLIT_STREAM[split], patient))
+            samples += _patient_samples(folder, split, patient, (seed, _SPLIT_STREAM[split], patient), reports)
             done += 1
             if progress:
                 progress(done, total)
@@ -59,13 +62,21 @@ def draw_questions(scan: Scan, rng: np.random.Generator) -> Iterator[Question]:
             yield question
 
 
-def _patient_samples(folder: Path, split: str, patient: int, seed: tuple[int, ...]) -> Iterator[Sample]:
+def report(scan: Scan) -> Question:
+    """The report of a scan as a question about its lesions: their union is the region."""
+    masks = [lesion.mask for lesion in scan.lesions]
+    region = np.any(masks, axis=0) if masks else None
+    return Question("report", REPORT_PROMPT, findings(scan), "report", "", region)
+
+
+def _patient_samples(folder: Path, split: str, patient: int, seed: tuple[int, ...], reports: bool) -> Iterator[Sample]:
     for number in range(SCANS_PER_PATIENT):
         scan = make_scan((*seed, number))
         name = f"{split}-{patient:04d}-{number}"
         path = folder / "images" / f"{name}.png"
         Image.fromarray(scan.image).save(path)
-        for index, question in enumerate(draw_questions(scan, np.random.default_rng((*seed, number, 1)))):
+        random = np.random.default_rng((*seed, number, 1))
+        for index, question in enumerate([report(scan)] if reports else draw_questions(scan, random)):
             yield Sample(
                 id=f"{name}-{index}",
                 image=path,

@@ -12,7 +12,9 @@ paper, which does not say how few are too few, kept 1,902 and 441. One image per
 
 import csv
 import gzip
+import io
 import re
+import zlib
 from pathlib import Path
 
 from a3tune.data.sets.iu_xray import PROMPT
@@ -23,6 +25,9 @@ from a3tune.types import Sample
 DRAWN = {"train": 2000, "test": 500}
 MIN_WORDS = 10
 _SPLIT, _METADATA = "mimic-cxr-2.0.0-split.csv", "mimic-cxr-2.0.0-metadata.csv"
+_LARGEST = 2**27
+"""Bytes of an unpacked table; the published ones have some 60 million."""
+_LONGEST_ID = 100
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z ,/()&-]{2,}):", re.MULTILINE)
 _FRONTAL = ("PA", "AP")
 
@@ -85,7 +90,8 @@ def _studies(reading: Reading) -> dict[str, dict[tuple[str, str], list[str]]]:
     studies: dict[str, dict[tuple[str, str], list[str]]] = {}
     for row in _table(reading, _SPLIT, ("dicom_id", "study_id", "subject_id", "split"), needed=True):
         dicom, study, subject, split = row
-        if dicom.replace("-", "").isalnum() and study.isdigit() and subject.isdigit():
+        numbers = dicom.replace("-", "").isalnum() and study.isdigit() and subject.isdigit()
+        if numbers and max(map(len, row)) <= _LONGEST_ID:
             studies.setdefault(split, {}).setdefault((subject, study), []).append(dicom)
         else:
             reading.problem(_SPLIT, f"expected ids of an image, a study and a subject, got {row!r:.80}")
@@ -107,8 +113,12 @@ def _table(reading: Reading, name: str, columns: tuple[str, ...], *, needed: boo
         reading.problem(f"{name}.gz", what, blocking=needed)
         return []
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as file:
-            return [tuple(row[column] or "" for column in columns) for row in csv.DictReader(file)]
-    except (OSError, EOFError, KeyError, TypeError, csv.Error, UnicodeDecodeError) as error:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise ValueError(f"more than {_LARGEST:,} bytes")
+        lines = io.StringIO(text.decode(), newline="")
+        return [tuple(row[column] or "" for column in columns) for row in csv.DictReader(lines)]
+    except (OSError, EOFError, KeyError, TypeError, ValueError, csv.Error, zlib.error) as error:
         reading.problem(path, f"expected a table with the columns {', '.join(columns)}: {error!r}")
         return []

@@ -9,9 +9,11 @@ Published counts are 19,755/6,279/6,761; the Hugging Face form leaves out duplic
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from a3tune.data.paths import inside
 from a3tune.data.sets.reading import Reading, Splits
 from a3tune.data.tables import table_rows
 from a3tune.errors import DataError
@@ -74,11 +76,18 @@ def _read_json(reading: Reading, splits: Splits) -> None:
             continue
         folder = reading.folder / "images" / name
         for row in reading.load(where):
-            file = str(row.get("image"))
-            suffix = next((end for end in _SUFFIXES if (folder / f"{file}{end}").is_file()), _SUFFIXES[0])
-            image = reading.image(where, folder, file if file.endswith(_SUFFIXES) else file + suffix)
+            image = reading.image(where, folder, _file_name(folder, str(row.get("image"))))
             number = reading.rows[split] + 1
             reading.add(splits, split, where, image and _sample(reading, where, row, f"{split}-{number}", image))
+
+
+def _file_name(folder: Path, name: str) -> str:
+    """A row's image with the ending that rows leave out."""
+    if name.endswith(_SUFFIXES):
+        return name
+    with suppress(DataError):  # a name that leads out of the folder is noted by who asks for the image
+        return next((name + end for end in _SUFFIXES if inside(folder, name + end).is_file()), name + _SUFFIXES[0])
+    return name
 
 
 def _sample(reading: Reading, where: str, row: dict[str, Any], name: str, image: ImageSource) -> Sample:

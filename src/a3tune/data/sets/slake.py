@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from a3tune.data.images import FORMATS
 from a3tune.data.masks.shapes import box_region, numbers
 from a3tune.data.masks.values import mask_values
 from a3tune.data.mention import mentioned
 from a3tune.data.sets.reading import Reading, Splits
+from a3tune.data.window import check_size
 from a3tune.errors import DataError
 from a3tune.labels.rle import encode
 from a3tune.types import AnswerType, Region, Sample
@@ -34,6 +36,9 @@ _LESION = re.compile(
 )
 _ASKS_LESION = re.compile(r"\b(abnormalit(y|ies)|lesions?|diseases?|tumou?rs?)\b", re.I)
 _MASK_LINE = re.compile(r"^\W*(\d+)\W+(\D.*?)\W*$|^\W*(\D.*?)\W+(\d+)\W*$")
+
+_LONGEST_LINE = 200
+"""Longer ones are no names, and take the pattern a time that grows with the square of their length."""
 
 
 def recognises(folder: Path) -> bool:
@@ -103,7 +108,7 @@ def _structure_names(reading: Reading) -> dict[int, str]:
         return {}
     names: dict[int, str] = {}
     for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines():
-        match = _MASK_LINE.match(line)
+        match = _MASK_LINE.match(line) if len(line) < _LONGEST_LINE else None
         if match:
             value, name = (match[1], match[2]) if match[1] else (match[4], match[3])
             names[int(value)] = name.strip()
@@ -115,9 +120,10 @@ def _structure_names(reading: Reading) -> dict[int, str]:
 def _structures(reading: Reading, image: Path, names: dict[int, str]) -> list[Region]:
     """Masks of an image's structures, and boxes of those that have no mask."""
     try:
-        with Image.open(image) as opened:
+        with Image.open(image, formats=FORMATS) as opened:
             size = (opened.height, opened.width)
-    except (OSError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        check_size(size[1], size[0])
+    except Exception:  # a decoder of damaged bytes may raise anything
         reading.problem(image, "expected an image, could not decode it")
         return []
     masks = _masks(reading, image.with_name("mask.png"), size, names)
@@ -153,7 +159,7 @@ def _boxes(reading: Reading, file: Path, size: tuple[int, int]) -> list[Region]:
     try:
         items = json.loads(file.read_text(encoding="utf-8-sig"))
         pairs = [(str(name), box) for item in items for name, box in item.items()]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         reading.problem(file, f"expected [{{name: [x, y, width, height]}}, ...]: {error}", blocking=False)
         return []
     regions: list[Region] = []
