@@ -24,7 +24,7 @@ from a3tune.config import RunConfig
 from a3tune.data.phantom import write_phantom
 from a3tune.data.phantom.questions import GENERIC_TYPES
 from a3tune.data.rows import read_rows
-from a3tune.demo import plan_demo
+from a3tune.demo_plan import plan_demo
 from a3tune.evaluate import clusters, scores
 from a3tune.metrics.stats import Estimate, paired_difference, seeds_interval
 from a3tune.predictions import read_predictions
@@ -40,6 +40,7 @@ ABLATIONS = {
     "all heads": ["alignment.heads=1.0"],
 }
 """What each takes away from A3Tune with weak labels."""
+QUICK = ["patients.train=2", "patients.test=3", "training.max_steps=1", "evaluation.max_new_tokens=3"]
 METRICS = {
     "localised_open": "Open recall (localised)",
     "localised_closed": "Closed accuracy (localised)",
@@ -136,8 +137,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ablation-seeds", type=int, nargs="*", help="of the seeds (all)")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--quick", action="store_true", help="few patients and one step, to see that it works")
     parser.add_argument("overrides", nargs="*", help="settings of the demo, key=value")
     args = parser.parse_args()
+    args.overrides = [*(QUICK if args.quick else []), *args.overrides]
     demo = plan_demo(args.out, args.overrides)
     if not (args.out / "data" / "test.jsonl").is_file():
         write_phantom(args.out / "data", demo.recipe.patients, seed=demo.recipe.seed)

@@ -160,6 +160,22 @@ def test_the_cost_is_counted(name: str, passes: int, vlm: Vlm) -> None:
     assert not vlm.model.get_decoder()._forward_pre_hooks
 
 
+def test_beams_read_the_prompt_once(vlm: Vlm) -> None:
+    """As `generate` of transformers answers, which reads it once per beam."""
+    inputs = batch(vlm)
+    rows: list[int] = []
+    hook = vlm.model.get_decoder().register_forward_pre_hook(
+        lambda module, args, forward: rows.append(len(forward["inputs_embeds"])), with_kwargs=True
+    )
+    found = generate(vlm, inputs, "beam", max_new_tokens=NEW).tokens
+    hook.remove()
+    assert rows == [len(found)] + [5 * len(found)] * (NEW - 1)
+    config = STRATEGIES["beam"].config(vlm, NEW)
+    expected = vlm.model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]  # type: ignore
+    for row, tokens in enumerate(found):
+        assert torch.equal(tokens, expected[row, : len(tokens)])
+
+
 def test_an_own_decoder_can_be_given_in_place_of_a_name(vlm: Vlm) -> None:
     inputs = batch(vlm)
     by_name = generate(vlm, inputs, "vcd", settings={"alpha": 3.0}, max_new_tokens=NEW).tokens

@@ -59,8 +59,8 @@ class StackedExperts(nn.Module):
     def mix(self, x: Tensor, gate: Tensor) -> Tensor:
         """sum_o gate_o B_o A_o x, `[B, S, D]` and `[B, S or 1, O] -> [B, S, d_out]` (Eq. 5 and 7)."""
         middle = self.A(self.dropout(x)).unflatten(-1, (self.experts, self.rank))
-        middle = middle * gate.unsqueeze(-1).to(middle.dtype)
-        return self.B(middle.flatten(-2)) * self.scaling
+        middle = middle * (gate * self.scaling).unsqueeze(-1).to(middle.dtype)
+        return self.B(middle.flatten(-2))
 
     def record(self, gate_MO: Tensor, share_MO: Tensor, weight_M: Tensor) -> None:
         """Remember how M routed items were spread; `share` sums to 1 per item, items of weight 0 do not count."""
@@ -82,9 +82,9 @@ class QueryExperts(StackedExperts):
 
         A sample without prompt tokens is routed by the zero state.
         """
-        mask = prompt_mask.to(x)
-        pooled = torch.einsum("bs,bsd->bd", mask, x) / mask.sum(-1, keepdim=True).clamp(min=1)
-        alpha = self.probabilities(pooled)
+        count = prompt_mask.sum(-1, keepdim=True, dtype=torch.float32).clamp(min=1)
+        pooled = torch.einsum("bs,bsd->bd", prompt_mask.to(x), x) / count
+        alpha = self.probabilities(pooled.to(x.dtype))
         self.record(alpha, alpha, alpha.new_ones(len(alpha)))
         return alpha
 

@@ -13,7 +13,7 @@ class Boost:
     """The forward keyword `boost`: scores x of the last position on the image become x + strength * |x|."""
 
     columns: Tensor
-    """`[B, N]` int64: key positions of the image tokens, -1 where padded."""
+    """`[B, N]` int64: key positions of the image tokens, -1 where padded. A sample may have several rows in a pass."""
     strength: float
     layers: range
     """Decoder layers whose scores change."""
@@ -42,7 +42,8 @@ class Boost:
         precision = torch.promote_types(query_BHSD.dtype, torch.float32)
         query_BJQD = query_BHSD[:, :, -1].to(precision).mul(scaling).view(b, j, -1, d)
         scores = (query_BJQD @ key_BJTD.to(precision).mT).flatten(1, 2)
-        scores += self.strength * scores.abs() * self._seen(layer, keys, scores.device)[:, None]
+        seen_BT = self._seen(layer, keys, scores.device)
+        scores += self.strength * scores.abs() * seen_BT.repeat_interleave(b // len(seen_BT), dim=0)[:, None]
         if mask is not None:
             last = mask[:, :, -1]
             scores = scores.masked_fill(~last, -torch.inf) if last.dtype == torch.bool else scores + last

@@ -91,7 +91,9 @@ class _Layers:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         # The head reads them without the final norm, as published.
         states_BCD = torch.stack([state.to(self.head.weight.device) for state in self.states], dim=1)
-        return self.dola.combine(scores, self.head(states_BCD).to(scores))
+        early_BCV = self.head(states_BCD).to(scores)
+        # The prompt has one row per sample, its scores one per beam.
+        return self.dola.combine(scores, early_BCV.repeat_interleave(len(scores) // len(early_BCV), dim=0))
 
     def reorder(self, beam_B: Tensor) -> None:
         """Nothing is kept from one step to the next."""

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from a3tune.decoding.base import Inputs
+from a3tune.decoding.branches import ENCODED, encode_images
 from a3tune.vlm.load import Vlm
 
 CARRIED = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids", "past_key_values", "use_cache")
@@ -55,14 +56,17 @@ def run(
         inputs: as `Decoder.__call__` takes them; `mm_encoder_outputs` may stand in for the pixels.
         generator: see `Decoder.__call__`.
         scorer: what to make of the model's scores; None takes them as they are.
-        forward: keywords for every forward pass of the model (not of a scorer's branches), tensors one row per beam.
+        forward: keywords for every forward pass of the model (not of a scorer's branches). The passes after the prompt
+            have one row per beam, that of the prompt one per sample.
 
     Returns the new tokens, int64 `[B, S_new]`, padded on the right.
     """
-    inputs = dict(inputs)
-    if "mm_encoder_outputs" in inputs:
+    beams = config.num_beams or 1
+    prompt = encode_images(vlm, inputs) if beams > 1 else inputs
+    inputs = dict(prompt)
+    if ENCODED in inputs:
         # generate() repeats the features of beams in the object it is given.
-        inputs["mm_encoder_outputs"] = {kind: copy.copy(out) for kind, out in inputs["mm_encoder_outputs"].items()}
+        inputs[ENCODED] = {kind: copy.copy(out) for kind, out in inputs[ENCODED].items()}
 
     def loop(
         model: Any,
@@ -72,9 +76,11 @@ def run(
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> Tensor:
-        method = model._beam_search if generation_config.num_beams > 1 else model._sample
+        method = model._beam_search if beams > 1 else model._sample
         processors = list(logits_processor) if scorer is None else [scorer, *logits_processor]
-        with _followed(model_kwargs["past_key_values"], scorer):
+        cache = model_kwargs["past_key_values"]
+        branch = Branch(vlm, prompt, beams, cache) if beams > 1 else None
+        with _followed(cache, scorer), _read_once(model, branch, forward or {}):
             return method(
                 input_ids,
                 logits_processor=LogitsProcessorList(processors),
@@ -93,12 +99,14 @@ def run(
 class Branch:
     """A second reading of a batch by the same model: inputs and KV cache of its own, tokens chosen elsewhere."""
 
-    def __init__(self, vlm: Vlm, inputs: Inputs, beams: int = 1) -> None:
-        """`inputs` as `run` takes them; after the prompt every sample becomes `beams` rows."""
+    def __init__(self, vlm: Vlm, inputs: Inputs, beams: int = 1, cache: Any = None) -> None:
+        """`inputs` as `run` takes them; after the prompt every sample becomes `beams` rows. `cache` is an empty one."""
         self.model: Any = vlm.model
         self.beams = beams
         self.input_ids: Tensor = inputs["input_ids"]
-        self.cache: Any = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+        self.cache: Any = cache
+        if cache is None:
+            self.cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
         positions = self.model._prepare_position_ids_for_generation(self.input_ids, dict(inputs))
         self._carried: dict[str, Any] = {name: value for name, value in inputs.items() if name != "input_ids"}
         self._carried |= {"position_ids": positions, "past_key_values": self.cache, "use_cache": True}
@@ -159,6 +167,25 @@ def _stops(vlm: Vlm) -> Iterator[StoppingCriteriaList]:
         yield StoppingCriteriaList([StopStringCriteria(vlm.tokenizer, texts)] if texts else [])
     finally:
         settings.stop_strings = texts
+
+
+@contextmanager
+def _read_once(model: Any, branch: Branch | None, forward: Mapping[str, Any]) -> Iterator[None]:
+    """Let `branch` read the prompts for a beam search, which would read each of them once per beam."""
+    if branch is None:
+        yield
+        return
+
+    def prefill(*args: Any, **kwargs: Any) -> Any:
+        outputs = branch.prefill(**forward)
+        outputs.logits = outputs.logits.repeat_interleave(branch.beams, dim=0)
+        return outputs
+
+    model._prefill = prefill
+    try:
+        yield
+    finally:
+        del model._prefill
 
 
 @contextmanager

@@ -53,7 +53,7 @@ class Pai:
         scorer = Contrast(vlm, without_images(vlm, inputs), self.combine, config)
         cache = DynamicCache(config=vlm.model.config.get_text_config(decoder=True))
         boost = Boost(
-            columns=image_columns(vlm, inputs).repeat_interleave(config.num_beams or 1, dim=0),
+            columns=image_columns(vlm, inputs),
             strength=self.boost,
             layers=range(self.start_layer, self.end_layer),
             cache=cache,

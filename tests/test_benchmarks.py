@@ -1,0 +1,122 @@
+"""Every benchmark in its `--quick` form: that it runs and leaves its numbers. No timing is asserted."""
+
+import importlib
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+MEASURED = ("decoding_cost", "experts", "growth", "labels", "startup")
+"""Each leaves `OUT.json` and `OUT.md`, and runs in this process."""
+ALONE = ("step_cost",)
+"""The same, in a process of its own: it measures the memory of forked ones."""
+TESTED = ("convert", "decoding_methods", "demo_seeds", "families", "roofline", "store")
+"""With a test of their own below."""
+ELSEWHERE = ("faults", "fuzz")
+"""Run what other tests run, only more of it: test_faults.py and test_fuzz_*.py."""
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Runs a benchmark with arguments as a command would."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+
+    def run(name: str, *arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *map(str, arguments)])
+        importlib.import_module(name).main()
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """All numbers in a JSON value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from numbers(part)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def check(out: Path, command: str) -> None:
+    """Numbers in the JSON file, and a table in the Markdown file; both say how they were made."""
+    found = json.loads(out.with_suffix(".json").read_text())
+    page = out.with_suffix(".md").read_text()
+    about = found.pop("about")
+    assert about["command"].startswith(command)
+    assert command in page
+    every = list(numbers(found))
+    assert len(every) > 3
+    assert all(math.isfinite(number) for number in every)
+    assert max(every) > 0
+    rows = [line for line in page.splitlines() if re.match(r"\|.*\d.*\|$", line)]
+    assert rows
+    assert "nan" not in page
+
+
+def test_every_benchmark_is_run_here_or_elsewhere() -> None:
+    commands = {path.stem for path in BENCHMARKS.glob("*.py") if "\ndef main()" in path.read_text()}
+    assert commands == {*MEASURED, *ALONE, *TESTED, *ELSEWHERE}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_quick(name: str, run: Callable[..., None], tmp_path: Path) -> None:
+    run(name, "--quick", "--out", tmp_path / name)
+    check(tmp_path / name, f"python benchmarks/{name}.py --quick")
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_quick_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
+    command = [f"benchmarks/{name}.py", "--quick", "--out", str(tmp_path / name)]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    check(tmp_path / name, f"python {' '.join(command[:2])}")
+
+
+def test_the_roofline_is_computed(run: Callable[..., None], tmp_path: Path) -> None:
+    run("roofline", "--out", tmp_path / "roofline")
+    check(tmp_path / "roofline", "python benchmarks/roofline.py")
+
+
+def test_quick_store(run: Callable[..., None], tmp_path: Path) -> None:
+    run("store", "--quick", "--out", tmp_path / "store.md")
+    assert re.search(r"\|.*\d.*\|", (tmp_path / "store.md").read_text())
+
+
+def test_quick_families(run: Callable[..., None], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run("families", "--quick", "--out", tmp_path / "families.md")
+    assert stop.value.code == 0
+    assert "FAILS" not in (tmp_path / "families.md").read_text()
+
+
+def test_quick_convert(run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("convert", "--quick", "--out", tmp_path / "work")
+    assert re.search(
+        r"GB of weights: \d+ s, [\d.]+ GB of memory before, [\d.]+ GB at the peak", capsys.readouterr().out
+    )
+    assert not (tmp_path / "work").exists()
+
+
+def test_quick_demo_seeds_and_the_decoding_methods_on_them(run: Callable[..., None], tmp_path: Path) -> None:
+    run("demo_seeds", "--quick", "--out", tmp_path, "--seeds", 0, "--ablation-seeds")
+    methods = [row["method"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]]
+    assert methods[0] == "base"
+    assert "a3tune" in methods
+    run("decoding_methods", "--quick", "--runs", tmp_path, "--seeds", 0)
+    rows = json.loads((tmp_path / "decoding_methods.json").read_text())["rows"]
+    assert {row["model"] for row in rows} == {"base", "lora", "a3tune"}
+    assert all(row["passes"] > 0 for row in rows)
+    assert "| greedy |" in (tmp_path / "decoding_methods.md").read_text()
