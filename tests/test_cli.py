@@ -12,7 +12,7 @@ from a3tune.cli import app
 from a3tune.data.phantom import write_phantom
 from a3tune.decoding import DECODERS
 
-COMMANDS = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "report")
+COMMANDS = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "app", "report")
 Run = Callable[..., Result]
 
 
@@ -258,13 +258,46 @@ def test_report_refuses_a_run_without_answers(run: Run, trained: Path, tmp_path:
     assert "a3tune eval" in result.stderr
 
 
-def test_all_decoding_methods_are_compared(run: Run, trained: Path, data, tmp_path: Path):
+@pytest.fixture
+def two(data, tmp_path: Path) -> Path:
+    """Two test questions with regions."""
     rows = [line for line in data["test"].read_text().splitlines() if json.loads(line).get("regions")][:2]
     moved = [json.loads(line) for line in rows]
     for row in moved:
         row["image"] = str(data["test"].parent / row["image"])
     (tmp_path / "two.jsonl").write_text("\n".join(json.dumps(row) for row in moved))
-    result = run("eval", "two.jsonl", "--adapter", trained / "adapter", "--out", "all", "--decode", "all")
+    return tmp_path / "two.jsonl"
+
+
+def test_several_models_and_methods_in_one_call(run: Run, trained: Path, two: Path, tmp_path: Path):
+    models = ("--adapter", "none", "--adapter", trained / "adapter")
+    result = run("eval", two, *models, "--out", "grid", "--decode", "pai", "--decode", "greedy")
+    assert result.exit_code == 0, result.output
+    names = [line.split(" | ")[0].removeprefix("| ") for line in result.stdout.splitlines() if line.startswith("| ")]
+    assert names[2:] == ["base-greedy", "base-pai", "mine-greedy", "mine-pai"]
+    assert sorted(path.name for path in (tmp_path / "grid").iterdir()) == sorted(names[2:])
+    by = run("compare", "grid/base-greedy", "grid/mine-pai", "--by", "modality", "--out", "table.csv")
+    assert by.exit_code == 0, by.output
+    modalities = {json.loads(line)["meta"]["modality"] for line in two.read_text().splitlines()}
+    assert {line.split(",")[0] for line in (tmp_path / "table.csv").read_text().splitlines()[1:]} == modalities
+    assert all(f"### {modality}" in by.stdout for modality in modalities)
+    unknown = run("compare", "grid/base-greedy", "grid/mine-pai", "--by", "hospital")
+    assert unknown.exit_code == 2
+    assert "meta.hospital" in unknown.stderr and "modality" in unknown.stderr
+
+
+def test_a_grid_of_evaluations_that_cannot_be_is_refused(run: Run, trained: Path, two: Path):
+    same = run("eval", two, *["--adapter", trained / "adapter"] * 2, "--out", "grid")
+    assert same.exit_code == 2
+    assert "different names" in same.stderr
+    methods = ("--decode", "vcd", "--decode", "pai")
+    settings = run("eval", two, "evaluation.decoding.alpha=2", "--adapter", "none", "--out", "grid", *methods)
+    assert settings.exit_code == 2
+    assert "one --decode" in settings.stderr
+
+
+def test_all_decoding_methods_are_compared(run: Run, trained: Path, two: Path, tmp_path: Path):
+    result = run("eval", two, "--adapter", trained / "adapter", "--out", "all", "--decode", "all")
     assert result.exit_code == 0, result.output
     names = [line.split(" | ")[0].removeprefix("| ") for line in result.stdout.splitlines() if line.startswith("| ")]
     done = [name for name in DECODERS if (tmp_path / "all" / name).is_dir()]

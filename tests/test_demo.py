@@ -7,7 +7,8 @@ import pytest
 
 from a3tune import demo
 from a3tune.commands import Progress
-from a3tune.demo import SUMMARY_METRICS, Demo, plan_demo, run_demo
+from a3tune.demo import SUMMARY_METRICS, run_demo
+from a3tune.demo_plan import Demo, plan_demo
 from a3tune.errors import RunError
 
 METHODS = ["base", "lora", "a3tune", "a3tune_truth"]

@@ -10,6 +10,13 @@ import a3tune
 
 HEAVY = ("torch", "transformers", "peft", "matplotlib", "skimage", "scipy", "pyarrow")
 INVOKE = "from typer.testing import CliRunner; from a3tune.cli import app; assert not CliRunner().invoke(app,"
+DRY_RUNS = (
+    ["demo", "--dry-run"],
+    ["train", "--dry-run"],
+    ["label", "rows.jsonl", "--out", "labels", "--dry-run"],
+    ["eval", "rows.jsonl", "--adapter", "none", "--out", "run", "--dry-run"],
+    ["ask", "Where?", "--image", "scan.png", "--dry-run"],
+)
 LOADED = f"import sys; print([name for name in {HEAVY} if name in sys.modules])"
 
 
@@ -19,12 +26,18 @@ LOADED = f"import sys; print([name for name in {HEAVY} if name in sys.modules])"
         "import a3tune",
         "import a3tune.config, a3tune.types, a3tune.errors",
         f"{INVOKE} ['--help']).exit_code",
-        f"{INVOKE} ['train', '--dry-run']).exit_code",
+        "; ".join(f"{INVOKE} {arguments}).exit_code" for arguments in DRY_RUNS),
     ],
 )
 def test_nothing_heavy_is_imported(code: str):
     result = subprocess.run([sys.executable, "-c", f"{code}; {LOADED}"], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_help_does_not_wait_for_the_settings():
+    code = f"{INVOKE} ['--help']).exit_code; import sys; print('pydantic' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
 
 
 def test_the_version_is_the_one_installed():

@@ -3,10 +3,10 @@
 Whatever needs PyTorch is imported inside the commands, so that help is there at once.
 """
 
-from a3tune.cli import checkpoints, data, labels, runs  # each adds its commands to `app`
+from a3tune.cli import checkpoints, data, explorer, labels, paper, runs  # each adds its commands to `app`
 from a3tune.cli.app import app
 
-__all__ = ["app", "checkpoints", "data", "labels", "main", "runs"]
+__all__ = ["app", "checkpoints", "data", "explorer", "labels", "main", "paper", "runs"]
 
 
 def main() -> None:

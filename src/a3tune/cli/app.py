@@ -1,5 +1,6 @@
 """The application that the commands are added to: errors, exit codes, version."""
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -12,8 +13,20 @@ MISTAKE, INTERRUPTED = 2, 130
 """Exit codes: of what a user can mend, and of Ctrl-C. A bug of ours ends with a traceback and 1."""
 
 
-ORDER = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "report")
+ORDER = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "app", "report", "reproduce")
 """Of the commands in the help: as a user comes to need them."""
+
+
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but for tab and line end, marks that turn the direction of text, halves of surrogate pairs."""
+
+
+def echo(text: object, *, err: bool = False) -> None:
+    """Print a line, on standard error if `err`; every command prints with this.
+
+    Answers, names and paths may hold anything: what a terminal would obey instead of showing it is shown by its code.
+    """
+    typer.echo(_UNSEEN.sub(lambda found: ascii(found[0])[1:-1], str(text)), err=err)
 
 
 class _Commands(TyperGroup):
@@ -26,11 +39,11 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except A3TuneError as error:
-            typer.echo(f"a3tune: {error}", err=True)
+            echo(f"a3tune: {error}", err=True)
             raise typer.Exit(MISTAKE) from None
         except KeyboardInterrupt as stop:
             how = str(stop) or "interrupted; what is finished is kept, and the same command goes on from there"
-            typer.echo(f"\na3tune: {how}", err=True)
+            echo(f"\na3tune: {how}", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -46,7 +59,7 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"a3tune {__version__}")
+        echo(f"a3tune {__version__}")
         raise typer.Exit
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from a3tune.cli.app import app
+from a3tune.cli.app import app, echo
 from a3tune.cli.options import Force, bar, quieten
 
 
@@ -28,4 +28,4 @@ def convert(
 
     with bar("Converting") as progress:
         done = convert(source, out, base=base, tower=tower, force=force, progress=progress)
-    typer.echo(f"{done.kind}: {done.tensors:,} tensors, {done.nbytes / 1e9:.1f} GB in {done.folder}")
+    echo(f"{done.kind}: {done.tensors:,} tensors, {done.nbytes / 1e9:.1f} GB in {done.folder}")

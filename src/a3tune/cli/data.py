@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from a3tune.cli.app import app
+from a3tune.cli.app import app, echo
 from a3tune.cli.options import Data, Force, bar, refuse_existing
 
 data = typer.Typer(
@@ -36,7 +36,7 @@ def check(folder: Folder, name: Name = None, variant: Variant = None) -> None:
 
     with bar("Reading") as progress:
         found = check(folder, name, variant=variant, progress=progress)
-    typer.echo(format_check(found))
+    echo(format_check(found))
     if not found.ok:
         raise typer.Exit(1)
 
@@ -61,8 +61,8 @@ def prepare(
     with bar("Reading") as progress:
         files = prepare(folder, out, name, variant=variant, progress=progress)
     for file in files.values():
-        typer.echo(file)
-    typer.echo(f"Label with: labels.query={DATA_SETS[name].query!r}")
+        echo(file)
+    echo(f"Label with: labels.query={DATA_SETS[name].query!r}")
 
 
 @data.command()
@@ -83,4 +83,4 @@ def regions(
     with bar("Attaching") as progress:
         samples = attach_regions(read_rows(rows), masks, progress=progress)
     write_rows(out, samples)
-    typer.echo(f"{sum(bool(sample.regions) for sample in samples):,} of {len(samples):,} questions have regions: {out}")
+    echo(f"{sum(bool(sample.regions) for sample in samples):,} of {len(samples):,} questions have regions: {out}")

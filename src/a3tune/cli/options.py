@@ -1,21 +1,22 @@
 """What several commands share: options, a progress bar, and the refusal to replace a file."""
 
 import logging
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from a3tune.config import RunConfig, dump_config
+from a3tune import processes
+from a3tune.cli.app import echo
 from a3tune.errors import RunError
 
 if TYPE_CHECKING:
     from a3tune.commands import Progress as Callback
+    from a3tune.config import RunConfig
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as labels.top_k=2.")
@@ -34,23 +35,38 @@ def refuse_existing(out: Path, force: bool) -> None:
         raise RunError(f"{out}: is there already; choose another --out, or replace it with --force")
 
 
-def show_dry_run(settings: RunConfig, what: str) -> None:
-    typer.echo(dump_config(settings) + f"\n# Would {what}.")
+def load_settings(config: Path | None, overrides: Sequence[str]) -> "RunConfig":
+    """`config.load_config`, imported here: pydantic is as slow to import as all the rest of the help."""
+    from a3tune.config import load_config
+
+    return load_config(config, overrides)
+
+
+def show_dry_run(settings: "RunConfig", what: str) -> None:
+    from a3tune.config import dump_config
+
+    echo(dump_config(settings) + f"\n# Would {what}.")
 
 
 @contextmanager
 def bar(title: str) -> Iterator["Callback"]:
     """A progress bar on standard error while this is open; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+    shown = sys.stderr.isatty() and processes.index() == 0
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bars:
         task = bars.add_task(title, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def quieten() -> None:
-    """Keep the bars and notices of the libraries below off the screen."""
+    """Keep the bars and notices of the libraries below off the screen, and all but the first of several processes."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()
     set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if processes.index() > 0:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115

@@ -1,11 +1,11 @@
 """Training, answering, measuring and comparing."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from a3tune.cli.app import app
+from a3tune.cli.app import app, echo
 from a3tune.cli.options import (
     Adapter,
     ConfigFile,
@@ -14,12 +14,15 @@ from a3tune.cli.options import (
     Force,
     Overrides,
     bar,
+    load_settings,
     quieten,
     refuse_existing,
     show_dry_run,
 )
-from a3tune.config import RunConfig, load_config
 from a3tune.errors import RunError
+
+if TYPE_CHECKING:
+    from a3tune.config import RunConfig
 
 NO_ADAPTER = "none"
 ALL = "all"
@@ -38,9 +41,7 @@ def demo(
 
     Example: `a3tune demo`, or a quick look: `a3tune demo patients.train=20 patients.test=10 training.epochs=1`
     """
-    quieten()
-    from a3tune.demo import plan_demo, run_demo
-    from a3tune.threads import choose_threads
+    from a3tune.demo_plan import plan_demo
 
     plan = plan_demo(out, overrides or ())
     if dry_run:
@@ -48,9 +49,13 @@ def demo(
             plan.configs["a3tune"], f"run {', '.join(plan.stages())} in {out}, as far as they are not finished"
         )
         return
-    typer.echo(f"Threads: {choose_threads(threads)}")
-    report = run_demo(plan, typer.echo, bar)
-    typer.echo(f"Report: {report}")
+    quieten()
+    from a3tune.demo import run_demo
+    from a3tune.threads import choose_threads
+
+    echo(f"Threads: {choose_threads(threads)}")
+    report = run_demo(plan, echo, bar)
+    echo(f"Report: {report}")
 
 
 @app.command()
@@ -61,7 +66,7 @@ def train(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRu
 
     Example: `a3tune train data.train=train.jsonl labels.store=labels output=runs/mine`
     """
-    settings = load_config(config, overrides or ())
+    settings = load_settings(config, overrides or ())
     if dry_run:
         show_dry_run(
             settings, f"train an adapter ({settings.adapter.kind}) on {settings.data.train} in {settings.output}"
@@ -72,20 +77,23 @@ def train(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRu
 
     with bar("Training") as progress:
         folder = fine_tune(settings, progress)
-    typer.echo(f"Adapter: {folder / 'adapter'}")
+    echo(f"Adapter: {folder / 'adapter'}")
 
 
 @app.command("eval")
 def evaluate(
     data: Data,
-    adapter: Adapter,
-    out: Annotated[Path, typer.Option(metavar="RUN", help="Run folder of the answers and scores.")],
+    adapter: Annotated[
+        list[str],
+        typer.Option(metavar="DIR|none", help="Folder of a trained adapter; none: the base model. Repeatable."),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="RUN", help="Run folder of the answers and scores; with several, theirs are in it.")
+    ],
     overrides: Overrides = None,
     decode: Annotated[
-        str | None,
-        typer.Option(
-            metavar="METHOD|all", help="Decoding method: greedy, vcd, opera, ...; all: each, in a folder of RUN."
-        ),
+        list[str] | None,
+        typer.Option(metavar="METHOD|all", help="Decoding method: greedy, vcd, opera, ...; all of them. Repeatable."),
     ] = None,
     config: ConfigFile = None,
     dry_run: DryRun = False,
@@ -94,31 +102,39 @@ def evaluate(
 
     Without --config, an adapter brings the settings it was trained with.
 
+    Several adapters or methods end in a table that compares them with the first.
+
     Example: `a3tune eval test.jsonl --adapter runs/mine/adapter --out runs/mine`
     """
-    method = [] if decode in (None, ALL) else [f"evaluation.decode={decode}"]
-    given = [*(overrides or ()), f"data.test={data}", f"output={out}", *method]
-    folder, settings = _with_adapter(adapter, config, given)
+    given = [*(overrides or ()), f"data.test={data}", f"output={out}"]
+    given += [f"evaluation.decode={name}" for name in decode or () if name != ALL]
+    chosen = [with_adapter(each, config, given) for each in adapter]
+    folder, settings = chosen[0]
+    models = [str(own or each.model.path) for own, each in chosen]
     if dry_run:
-        show_dry_run(settings, f"answer {data} with {folder or settings.model.path} in {out}")
+        show_dry_run(settings, f"answer {data} with {' and '.join(models)} in {out}")
         return
     quieten()
-    from a3tune.commands import compare, measure, measure_all
+    from a3tune.commands import Subject, compare, measure, measure_all
+    from a3tune.decoding import DECODERS
 
-    if decode == ALL:
+    if len(adapter) > 1 or len(decode or ()) > 1 or decode == [ALL]:
+        subjects = {adapter_title(own): Subject(each, own) for own, each in chosen}
+        if len(subjects) < len(chosen):
+            raise RunError(f"--adapter: expected folders of runs with different names, got {', '.join(models)}")
+        methods = list(DECODERS) if decode and ALL in decode else decode or [settings.evaluation.decode]
         with bar("Answering") as progress:
-            done, absent = measure_all(settings, folder, progress)
-        runs = [done["greedy"], *(path for name, path in done.items() if name != "greedy")]
-        typer.echo(compare(runs, [SHOWN])[0])
+            runs, absent = measure_all(subjects, methods, out, progress)
+        echo(compare(runs, [SHOWN])[0])
         for name, reason in absent.items():
-            typer.echo(f"left out: {name}: {reason}", err=True)
+            echo(f"left out: {name}: {reason}", err=True)
         return
     with bar("Answering") as progress:
         results = measure(settings, folder, progress)
     for name, found in results.metrics.items():
-        typer.echo(f"{name:32} {found.mean:7.3f}  [{found.low:.3f}, {found.high:.3f}]  n = {found.count}")
+        echo(f"{name:32} {found.mean:7.3f}  [{found.low:.3f}, {found.high:.3f}]  n = {found.count}")
     for name, reason in results.absent.items():
-        typer.echo(f"absent: {name}: {reason}", err=True)
+        echo(f"absent: {name}: {reason}", err=True)
 
 
 @app.command()
@@ -138,7 +154,7 @@ def ask(
 
     Example: `a3tune ask --adapter runs/mine/adapter --image scan.png "Is there a lesion in the liver?"`
     """
-    folder, settings = _with_adapter(adapter, config, overrides or [])
+    folder, settings = with_adapter(adapter, config, overrides or [])
     refuse_existing(out, force)
     if dry_run:
         show_dry_run(settings, f"ask {folder or settings.model.path} about {image}, answer here, picture in {out}")
@@ -146,7 +162,7 @@ def ask(
     quieten()
     from a3tune.commands import ask
 
-    typer.echo(ask(settings, folder, image, question, out))
+    echo(ask(settings, folder, image, question, out))
 
 
 @app.command()
@@ -166,7 +182,7 @@ def report(
     from a3tune.commands import Page, write_report
 
     write_report(runs, out, Page("A3Tune report", " ".join(["a3tune report", *map(str, runs)])))
-    typer.echo(f"Report: {out}")
+    echo(f"Report: {out}")
 
 
 @app.command()
@@ -176,6 +192,10 @@ def compare(
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the table: .md, .tex or .csv says how.")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="FIELD", help="A table for each value of a field of meta: modality, organ, ..."),
     ] = None,
     force: Force = False,
 ) -> None:
@@ -194,16 +214,24 @@ def compare(
     from a3tune.commands import compare
     from a3tune.files import write_atomic
 
-    shown, written = compare(runs, [SHOWN, form])
-    typer.echo(shown)
+    shown, written = compare(runs, [SHOWN, form], by)
+    echo(shown)
     if out:
         write_atomic(out, written.encode())
-        typer.echo(f"Table: {out}")
+        echo(f"Table: {out}")
 
 
-def _with_adapter(adapter: str, config: Path | None, overrides: list[str]) -> tuple[Path | None, RunConfig]:
+def adapter_title(adapter: Path | None) -> str:
+    """What a model is called beside others: its run's name."""
+    if adapter is None:
+        return "base"
+    path = adapter.resolve()
+    return path.parent.name if path.name == "adapter" else path.name
+
+
+def with_adapter(adapter: str, config: Path | None, overrides: list[str]) -> tuple[Path | None, "RunConfig"]:
     """The adapter's folder, and the settings: of `config`, else those it was trained with, else the defaults."""
     folder = None if adapter == NO_ADAPTER else Path(adapter)
     beside = Path(adapter).parent / "config.yaml"
     trained_with = beside if folder is not None and beside.is_file() else None
-    return folder, load_config(config or trained_with, overrides)
+    return folder, load_settings(config or trained_with, overrides)

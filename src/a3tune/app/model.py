@@ -1,0 +1,226 @@
+"""Models that share one base, and an answer with everything that they looked at. Knows no page.
+
+Letters as in `types.py`; G counts the rows of an answer: first the whole answer, then its tokens.
+"""
+
+import copy
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from a3tune.adapters import load_adapter
+from a3tune.adapters.routing import Routing
+from a3tune.attention.capture import capture_request, stack
+from a3tune.attention.heads import HeadSelector
+from a3tune.config import EvaluationConfig, ModelConfig
+from a3tune.decoding import generate
+from a3tune.evaluate import PAPER_HEADS, answer_text, model_inputs
+from a3tune.vlm.encode import TOKEN_MASKS, Example, prepare
+from a3tune.vlm.load import Vlm, load_vlm
+from a3tune.vlm.patches import members, token_weights
+
+BASE = "base model"
+STREAMED = ("greedy", "sampling", "nucleus")
+"""Methods that choose one token after the other in one branch: their answers can be watched."""
+MAX_MAP_BYTES = 128 * 2**20
+"""Of one answer's maps; tokens beyond it count for the whole answer only. 7B models: about 100 tokens."""
+
+Heads = str | tuple[int, int]
+"""`selected`: the mean over the R heads of Eq. 9. `all`: over all heads (Eq. 2). Else layer and head, from 0."""
+WHOLE = 0
+"""Row of the whole answer; its token i is row i + 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a model said to one question about one image, and where it looked meanwhile."""
+
+    model: str
+    method: str
+    question: str
+    text: str
+    tokens: tuple[str, ...]
+    """Text of each token that has a map of its own; the one that ends the answer is empty."""
+    maps_LHGN: NDArray[np.float16]
+    """Attention on each image token that has a place."""
+    ratio_LH: NDArray[np.float32]
+    """Visual attention ratio of the whole answer (Eq. 8)."""
+    selected_LH: NDArray[np.bool_]
+    """The R heads with the highest ratio (Eq. 9)."""
+    boxes: NDArray[np.float64]
+    """`[N, 4]`: where each image token looks, in pixels of the image."""
+
+    def attention(self, heads: Heads = "selected", row: int = WHOLE) -> NDArray[np.float32]:
+        """float32 `[N]`: the attention of a row, averaged over these heads."""
+        if isinstance(heads, tuple):
+            return self.maps_LHGN[*heads, row].astype(np.float32)
+        chosen_LH = self.selected_LH if heads == "selected" else np.ones_like(self.selected_LH)
+        return self.maps_LHGN[chosen_LH, row].astype(np.float32).mean(0)
+
+    def holds(self, region: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """float32 `[N]` of zeros and ones: the image tokens that a region, bool `[H, W]`, holds."""
+        return members(token_weights(region, self.boxes))
+
+
+def load_models(config: ModelConfig, adapters: Mapping[str, Path]) -> dict[str, Vlm]:
+    """The base model and one model per adapter, by name. All share the weights of the base in memory.
+
+    Raises what `load_vlm` and `load_adapter` raise.
+    """
+    base = load_vlm(**asdict(config))
+    shared = {id(value): value for value in (*base.model.parameters(), *base.model.buffers())}
+    models = {BASE: base}
+    for name, folder in adapters.items():
+        own = copy.deepcopy(base.model, dict(shared))
+        models[name] = replace(base, model=load_adapter(own, folder))
+        models[name].model.eval()
+    return models
+
+
+class Asker:
+    """Asks the models, one question at a time, whoever asks."""
+
+    def __init__(self, models: Mapping[str, Vlm], settings: EvaluationConfig) -> None:
+        self.models = models
+        self.settings = settings
+        self._busy = threading.Lock()
+
+    def ask(
+        self,
+        model: str,
+        method: str,
+        image: Image.Image,
+        question: str,
+        region: NDArray[np.bool_] | None = None,
+    ) -> Iterator[str | Answer]:
+        """The answer so far, again and again where the method allows it; at the end the `Answer`.
+
+        Args:
+            model: a name in `models`; `method`: one in `decoding.DECODERS`.
+            region: bool `[H, W]` of the image, for methods that are told where to look.
+
+        Raises ConfigError, DataError or ModelError for what cannot be asked.
+        """
+        told: queue.SimpleQueue[str | Answer | BaseException] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                with self._busy:
+                    told.put(self._answer(model, method, image, question, region, told.put))
+            except BaseException as error:  # goes to whoever asked
+                told.put(error)
+
+        threading.Thread(target=work, daemon=True).start()
+        while True:
+            found = told.get()
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+            if isinstance(found, Answer):
+                return
+
+    def _answer(
+        self,
+        name: str,
+        method: str,
+        image: Image.Image,
+        question: str,
+        region: NDArray[np.bool_] | None,
+        tell: Callable[[str], None],
+    ) -> Answer:
+        vlm, settings = self.models[name], self.settings
+        asked = prepare(vlm, [image], question)
+        inputs, _ = model_inputs(vlm, [asked], "left")
+        held = None
+        if region is not None:
+            held = torch.from_numpy(members(token_weights(region, asked.boxes)))[None].to(vlm.device)
+        # The settings of evaluation.decoding are those of evaluation.decode alone.
+        own = settings.decoding if method == settings.decode else {}
+        with _watched(vlm, tell if method in STREAMED else None):
+            generated = generate(
+                vlm,
+                inputs,
+                method,
+                settings=own,
+                strategy=settings.strategy,
+                max_new_tokens=settings.max_new_tokens,
+                seed=settings.seed,
+                regions_BN=held,
+            )
+        tokens = generated.tokens[0]
+        return _look(vlm, replace(asked, input_ids=torch.cat([asked.input_ids, tokens])), name, method, question)
+
+
+@torch.no_grad()
+def _look(vlm: Vlm, answered: Example, name: str, method: str, question: str) -> Answer:
+    """One teacher-forced pass over question and answer; every row of the answer is captured by itself."""
+    inputs, masks = model_inputs(vlm, [answered], "right")
+    request = capture_request("answer", *(masks[mask] for mask in TOKEN_MASKS), each_row=True)
+    rows_BGS = request.row_weights
+    config = vlm.model.config.text_config
+    row_bytes = 2 * config.num_hidden_layers * config.num_attention_heads * len(answered.boxes)
+    kept = max(0, min(rows_BGS.shape[1], MAX_MAP_BYTES // row_bytes - 1))
+    # The whole answer first: its ratio, and so the choice of heads, is then that of `evaluate`.
+    request = replace(request, row_weights=torch.cat([rows_BGS.mean(1, keepdim=True), rows_BGS[:, :kept]], 1))
+    outputs: Any = vlm.model(
+        **inputs,
+        routing=Routing(masks["prompt_mask"], masks["image_mask"]),
+        capture=request,
+        output_attentions=True,
+        use_cache=False,
+        logits_to_keep=1,
+    )
+    captured = stack(outputs.attentions, request)
+    ratio_BLH = captured.ratio_BLH[..., WHOLE]
+    selected_LH = HeadSelector(PAPER_HEADS).select(ratio_BLH, captured.counted_B)
+    placed_N = ~np.isnan(answered.boxes[:, 0])
+    tokens = answered.input_ids[answered.prompt_length :]
+    return Answer(
+        model=name,
+        method=method,
+        question=question,
+        text=answer_text(vlm, tokens),
+        tokens=token_texts(vlm.tokenizer, tokens.tolist())[:kept],
+        maps_LHGN=captured.map_BLHN[0].half().cpu().numpy()[..., placed_N],
+        ratio_LH=ratio_BLH[0].float().cpu().numpy(),
+        selected_LH=selected_LH.cpu().numpy(),
+        boxes=answered.boxes[placed_N],
+    )
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
+    """What each token adds to the text; nothing for control tokens and for the first bytes of a character."""
+    texts = [tokenizer.decode(ids[:end], skip_special_tokens=True).rstrip("\ufffd") for end in range(len(ids) + 1)]
+    return tuple(after[len(before) :] for before, after in pairwise(texts))
+
+
+@contextmanager
+def _watched(vlm: Vlm, tell: Callable[[str], None] | None) -> Iterator[None]:
+    """Tell the answer so far with every token that the model reads back; transformers' own streamers take no part in a
+    loop of ours. The last token is never read back."""
+    if tell is None:
+        yield
+        return
+    read: list[int] = []
+
+    def hook(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        ids = arguments[0]
+        if ids.shape == (1, 1):  # a decoding step; the prompt is longer
+            read.append(int(ids))
+            tell(vlm.tokenizer.decode(read, skip_special_tokens=True))
+
+    handle = vlm.model.get_input_embeddings().register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

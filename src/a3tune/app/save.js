@@ -1,0 +1,7 @@
+(file) => {
+  if (!file) return;
+  const link = document.createElement('a');
+  link.href = file.href;
+  link.download = file.name;
+  link.click();
+}

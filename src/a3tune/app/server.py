@@ -1,0 +1,127 @@
+"""Serves the page, on this machine alone unless told otherwise, and lets nothing in or out that it need not.
+
+Gradio by itself asks its makers for newer versions and counts its users; all of that is off here.
+"""
+
+import ipaddress
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from a3tune.app.model import Asker, load_models
+from a3tune.app.regions import Segmenter
+from a3tune.config import RunConfig
+from a3tune.errors import ModelError, RunError
+
+LOOPBACK = "127.0.0.1"
+UPLOAD_LIMIT = "50mb"
+SESSIONS = 32
+"""Visitors whose image and answers are kept; of more, the oldest are forgotten."""
+WAITING = 32
+"""Questions that may wait; further ones are turned away."""
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
+HEADERS = {
+    # Gradio's own templates are compiled in the browser, hence 'unsafe-eval'. Nothing may come from or go elsewhere.
+    "content-security-policy": "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'; "
+    "form-action 'self'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(
+    config: RunConfig, adapters: Mapping[str, Path], host: str, port: int | None, say: Callable[[str], None]
+) -> None:
+    """Load the models and serve the page until Ctrl-C. `port`: None takes the first free one from 7860 on.
+
+    Raises ModelError without the extra `app`, RunError for a port that is taken, and what loading models raises.
+    """
+    # A service manager's way to stop it; the folder below would stay otherwise.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with tempfile.TemporaryDirectory(prefix="a3tune-app-") as uploads:
+        # Read by Gradio when it is imported: uploads lie here for the moment between arriving and being read.
+        os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        try:
+            import gradio
+        except ImportError as error:
+            raise ModelError("the explorer needs gradio, which is not installed: pip install 'a3tune[app]'") from error
+        from a3tune.app.page import Page
+
+        asker = Asker(load_models(config.model, adapters), config.evaluation)
+        device = None if config.model.device == "auto" else config.model.device
+        page = Page(asker, Segmenter(config.labels, device))
+        try:
+            _, url, _ = page.blocks.queue(max_size=WAITING).launch(**_settings(gradio, host, port))
+        except OSError as error:
+            raise RunError(f"port {port}: cannot listen on {host} there ({error}); choose another --port") from error
+        say(f"Explorer: {url}")
+        page.blocks.block_thread()
+
+
+def _settings(gradio: Any, host: str, port: int | None) -> dict[str, Any]:
+    """Everything stated, since what is not comes from environment variables."""
+    from a3tune.app.layout import script
+
+    return {
+        "server_name": host,
+        "server_port": port,
+        "share": False,
+        "inbrowser": False,
+        "quiet": True,
+        "prevent_thread_lock": True,
+        "show_error": False,
+        "max_file_size": UPLOAD_LIMIT,
+        "state_session_capacity": SESSIONS,
+        "footer_links": [],
+        "run_history": False,
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "pwa": False,
+        "mcp_server": False,
+        "theme": gradio.themes.Base(font=FONTS, font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"]),
+        "css_paths": Path(__file__).parent / "page.css",
+        "js": script("page.js"),
+        "app_kwargs": {"middleware": _middleware(host)},
+    }
+
+
+def _middleware(host: str) -> list[Any]:
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    guards = [Middleware(_Headers)]
+    if is_loopback(host):
+        # A page elsewhere whose name was made to point here cannot speak to us.
+        guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[host, LOOPBACK, "localhost"]))
+    return guards
+
+
+class _Headers:
+    """Adds `HEADERS` to every answer."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *own]}
+            await send(message)
+
+        await self._app(scope, receive, with_headers if scope["type"] == "http" else send)

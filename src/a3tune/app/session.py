@@ -1,0 +1,58 @@
+"""What one visitor has on the page."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from a3tune.app.model import Answer
+from a3tune.app.regions import Picks
+
+LARGEST = 640
+"""Longest side, in pixels, at which an image is shown; models and segmenters get all of it."""
+
+
+@dataclass(eq=False)
+class Session:
+    """An image and what was done with it. Another image is another session.
+
+    Steps change it in place: a slow answer and a quick click at the same time do not undo each other.
+    """
+
+    image: Image.Image
+    """RGB, in its own size."""
+    title: str = ""
+    """Of a synthetic scan; empty for a visitor's image, whose file name is nobody's business."""
+    answers: dict[int, Answer] = field(default_factory=dict)
+    """By pane of the page."""
+    region: NDArray[np.bool_] | None = None
+    """bool `[H, W]` of the image: where the answer is to be found."""
+    region_name: str = ""
+    picks: Picks | None = None
+    closed: bool = False
+    """The visitor has gone on to another image: what is still on its way is not wanted any more."""
+
+    def set_region(self, region: NDArray[np.bool_] | None, name: str = "") -> None:
+        self.region, self.region_name = region, name
+
+    @property
+    def scale(self) -> float:
+        """Pixels on the page per pixel of the image; never more than 1."""
+        return min(1.0, LARGEST / max(self.image.size))
+
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """Height and width of the shown image."""
+        width, height = self.image.size
+        return max(1, round(height * self.scale)), max(1, round(width * self.scale))
+
+    def shown(self) -> NDArray[np.uint8]:
+        """uint8 `[h, w, 3]`: the image as it is shown."""
+        height, width = self.shown_size
+        return np.asarray(self.image if self.scale == 1 else self.image.resize((width, height), Image.Resampling.BOX))
+
+    def shown_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """bool `[h, w]` of a mask of the image, as it is shown."""
+        height, width = self.shown_size
+        return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))

@@ -1,0 +1,234 @@
+"""Sessions -> HTML, PNG and JSON. Knows no Gradio; everything that a person or a model wrote is escaped here.
+
+File names, paths and headers of images never come this far.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from a3tune.app.model import WHOLE, Answer, Heads
+from a3tune.app.session import Session
+from a3tune.config import EvaluationConfig
+from a3tune.metrics.attention import attention_metrics
+from a3tune.report.figures import case_panel, head_grid, overlay, scan_definition
+from a3tune.vlm.patches import paint
+
+METRICS = {"coverage": "Coverage", "intensity": "Intensity", "attention_mass": "Attention inside"}
+END = "(end)"
+"""Stands for the token that ends an answer."""
+
+
+def word(answer: Answer, row: int) -> str:
+    """What a row of an answer is called."""
+    if row == WHOLE:
+        return "whole answer"
+    return answer.tokens[row - 1].strip() or (END if row == len(answer.tokens) else "(blank)")
+
+
+def words(answer: Answer, pane: int) -> Markup:
+    """The answer word by word, as radio buttons: arrow keys walk through it (`words.js`)."""
+    choices = Markup().join(
+        Markup('<label><input type="radio" name="words-{}" value="{}"{}><span>{}</span></label>').format(
+            pane, row, Markup(" checked") if row == WHOLE else "", word(answer, row)
+        )
+        for row in range(len(answer.tokens) + 1)
+    )
+    legend = "Choose a word to see where the model looked for it"
+    return Markup('<fieldset class="words"><legend>{}</legend>{}</fieldset>').format(legend, choices)
+
+
+def heads_name(heads: Heads, answer: Answer) -> str:
+    """What a choice of heads is called."""
+    count = f"{int(answer.selected_LH.sum())} of {answer.selected_LH.size}"
+    if isinstance(heads, tuple):
+        return f"layer {heads[0] + 1}, head {heads[1] + 1}"
+    return {"selected": f"the {count} heads that look at the image most", "all": "all heads"}[heads]
+
+
+def notice(text: str, kind: str = "note") -> Markup:
+    """A line about what happened; `kind` is `note` or `error`. Read out by screen readers."""
+    sign = "Error: " if kind == "error" else ""
+    return Markup('<p class="notice {}" role="{}">{}{}</p>').format(
+        kind, "alert" if kind == "error" else "status", sign, text
+    )
+
+
+def scan(session: Session) -> Markup:
+    """The image with its region and the segments that the question picks; a box can be drawn on it."""
+    picks = session.picks
+    labels = [session.shown_mask(picks.mask(rank)) for rank in range(len(picks.best))] if picks else []
+    width, height = session.image.size
+    alt = f"{session.title or 'Your image'}, {width} by {height} pixels"
+    if session.region is not None:
+        alt += f"; region: {session.region_name}, {_place(session.region)}"
+    region = None if session.region is None else session.shown_mask(session.region)
+    panel = case_panel("scan-image", session.shown_size, alt, region=region, labels=labels)
+    stage = Markup('<div class="stage" data-width="{}" data-height="{}">{}{}<div class="band" hidden></div></div>')
+    return stage.format(width, height, scan_definition(session.shown(), "scan-image"), panel)
+
+
+def region_line(session: Session) -> Markup:
+    """The region in words."""
+    if session.region is None:
+        return Markup('<p class="quiet">No region: Coverage and Intensity need one.</p>')
+    share = 100 * session.region.mean()
+    text = f"{session.region_name}: {_place(session.region)}, {share:.1f} % of the image"
+    return Markup('<p class="quiet"><span class="solid" aria-hidden="true"></span> {}</p>').format(text)
+
+
+def picks_list(session: Session) -> Markup:
+    """Which segments the question picks, best first."""
+    picks = session.picks
+    if picks is None:
+        return Markup()
+    rows = Markup().join(
+        Markup("<li>{}, similarity {:.2f}</li>").format(_place(picks.mask(rank)), picks.similarity[index])
+        for rank, index in enumerate(picks.best)
+    )
+    found = f"{len(picks.segments)} segments found; the question “{picks.question}” picks:"
+    line = Markup('<p class="quiet"><span class="dashed" aria-hidden="true"></span> {}</p><ol class="quiet">{}</ol>')
+    return line.format(found, rows)
+
+
+def answer_text(text: str, model: str, method: str, *, done: bool) -> Markup:
+    """An answer, or what there is of it so far."""
+    state = "" if done else Markup('<span class="typing" aria-hidden="true">▍</span>')
+    shown = text or ("(empty answer)" if done else "")
+    return Markup('<p class="who">{} · {}</p><p class="said" aria-live="polite" aria-busy="{}">{}{}</p>').format(
+        model, method, "false" if done else "true", shown, state
+    )
+
+
+def looked(session: Session, pane: int, heads: Heads, row: int, settings: EvaluationConfig) -> Markup:
+    """Where the model of a pane looked, and how well that fits the region."""
+    answer = session.answers.get(pane)
+    if answer is None:
+        return Markup()
+    heat = _heat(session, answer, heads, row)
+    alt = f"Attention of {_quoted(answer, row)}, {heads_name(heads, answer)}: {_peak(heat)}"
+    region = None if session.region is None else session.shown_mask(session.region)
+    # Panes and the scan of the left column stand on one page, so ids must differ.
+    name = f"scan-{pane}"
+    panel = case_panel(name, session.shown_size, alt, heat=heat, region=region)
+    figure = Markup('<figure class="look">{}{}<figcaption>{}</figcaption></figure>{}')
+    scores = _scores(session, answer, heads, row, settings)
+    return figure.format(scan_definition(session.shown(), name), panel, alt, scores)
+
+
+def ratios(answer: Answer, pane: int) -> Markup:
+    """The visual attention ratio of every head, folded away."""
+    best = np.unravel_index(answer.ratio_LH.argmax(), answer.ratio_LH.shape)
+    alt = (
+        f"Visual attention ratio of each of {answer.ratio_LH.shape[0]} layers and {answer.ratio_LH.shape[1]} heads in "
+        f"percent; highest: layer {best[0] + 1}, head {best[1] + 1}"
+    )
+    text = "Which heads look at the image (share of attention, %)"
+    return Markup("<details><summary>{}</summary>{}</details>").format(text, head_grid(answer.ratio_LH, pane % 8, alt))
+
+
+def measure(
+    session: Session, answer: Answer, heads: Heads, row: int, settings: EvaluationConfig
+) -> dict[str, float | None]:
+    """Attention metrics of a row against the region; None where undefined, empty without a region."""
+    if session.region is None:
+        return {}
+    map_1N, region_1N = answer.attention(heads, row)[None], answer.holds(session.region)[None]
+    found = attention_metrics(map_1N, region_1N, tau=settings.tau, normalisation=settings.normalisation)
+    return {name: float(found[name][0]) if np.isfinite(found[name][0]) else None for name in METRICS}
+
+
+def png(session: Session, pane: int, heads: Heads, row: int) -> bytes:
+    """The shown image under the attention of a pane's answer, as PNG without metadata."""
+    file = io.BytesIO()
+    overlay(session.shown(), _heat(session, session.answers[pane], heads, row)).save(file, "PNG")
+    return file.getvalue()
+
+
+def as_json(session: Session, heads: Heads, rows: Sequence[int], settings: EvaluationConfig) -> str:
+    """Questions, answers, maps and numbers of all panes; `rows` by pane.
+
+    Holds no file name and nothing of an image's header.
+    """
+    found = {
+        "image": {"width": session.image.width, "height": session.image.height},
+        "region": None if session.region is None else {"name": session.region_name, "box": _box(session.region)},
+        "settings": {
+            "heads": heads if isinstance(heads, str) else {"layer": heads[0] + 1, "head": heads[1] + 1},
+            "tau": settings.tau,
+            "normalisation": settings.normalisation,
+            "max_new_tokens": settings.max_new_tokens,
+            "seed": settings.seed,
+        },
+        "answers": [
+            _record(session, own, heads, rows[pane], settings) for pane, own in sorted(session.answers.items())
+        ],
+    }
+    return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def download(name: str, kind: str, content: bytes) -> dict[str, str]:
+    """What the page's `save.js` takes: a file that exists in the browser only. `kind` is its media type."""
+    return {"name": name, "href": f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"}
+
+
+def _record(session: Session, answer: Answer, heads: Heads, row: int, settings: EvaluationConfig) -> Mapping[str, Any]:
+    layers, numbers = np.nonzero(answer.selected_LH)
+    return {
+        "model": answer.model,
+        "decoding": answer.method,
+        "question": answer.question,
+        "answer": answer.text,
+        "tokens": list(answer.tokens),
+        "selected_heads": [[int(layer) + 1, int(head) + 1] for layer, head in zip(layers, numbers, strict=True)],
+        "visual_ratio": np.round(answer.ratio_LH, 5).tolist(),
+        "token_boxes": np.round(answer.boxes, 2).tolist(),
+        "map": _numbers(answer.attention(heads)),
+        "map_per_token": [_numbers(answer.attention(heads, own + 1)) for own in range(len(answer.tokens))],
+        "chosen": {"word": word(answer, row), **measure(session, answer, heads, row, settings)},
+    }
+
+
+def _scores(session: Session, answer: Answer, heads: Heads, row: int, settings: EvaluationConfig) -> Markup:
+    found = measure(session, answer, heads, row, settings)
+    shown = {name: "undefined" if value is None else f"{100 * value:.0f} %" for name, value in found.items()}
+    cells = Markup().join(
+        Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(METRICS[name], value) for name, value in shown.items()
+    )
+    return Markup('<dl class="facts">{}</dl>').format(cells) if found else Markup()
+
+
+def _heat(session: Session, answer: Answer, heads: Heads, row: int) -> NDArray[np.float32]:
+    return paint(answer.attention(heads, row), answer.boxes * session.scale, session.shown_size)
+
+
+def _quoted(answer: Answer, row: int) -> str:
+    return "the whole answer" if row == WHOLE else f"the word “{word(answer, row)}”"
+
+
+def _peak(heat: NDArray[np.float32]) -> str:
+    """Where the attention is strongest, for who does not see it."""
+    if not heat.any():
+        return "none on the image"
+    y, x = np.unravel_index(heat.argmax(), heat.shape)
+    return f"strongest {100 * x / heat.shape[1]:.0f} % from the left, {100 * y / heat.shape[0]:.0f} % from the top"
+
+
+def _place(mask: NDArray[np.bool_]) -> str:
+    left, top, right, bottom = _box(mask)
+    return f"left {left}, top {top}, right {right}, bottom {bottom}"
+
+
+def _box(mask: NDArray[np.bool_]) -> list[int]:
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1] if len(columns) else [0, 0, 0, 0]
+
+
+def _numbers(map_N: NDArray[np.float32]) -> list[float]:
+    return [float(f"{value:.4g}") for value in map_N]

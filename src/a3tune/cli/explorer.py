@@ -1,0 +1,53 @@
+"""`a3tune app`: ask in the browser, and see where the model looks."""
+
+from typing import Annotated
+
+import typer
+
+from a3tune.cli.app import app, echo
+from a3tune.cli.options import ConfigFile, DryRun, Overrides, quieten, show_dry_run
+from a3tune.cli.runs import NO_ADAPTER, adapter_title, with_adapter
+from a3tune.errors import RunError
+
+MOST = 2
+"""Adapters beside the base model: more do not fit on a screen."""
+LOOPBACK = "127.0.0.1"
+
+
+@app.command("app")
+def explore(
+    overrides: Overrides = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR", help="Folder of a trained adapter. Twice at most."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is for this machine alone.")] = LOOPBACK,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="The first free one from 7860 on.")] = None,
+    config: ConfigFile = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Ask in the browser and see where the model looks: word by word, head by head, base beside adapter.
+
+    Without anything it opens the shipped tiny model and synthetic scans. Needs the extra `app`.
+
+    Example: `a3tune app --adapter runs/mine/adapter`
+    """
+    chosen = [with_adapter(each, config, overrides or []) for each in adapter or [NO_ADAPTER]]
+    settings = chosen[0][1]
+    adapters = {adapter_title(folder): folder for folder, _ in chosen if folder is not None}
+    if len(adapters) < len(adapter or ()) or len(adapters) > MOST:
+        got = ", ".join(adapter or ())
+        raise RunError(f"--adapter: expected at most {MOST}, of runs with different names, got {got}")
+    if dry_run:
+        show_dry_run(settings, f"serve {' and '.join([settings.model.path, *adapters])} on {host}")
+        return
+    quieten()
+    from a3tune.app.server import is_loopback, serve
+
+    if not is_loopback(host):
+        echo(
+            f"Warning: {host} can be reached from other machines. Whoever reaches it can use the page without a "
+            "password, and what is sent is not encrypted. Put a server that has both in front of it.",
+            err=True,
+        )
+    serve(settings, adapters, host, port, echo)

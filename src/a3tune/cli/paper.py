@@ -1,0 +1,41 @@
+"""`a3tune reproduce`: the paper's tables and figures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from a3tune.cli.app import app, echo
+from a3tune.cli.options import quieten
+
+
+@app.command()
+def reproduce(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="table1, fig5, ..., or all.")] = None,
+    on: Annotated[
+        str, typer.Option(metavar="phantom|FILE.yaml", help="Synthetic scans, or where models and data sets are.")
+    ] = "phantom",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Runs, labels and outcomes.")] = Path("runs/paper"),
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="Of training. Repeatable.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each on a device of its own.")] = 1,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="On the phantom: a setting. Repeatable.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few scans and steps: to see that everything runs.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="Show the tables and figures.")] = False,
+) -> None:
+    """Reproduce the paper's tables and figures, each beside its published numbers; what is done is not done again.
+
+    Example: `a3tune reproduce fig8 table2`, or with the real models and data: `a3tune reproduce all --on places.yaml`
+    """
+    if show or not names:
+        from a3tune.reproduce.experiments import experiments
+
+        for name, experiment in experiments().items():
+            echo(f"{name:8} {experiment.title}")
+        return
+    quieten()
+    from a3tune.reproduce.run import reproduce
+
+    for outcome in reproduce(names, on, out, seed or [0], jobs, echo, quick=quick, settings=setting or ()):
+        echo(outcome.text)
