@@ -1,0 +1,87 @@
+"""What the paper's tables and figures compare, read from `assets/paper/experiments.yaml`. Runs nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any, Literal
+
+import yaml
+
+from a3tune.errors import ConfigError
+
+Kind = Literal["results", "counts", "settings", "cases"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A model with its way to answer; of `counts` and `settings` only the title and the numbers."""
+
+    title: str
+    adapter: Literal["base", "lora", "a3tune"] = "base"
+    decode: str = "greedy"
+    change: tuple[str, ...] = ()
+    """Settings that differ, as `labels.top_k=2`."""
+    scale: Mapping[str, float] = field(default_factory=dict)
+    """Setting -> factor of what it is for the data set."""
+    paper: tuple[float | None, ...] = ()
+    """Published numbers by column; empty if there are none in print."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What is measured on which questions."""
+
+    data: str
+    metric: str = ""
+    where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Field of `meta` -> the values that count."""
+    by: str = ""
+    """Field of `meta` for each of whose values there is a column of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A table or figure."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    kind: Kind = "results"
+    model: str = ""
+    note: str = ""
+
+
+def experiments() -> dict[str, Experiment]:
+    """All tables and figures by name, tables first."""
+    tree = yaml.safe_load(paper_asset("experiments.yaml"))
+    return {name: _experiment(name, entry) for name, entry in tree.items()}
+
+
+def choose(names: list[str]) -> list[Experiment]:
+    """The named ones; `all` is all of them, `fig5` is `fig5a` and `fig5b`. Raises ConfigError for one not known."""
+    known = experiments()
+    chosen: dict[str, Experiment] = {}
+    for name in names:
+        found = {key: value for key, value in known.items() if name in ("all", key, key.rstrip("ab"))}
+        if not found:
+            raise ConfigError(f"{name}: expected a table or figure of the paper, one of {', '.join(known)}, or all")
+        chosen |= found
+    return list(chosen.values())
+
+
+def paper_asset(name: str) -> str:
+    """Text of a file of `assets/paper/`."""
+    return (files("a3tune") / "assets" / "paper" / name).read_text(encoding="utf-8")
+
+
+def _experiment(name: str, entry: dict[str, Any]) -> Experiment:
+    columns = tuple(
+        Column(**column | {"where": {key: tuple(values) for key, values in column.get("where", {}).items()}})
+        for column in entry.pop("columns")
+    )
+    rows = tuple(
+        Row(**row | {"change": tuple(row.get("change", ())), "paper": tuple(row.get("paper", ()))})
+        for row in entry.pop("rows")
+    )
+    return Experiment(name=name, columns=columns, rows=rows, **entry)

@@ -1,0 +1,143 @@
+"""Runs what experiments need, cell by cell: train once, answer with every decoding method. Resumable, on many devices.
+
+A run that several tables share is made once: its folder is named by what it is and by a hash of its settings.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from itertools import product
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
+from pathlib import Path
+
+import torch
+
+from a3tune.commands import Subject, fine_tune, label, measure_all
+from a3tune.config import RunConfig
+from a3tune.reproduce.experiments import Column, Experiment, Row
+from a3tune.reproduce.places import Places
+from a3tune.run import RunFolder
+
+ADAPTERS = {"base": ["labels.source=none"], "lora": ["adapter.kind=lora", "labels.source=none"], "a3tune": []}
+"""Settings of the three kinds of models."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A model, trained or not; its settings name the run folder."""
+
+    config: RunConfig
+    trained: bool
+
+    def answers(self, decode: str) -> Path:
+        """Folder of its answers by a decoding method."""
+        return self.config.output.parent.parent / "answers" / f"{self.config.output.name}-{decode}"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run, and the decoding methods that it answers by."""
+
+    run: Run
+    methods: list[str]
+
+
+def run_of(places: Places, out: Path, experiment: Experiment, row: Row, column: Column, seed: int) -> Run:
+    """The run behind a cell of a table."""
+    trained = row.adapter != "base"
+    given = [*ADAPTERS[row.adapter], *row.change, *([f"training.seed={seed}"] if trained else [])]
+    config = places.config(experiment.model, column.data, given)
+    for setting, factor in row.scale.items():
+        section, name = setting.split(".")
+        group = getattr(config, section)
+        config = replace(config, **{section: replace(group, **{name: factor * getattr(group, name)})})
+    settings = repr(config)
+    data = (config.data.test or Path()).parent.name if places.stand_in else column.data
+    config = replace(config, labels=replace(config.labels, store=out / "labels" / data))
+    parts = [data, *([] if places.stand_in else [experiment.model]), row.adapter]
+    parts += [f"seed{seed}"] if trained else []
+    parts += [hashlib.sha256(settings.encode()).hexdigest()[:8]]
+    name = re.sub(r"[^\w.=-]+", "_", "-".join(parts))
+    return Run(replace(config, output=out / "runs" / name), trained)
+
+
+def plan(places: Places, out: Path, chosen: Iterable[Experiment], seeds: Sequence[int]) -> list[Job]:
+    """Every run that the experiments need, once, with the decoding methods that it answers by."""
+    needed: dict[Path, Job] = {}
+    for experiment in chosen:
+        if experiment.kind not in ("results", "cases"):
+            continue
+        for row, column, seed in product(experiment.rows, experiment.columns, seeds):
+            run = run_of(places, out, experiment, row, column, seed)
+            job = needed.setdefault(run.config.output, Job(run, []))
+            if row.decode not in job.methods:
+                job.methods.append(row.decode)
+    return list(needed.values())
+
+
+def run_all(jobs: Sequence[Job], workers: int, say: Callable[[str], None]) -> dict[str, str]:
+    """Label, train and answer what is not there yet, `workers` runs at a time, each on a device of its own where
+    there are several. Returns why answers that are missing cannot be had, by folder."""
+    left = [replace(job, methods=[name for name in job.methods if not _answered(job.run, name)]) for job in jobs]
+    left = [job for job in left if job.methods]
+    say(f"{len(jobs) - len(left)} of {len(jobs)} runs were done earlier")
+    labelled: set[tuple[Path | None, Path | None]] = set()
+    for job in left:
+        config = job.run.config
+        places = (config.labels.store, config.data.train)
+        if job.run.trained and config.labels.source == "weak" and places not in labelled:
+            say(f"labels of {config.data.train}")
+            label(config, _silent)
+            labelled.add(places)
+    absent: dict[str, str] = {}
+    for number, (job, missing) in enumerate(_done(left, workers), start=1):
+        absent |= missing
+        say(f"{number} of {len(left)}: {job.run.config.output.name}")
+    return absent
+
+
+def work(job: Job) -> dict[str, str]:
+    """Train and answer, in a process of its own; returns which answers cannot be had, and why."""
+    config = job.run.config
+    adapter = RunFolder(fine_tune(config, _silent)).adapter if job.run.trained else None
+    absent: dict[str, str] = {}
+    for method in job.methods:
+        answers = job.run.answers(method)
+        _, missing = measure_all({config.output.name: Subject(config, adapter)}, [method], answers, _silent)
+        absent |= {str(answers): why for why in missing.values()}
+    return absent
+
+
+def _done(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, str]]]:
+    """The jobs as they end, with what they could not answer; with one worker all happens in this process."""
+    if workers == 1:
+        yield from ((job, work(job)) for job in jobs)
+        return
+    context = get_context("spawn")
+    devices = context.Queue()
+    for number in range(workers):
+        devices.put(number)
+    with ProcessPoolExecutor(workers, context, _take_device, (devices,)) as pool:
+        working = {pool.submit(work, job): job for job in jobs}
+        yield from ((working[done], done.result()) for done in as_completed(working))
+
+
+def _answered(run: Run, method: str) -> bool:
+    return RunFolder(run.answers(method)).results.is_file()
+
+
+def _take_device(devices: Queue) -> None:
+    """Of several CUDA devices each process sees one."""
+    number = devices.get()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]
+    if visible:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
+
+
+def _silent(done: int, total: int) -> None:
+    pass

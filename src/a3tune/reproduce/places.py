@@ -1,0 +1,111 @@
+"""Where the models and data sets of the paper are on this machine, or the phantom in the place of all of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+
+from a3tune.config import RunConfig, load_config
+from a3tune.data.phantom import DEMO_PATIENTS, write_phantom
+from a3tune.data.rows import read_rows, write_rows
+from a3tune.errors import ConfigError
+from a3tune.reproduce.experiments import paper_asset
+
+REGIONS = "-regions"
+"""Ends the name of a data set of which only the questions with a known region count."""
+REPORTS = ("iu-xray", "mimic-cxr")
+PHANTOM = "phantom"
+_PHANTOM_CLASSES = {
+    ("organ", "Lung"): ("body", "chest"),
+    ("organ", "Abdomen"): ("body", "abdomen"),
+    ("organ", "Brain"): ("body", "brain"),
+    ("organ", "Brain_Tissue"): ("body", "brain"),
+}
+"""Field and value of SLAKE -> of the phantom."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Models and data by the paper's names."""
+
+    models: Mapping[str, str]
+    """Name -> `model.path`."""
+    data: Mapping[str, Path]
+    """Name -> folder with `train.jsonl` and `test.jsonl` (`a3tune data prepare`)."""
+    settings: Mapping[str, tuple[str, ...]]
+    """Data set -> its settings, in their order."""
+    base: Path | None = None
+    """YAML of further settings; None: the defaults."""
+    classes: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    """Field and value of `meta` that are called otherwise here."""
+    stand_in: bool = False
+    """The phantom: published numbers are of other data, so no difference to them means anything."""
+
+    def config(self, model: str, data: str, overrides: Sequence[str]) -> RunConfig:
+        """Settings of a run on a data set, without output. Raises ConfigError for what is not there."""
+        for kind, name, known in (("models", model, self.models), ("data", data, self.data)):
+            if name not in known:
+                raise ConfigError(f"{kind}.{name}: expected its place, got none; it is needed here")
+        folder = self.data[data]
+        given = [f"model.path={self.models[model]}", f"data.train={folder / 'train.jsonl'}"]
+        given += [f"data.test={folder / 'test.jsonl'}", *self.settings[data.removesuffix(REGIONS)], *overrides]
+        return _load(self.base, tuple(given))
+
+
+_load = lru_cache(maxsize=None)(load_config)
+"""A table asks for the settings of a few runs again and again."""
+
+
+def read_places(path: Path, out: Path) -> Places:
+    """The places in a YAML file: `models` (name: path), `data` (name: folder), `settings` (list of key=value).
+
+    The paper's settings of each data set (Tables 6-7, Appendix C.1) apply, then `settings`. Raises ConfigError for a
+    file that is none.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: expected YAML with models, data and settings: {error}") from None
+    if not isinstance(tree, dict) or not set(tree) <= {"models", "data", "settings"}:
+        raise ConfigError(f"{path}: expected a mapping with models, data and settings, got {tree!r:.60}")
+    paper = yaml.safe_load(paper_asset("settings.yaml"))
+    own = tuple(tree.get("settings") or ())
+    data = {name: Path(folder) for name, folder in (tree.get("data") or {}).items()}
+    unknown = sorted(set(data) - set(paper["data"]))
+    if unknown:
+        raise ConfigError(f"{path}: data: expected names of {', '.join(paper['data'])}, got {', '.join(unknown)}")
+    return Places(
+        models=tree.get("models") or {},
+        data=data | _with_regions(data, out),
+        settings={name: (*paper["shared"], *paper["data"][name], *own) for name in data},
+    )
+
+
+def phantom_places(
+    out: Path, settings: Sequence[str], progress: Callable[[int, int], None], patients: Mapping[str, int] | None = None
+) -> Places:
+    """Phantom scans in `out` for every data set, the shipped tiny model for every model, the demo's settings."""
+    paper = yaml.safe_load(paper_asset("settings.yaml"))
+    folders = {False: out / "data" / "vqa", True: out / "data" / "reports"}
+    for reports, folder in folders.items():
+        if not (folder / "test.jsonl").is_file():
+            write_phantom(folder, patients or DEMO_PATIENTS, reports=reports, progress=progress)
+    data = {name: folders[name in REPORTS] for name in paper["data"]}
+    own = {name: (*settings, *(["evaluation.max_new_tokens=96"] if name in REPORTS else [])) for name in paper["data"]}
+    models: dict[str, str] = dict.fromkeys(("llava-med", "llava-med-1.5", "huatuogpt-vision"), "tiny")
+    base = Path(str(files("a3tune") / "assets" / "demo" / "config.yaml"))
+    return Places(models, data | _with_regions(data, out), own, base, _PHANTOM_CLASSES, stand_in=True)
+
+
+def _with_regions(data: Mapping[str, Path], out: Path) -> dict[str, Path]:
+    """SLAKE's questions whose region is known, as a data set of its own (Fig. 4)."""
+    if "slake" not in data:
+        return {}
+    folder = out / "data" / f"slake{REGIONS}"
+    for split in ("train", "test"):
+        if not (folder / f"{split}.jsonl").is_file():
+            write_rows(folder / f"{split}.jsonl", [s for s in read_rows(data["slake"] / f"{split}.jsonl") if s.regions])
+    return {f"slake{REGIONS}": folder}

@@ -1,0 +1,121 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from a3tune.config import load_config
+from a3tune.decoding import DECODERS
+from a3tune.errors import ConfigError
+from a3tune.metrics.stats import Estimate
+from a3tune.reproduce.experiments import choose, experiments
+from a3tune.reproduce.grid import plan
+from a3tune.reproduce.places import Places, phantom_places, read_places
+from a3tune.reproduce.run import QUICK, reproduce
+from a3tune.reproduce.tables import Cell, Table, as_markdown
+
+SETTINGS = ("training.max_steps=1", "evaluation.max_new_tokens=2")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("paper")
+
+
+@pytest.fixture(scope="module")
+def phantom(out: Path) -> Places:
+    return phantom_places(out, SETTINGS, lambda done, total: None, {"train": 2, "validation": 1, "test": 2})
+
+
+def test_every_table_and_figure_is_well_formed():
+    found = experiments()
+    assert {f"table{number}" for number in range(1, 13)} <= set(found)
+    assert {"fig4", "fig5a", "fig5b", "fig6", "fig7a", "fig7b", "fig8", "fig9", "fig10"} <= set(found)
+    for experiment in found.values():
+        assert {row.decode for row in experiment.rows} <= set(DECODERS)
+        for row in experiment.rows:
+            assert len(row.paper) in (0, len(experiment.columns)), experiment.name
+            if experiment.kind == "results":
+                load_config(None, list(row.change))
+
+
+def test_published_numbers_are_those_of_the_paper():
+    found = experiments()
+    a3tune = found["table1"].rows[-1]
+    assert a3tune.title == "A3Tune" and a3tune.paper == (82.36, 86.76, 36.97, 70.87, 34.61, 92.19, 85.97, 91.98)
+    opera = next(row for row in found["table9"].rows if row.decode == "opera" and row.adapter == "lora")
+    assert opera.paper == (3.14, 15.52, 14.70, 84.75, 20.07, 7.74, 35.72)
+    assert [row.paper[0] for row in found["table2"].rows] == [12.2, 13.2, 27.5]
+
+
+def test_names():
+    assert [item.name for item in choose(["fig5", "table2"])] == ["fig5a", "fig5b", "table2"]
+    assert len(choose(["all"])) == len(experiments())
+    with pytest.raises(ConfigError, match="fig11: expected a table or figure"):
+        choose(["fig11"])
+
+
+def test_runs_with_the_same_settings_are_one_run(phantom: Places, out: Path):
+    table1 = plan(phantom, out, choose(["table1"]), [0])
+    assert len(table1) == 3  # base, LoRA, A3Tune: the phantom stands for all data sets
+    assert sorted(len(job.methods) for job in table1) == [1, 11, 11]
+    both = plan(phantom, out, choose(["table1", "fig5a", "fig8"]), [0])
+    # K = 4 and lambda x 1 are A3Tune itself.
+    assert len(both) == 3 + 4 + 4
+    assert len(plan(phantom, out, choose(["table1"]), [0, 1])) == 5  # the base has no seed
+
+
+def test_the_papers_settings_apply_to_real_data(tmp_path: Path):
+    file = tmp_path / "places.yaml"
+    file.write_text(
+        "models: {llava-med: models/llava-med}\ndata: {path-vqa: data/path}\n"
+        "settings: [labels.ranker=models/biomedclip]"
+    )
+    config = read_places(file, tmp_path).config("llava-med", "path-vqa", ["adapter.kind=lora"])
+    assert (config.training.epochs, config.alignment.weight, config.adapter.top_experts) == (3, 0.02, 3)
+    assert (config.labels.ranker, config.adapter.kind, config.adapter.rank) == ("models/biomedclip", "lora", 64)
+    assert config.data.test == Path("data/path/test.jsonl")
+    with pytest.raises(ConfigError, match=r"models\.huatuogpt-vision: expected its place"):
+        read_places(file, tmp_path).config("huatuogpt-vision", "path-vqa", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "expected a mapping"),
+        ("model: {}", "expected a mapping"),
+        ("a: [", "expected YAML"),
+        ("data: {slak: x}", "expected names of slake"),
+    ],
+)
+def test_places_that_are_none(tmp_path: Path, text: str, message: str):
+    (tmp_path / "places.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_places(tmp_path / "places.yaml", tmp_path)
+
+
+def test_a_table_from_end_to_end_and_again(phantom: Places, out: Path):
+    said: list[str] = []
+    names = ["table2", "table6", "table7", "table10", "fig6"]
+    found = reproduce(names, "phantom", out, [0], 1, said.append, settings=SETTINGS)
+    assert [outcome.file.exists() for outcome in found] == [True] * 5
+    table = json.loads((out / "table2.json").read_text())
+    assert table["rows"] == ["LLaVA-Med", "LLaVA-Med + LoRA", "A3Tune"]
+    assert all(0 <= cell["ours"]["mean"] <= 100 for row in table["cells"] for cell in row)
+    assert table["cells"][2][0]["paper"] == 27.5 and not table["comparable"]
+    assert "chest" in json.loads((out / "table10.json").read_text())["columns"][0]
+    assert "<html" in (out / "fig6.html").read_text()
+    before = (out / "table2.md").read_text()
+    said.clear()
+    reproduce(["table2"], "phantom", out, [0], 1, said.append, settings=SETTINGS)
+    assert said == ["3 of 3 runs were done earlier"]
+    assert (out / "table2.md").read_text() == before
+
+
+def test_a_difference_is_shown_only_where_the_data_are_the_same():
+    cells = ((Cell(Estimate(81.0, 79.0, 83.0, 9), 82.36), Cell(None, 86.76), Cell(Estimate(5, 5, 5, 1), None)),)
+    table = Table("table1", "t", "", ("a", "b", "c"), ("A3Tune",), cells, True, {})
+    assert "| A3Tune | 81.0 [79.0, 83.0] (paper 82.36, -1.4) | - (86.76) | 5.0 |" in as_markdown(table)
+
+
+def test_quick_is_small():
+    assert sum(QUICK.values()) < 30
