@@ -51,9 +51,9 @@ TITLES = {
 }
 PAGE = """# Results of `benchmarks/faults.py`
 
-Each row: one command, one kind of fault. *Struck*: the fault came before the command was done. *As undisturbed*: run
-again without a fault, the command left the same files with the same bytes as one that was never disturbed, but for
-times and the lock file, and no others.
+Each row: one command, one kind of fault. *Struck*: the fault, or all three, came before the command was done.
+*As undisturbed*: run again without a fault, the command left the same files with the same bytes as one that was never
+disturbed, but for times and the lock file, and no others.
 
 - command: `{command}`
 - machine: {machine}, Python {python}, torch {torch}, transformers {transformers}, one thread
@@ -119,11 +119,11 @@ def try_command(name: str, folder: Path, seconds: float) -> list[Row]:
             worlds["disk"] = World(folder / f"{world.folder.name}_disk" / "world")
         else:
             del worlds["disk"]
-        start = time.monotonic()
         trials = [(kind, faults) for kind, own in worlds.items() for faults in plan(own, name, kind)]
         random.Random(name).shuffle(trials)
         counts = Counter(kind for kind, _ in trials)
         rows = {kind: Row(name, TITLES[kind], counts[kind]) for kind in worlds}
+        start = time.monotonic()
         for kind, faults in trials:
             if time.monotonic() - start > seconds:
                 break

@@ -98,10 +98,11 @@ def main() -> None:
     torch.set_num_threads(1)
     samples = phantoms(2 if arguments.quick else 20)
     found = []
-    sides: list[tuple[Literal["process", "ray"], int]] = [("process", 1)]
-    if not arguments.quick:
+    sides: list[tuple[Literal["process", "ray"], int]] = [("process", 1), ("process", 2), ("ray", 2)]
+    if arguments.quick:
+        sides = sides[:1]
+    else:
         connect(2)
-        sides += [("process", 2), ("ray", 2)]
     for backend, workers in sides:
         for segments in (16,) if arguments.quick else (8, 16, 32, 64):
             found.append(measure(samples, segments, workers, backend))

@@ -57,9 +57,16 @@ def test_a_full_disk_while_a_checkpoint_is_saved_is_told(world: World) -> None:
     assert not trial.wrong
 
 
+@pytest.mark.parametrize("name", MAIN)
+def test_a_read_only_folder_is_told(world: World, name: str) -> None:
+    ended = world.after(name, [Fault("read-only", 0)]).broken[0]
+    assert ended.code == 2
+    assert "Read-only file system" in ended.said
+
+
 @pytest.mark.parametrize(("name", "folder"), [("label", "labels"), ("eval", "run"), ("convert", ".model.unfinished")])
 def test_the_second_of_two_is_refused(world: World, name: str, folder: str) -> None:
-    world.reference(name)
+    world.after(name, [])
     with locked(world.work / folder):
         ended = run(MAIN[name], world.work)
     assert ended.code == 2
