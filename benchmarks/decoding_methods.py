@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from a3tune.commands import Subject, measure_all
+from a3tune.commands import Subject, by_difference, measure_all
 from a3tune.data.phantom.questions import GENERIC_TYPES
 from a3tune.data.rows import read_rows, write_rows
 from a3tune.decoding import DECODERS
@@ -77,7 +77,8 @@ def answer(runs: Path, out: Path, data: Path, seeds: Sequence[int], quick: bool)
             config = replace(config, data=replace(config.data, test=data))
             adapter = None if model == "base" else runs / name / "adapter"
             subject = {name: Subject(config, adapter)}
-            _, absent = measure_all(subject, list(DECODERS), out / name, lambda done, total: None)
+            place = by_difference(out / name, subject, list(DECODERS))
+            _, absent = measure_all(subject, list(DECODERS), place, lambda done, total: None)
             print(f"{name}: done", *(f"({method}: {why})" for method, why in absent.items()), flush=True)
             folders.setdefault(model, {})[seed] = out / name
     return folders

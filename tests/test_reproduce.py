@@ -74,6 +74,8 @@ def test_the_papers_settings_apply_to_real_data(tmp_path: Path):
     assert (config.training.epochs, config.alignment.weight, config.adapter.top_experts) == (3, 0.02, 3)
     assert (config.labels.ranker, config.adapter.kind, config.adapter.rank) == ("models/biomedclip", "lora", 64)
     assert config.data.test == Path("data/path/test.jsonl")
+    jobs = plan(read_places(file, tmp_path), tmp_path, choose(["table1"]), [0])
+    assert {job.run.config.data.test for job in jobs} == {Path("data/path/test.jsonl")}  # the others have no place
     with pytest.raises(ConfigError, match=r"models\.huatuogpt-vision: expected its place"):
         read_places(file, tmp_path).config("huatuogpt-vision", "path-vqa", [])
 

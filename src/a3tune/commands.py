@@ -12,16 +12,16 @@ from transformers import TrainerCallback
 
 from a3tune import processes
 from a3tune.adapters import load_adapter
-from a3tune.config import RunConfig, dump_config
+from a3tune.config import LabelsConfig, RunConfig, dump_config
 from a3tune.data.images import describe, load_image
 from a3tune.data.rows import read_rows
 from a3tune.decoding import make_decoder
 from a3tune.errors import ConfigError, DataError, ModelError, RunError
 from a3tune.evaluate import Results, classes, evaluate
 from a3tune.files import write_atomic
-from a3tune.labels.propose import make_proposer
+from a3tune.labels.propose import Proposer, make_proposer
 from a3tune.labels.quality import Quality, label_quality
-from a3tune.labels.rank import make_ranker
+from a3tune.labels.rank import Ranker, make_ranker
 from a3tune.labels.store import LabelRun, LabelStore, label_images
 from a3tune.predictions import read_cost
 from a3tune.report.card import model_card
@@ -101,13 +101,21 @@ class Subject:
     adapter: Path | None
 
 
-def measure_all(
-    subjects: Mapping[str, Subject], methods: Sequence[str], out: Path, progress: Progress
-) -> tuple[list[Path], dict[str, str]]:
-    """`measure` of every model with every decoding method, in run folders inside `out`.
+def by_difference(out: Path, subjects: Mapping[str, Subject], methods: Sequence[str]) -> Callable[[str, str], Path]:
+    """Model, method -> a folder in `out`, called `model-method` less the part that is the same for all."""
 
-    A folder is called `model-method`, less the part that is the same for all. Returns the folders, those of greedy
-    decoding first, and why what is left out cannot be had here.
+    def place(title: str, method: str) -> Path:
+        return out / "-".join(([title] if len(subjects) > 1 else []) + ([method] if len(methods) > 1 else []))
+
+    return place
+
+
+def measure_all(
+    subjects: Mapping[str, Subject], methods: Sequence[str], place: Callable[[str, str], Path], progress: Progress
+) -> tuple[list[Path], dict[str, str]]:
+    """`measure` of every model with every decoding method, in the run folders that `place` gives them.
+
+    Returns the folders, those of greedy decoding first, and by folder name why what is left out cannot be had here.
 
     Raises ConfigError for a method that does not exist, or settings of one (`evaluation.decoding`) for several.
     """
@@ -119,8 +127,7 @@ def measure_all(
     for title, subject in subjects.items():
         vlm, samples = _load(subject.config, subject.adapter), _questions(subject.config)
         for name, decoder in decoders.items():
-            parts = ([title] if len(subjects) > 1 else []) + ([name] if len(methods) > 1 else [])
-            run = out / "-".join(parts)
+            run = place(title, name)
             if name == "controlmllm" and not all(sample.regions for sample in samples):
                 absent[run.name] = "it needs the true regions of every question, and some have none"
                 continue
@@ -294,13 +301,21 @@ def _store(config: RunConfig) -> Path:
     return config.labels.store or config.output / "labels"
 
 
+def proposer_and_ranker(settings: LabelsConfig, device: str) -> tuple[Proposer, Ranker]:
+    """What finds segments, and what ranks them, as the settings say; `device` as `model.device`."""
+    place = None if device == "auto" else device
+    ranker = shipped("ranker") if settings.ranker == "tiny" else Path(settings.ranker)
+    return (
+        make_proposer(settings.proposer, settings.weights, settings.proposal, place),
+        make_ranker(ranker, place),
+    )
+
+
 def _make_labels(config: RunConfig, samples: Sequence[Sample], progress: Progress) -> LabelRun:
     settings = config.labels
-    device = None if config.model.device == "auto" else config.model.device
     return label_images(
         samples,
-        make_proposer(settings.proposer, settings.weights, settings.proposal, device),
-        make_ranker(shipped("ranker") if settings.ranker == "tiny" else Path(settings.ranker), device),
+        *proposer_and_ranker(settings, config.model.device),
         _store(config),
         visual_prompt=settings.visual_prompt,
         query=settings.query,

@@ -341,7 +341,7 @@ def _read(path: Path) -> str:
 
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
-        tree = _load_yaml(text)
+        tree = safe_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     if tree is None:
@@ -351,7 +351,7 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     return tree
 
 
-def _load_yaml(text: str) -> Any:
+def safe_yaml(text: str) -> Any:
     """Raises YAMLError for text that is no YAML, or none that settings need."""
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
@@ -369,7 +369,7 @@ def _override_value(key: str, text: str) -> Any:
     if _takes_text(annotation) and text != "null":
         return text
     try:
-        value = _load_yaml(text)
+        value = safe_yaml(text)
     except yaml.YAMLError:
         return text
     return text if isinstance(value, dict | list) else value

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from a3tune import processes
 from a3tune.adapters.routing import Routing
 from a3tune.attention.align import averaged_map
-from a3tune.attention.capture import Rows, capture_request, stack
+from a3tune.attention.capture import Captured, CaptureRequest, Rows, capture_request, stack
 from a3tune.attention.heads import HeadSelector
 from a3tune.data.images import content_hash, load_image
 from a3tune.decoding import Generated, generate, make_decoder
@@ -239,6 +239,19 @@ def model_inputs(
     return dict(batch), masks
 
 
+def look(vlm: Vlm, inputs: dict[str, Any], masks: Mapping[str, Tensor], request: CaptureRequest) -> Captured:
+    """What one teacher-forced pass over questions and answers (`model_inputs`) captures."""
+    outputs = vlm.model(
+        **inputs,
+        routing=Routing(masks["prompt_mask"], masks["image_mask"]),
+        capture=request,
+        output_attentions=True,
+        use_cache=False,
+        logits_to_keep=1,
+    )
+    return stack(outputs.attentions, request)
+
+
 def make_prediction(sample: Sample, text: str, attention: Mapping[str, float] | None = None) -> Prediction:
     """The record of an answer to a sample."""
     return Prediction(
@@ -375,15 +388,7 @@ def _attend(vlm: Vlm, answered: Sequence[Example], settings: _Settings) -> tuple
     # Padded on the right: positions then start at 0 without being told, in every family.
     inputs, masks = model_inputs(vlm, answered, "right")
     request = capture_request(settings.rows, *(masks[name] for name in TOKEN_MASKS))
-    outputs = vlm.model(
-        **inputs,
-        routing=Routing(masks["prompt_mask"], masks["image_mask"]),
-        capture=request,
-        output_attentions=True,
-        use_cache=False,
-        logits_to_keep=1,
-    )
-    captured = stack(outputs.attentions, request)
+    captured = look(vlm, inputs, masks, request)
     selector = HeadSelector(settings.heads)
     selected, everywhere = [], []
     for index, example in enumerate(answered):

@@ -2,19 +2,17 @@
 
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from a3tune.commands import proposer_and_ranker
 from a3tune.config import LabelsConfig
 from a3tune.errors import DataError
-from a3tune.labels.propose import make_proposer
-from a3tune.labels.rank import VISUAL_PROMPTS, format_query, make_ranker, top_k
+from a3tune.labels.rank import VISUAL_PROMPTS, format_query, top_k
 from a3tune.labels.rle import box_mask, decode
 from a3tune.types import Sample, Segment
-from a3tune.vlm.tiny import shipped
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +34,7 @@ class Picks:
 class Segmenter:
     """The proposer and the ranker of `labels`; loaded when first asked, used by one at a time."""
 
-    def __init__(self, settings: LabelsConfig, device: str | None = None) -> None:
+    def __init__(self, settings: LabelsConfig, device: str = "auto") -> None:
         self._settings, self._device = settings, device
         self._busy = threading.Lock()
         self._parts = None
@@ -47,18 +45,12 @@ class Segmenter:
         query = format_query(settings.query, Sample("question", b"", question, "", "open"))
         show = VISUAL_PROMPTS[settings.visual_prompt]
         with self._busy:
-            propose, ranker = self._parts = self._parts or self._load()
+            propose, ranker = self._parts = self._parts or proposer_and_ranker(settings, self._device)
             segments = propose(image)
             vectors = ranker.embed_images([show(image, decode(segment.mask)) for segment in segments])
             similarity = vectors @ ranker.embed_texts([query])[0]
         best = top_k(similarity, settings.top_k, settings.threshold)
         return Picks(question, tuple(segments), similarity, tuple(best.tolist()))
-
-    def _load(self):
-        settings = self._settings
-        ranker = shipped("ranker") if settings.ranker == "tiny" else Path(settings.ranker)
-        proposer = make_proposer(settings.proposer, settings.weights, settings.proposal, self._device)
-        return proposer, make_ranker(ranker, self._device)
 
 
 def box_region(corners: tuple[float | None, ...], image: Image.Image) -> NDArray[np.bool_]:

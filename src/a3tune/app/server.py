@@ -63,8 +63,7 @@ def serve(
         from a3tune.app.page import Page
 
         asker = Asker(load_models(config.model, adapters), config.evaluation)
-        device = None if config.model.device == "auto" else config.model.device
-        page = Page(asker, Segmenter(config.labels, device))
+        page = Page(asker, Segmenter(config.labels, config.model.device))
         try:
             _, url, _ = page.blocks.queue(max_size=WAITING).launch(**_settings(gradio, host, port))
         except OSError as error:

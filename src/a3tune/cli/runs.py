@@ -115,7 +115,7 @@ def evaluate(
         show_dry_run(settings, f"answer {data} with {' and '.join(models)} in {out}")
         return
     quieten()
-    from a3tune.commands import Subject, compare, measure, measure_all
+    from a3tune.commands import Subject, by_difference, compare, measure, measure_all
     from a3tune.decoding import DECODERS
 
     if len(adapter) > 1 or len(decode or ()) > 1 or decode == [ALL]:
@@ -124,7 +124,7 @@ def evaluate(
             raise RunError(f"--adapter: expected folders of runs with different names, got {', '.join(models)}")
         methods = list(DECODERS) if decode and ALL in decode else decode or [settings.evaluation.decode]
         with bar("Answering") as progress:
-            runs, absent = measure_all(subjects, methods, out, progress)
+            runs, absent = measure_all(subjects, methods, by_difference(out, subjects, methods), progress)
         echo(compare(runs, [SHOWN])[0])
         for name, reason in absent.items():
             echo(f"left out: {name}: {reason}", err=True)

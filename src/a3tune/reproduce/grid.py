@@ -66,12 +66,16 @@ def run_of(places: Places, out: Path, experiment: Experiment, row: Row, column: 
 
 
 def plan(places: Places, out: Path, chosen: Iterable[Experiment], seeds: Sequence[int]) -> list[Job]:
-    """Every run that the experiments need, once, with the decoding methods that it answers by."""
+    """Every run that the experiments need, once, with the decoding methods that it answers by.
+
+    A data set without a place needs none: its columns stay empty.
+    """
     needed: dict[Path, Job] = {}
     for experiment in chosen:
         if experiment.kind not in ("results", "cases"):
             continue
-        for row, column, seed in product(experiment.rows, experiment.columns, seeds):
+        columns = [column for column in experiment.columns if column.data in places.data]
+        for row, column, seed in product(experiment.rows, columns, seeds):
             run = run_of(places, out, experiment, row, column, seed)
             job = needed.setdefault(run.config.output, Job(run, []))
             if row.decode not in job.methods:
@@ -101,15 +105,11 @@ def run_all(jobs: Sequence[Job], workers: int, say: Callable[[str], None]) -> di
 
 
 def work(job: Job) -> dict[str, str]:
-    """Train and answer, in a process of its own; returns which answers cannot be had, and why."""
+    """Train and answer; returns which answers cannot be had, and why."""
     config = job.run.config
     adapter = RunFolder(fine_tune(config, _silent)).adapter if job.run.trained else None
-    absent: dict[str, str] = {}
-    for method in job.methods:
-        answers = job.run.answers(method)
-        _, missing = measure_all({config.output.name: Subject(config, adapter)}, [method], answers, _silent)
-        absent |= {str(answers): why for why in missing.values()}
-    return absent
+    subject = {config.output.name: Subject(config, adapter)}
+    return measure_all(subject, job.methods, lambda _, method: job.run.answers(method), _silent)[1]
 
 
 def _done(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, str]]]:

@@ -56,8 +56,8 @@ def reproduce(
     else:
         places = read_places(Path(on), out)
     absent = run_all(plan(places, out, chosen, seeds), jobs, say)
-    for folder, why in absent.items():
-        say(f"left out: {Path(folder).parent.name}/{Path(folder).name}: {why}")
+    for name, why in absent.items():
+        say(f"left out: {name}: {why}")
     return [_write(places, out, experiment, seeds) for experiment in chosen]
 
 

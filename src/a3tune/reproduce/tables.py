@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from a3tune.reproduce.experiments import Column, Experiment, Row
 from a3tune.reproduce.grid import run_of
 from a3tune.reproduce.places import REGIONS, Places
 from a3tune.run import RunFolder
-from a3tune.types import Prediction, Sample
+from a3tune.types import Sample
 
 ANSWER = "answer"
 """Metric of a column: right answers of any question, open recall or strict closed accuracy."""
@@ -51,13 +52,18 @@ class Table:
 def results_table(places: Places, out: Path, experiment: Experiment, seeds: Sequence[int]) -> Table:
     """The table of an experiment whose runs are done. A cell without answers is empty."""
     columns = _columns(places, experiment)
+    kept = [_questions(places, column) for column, _ in columns]
+    read = cache(_scores)
+
+    def ours(row: Row, column: Column, samples: Sequence[Sample]) -> Estimate | None:
+        runs = [run_of(places, out, experiment, row, column, seed) for seed in seeds] if samples else []
+        folders = [RunFolder(path) for path in dict.fromkeys(run.answers(row.decode) for run in runs)]
+        return _estimate([read(folder) for folder in folders if folder.results.is_file()], samples, column.metric)
+
     cells = tuple(
         tuple(
-            Cell(
-                _estimate(places, out, experiment, row, column, seeds),
-                row.paper[at] if at is not None and row.paper else None,
-            )
-            for column, at in columns
+            Cell(ours(row, column, samples), row.paper[at] if at is not None and row.paper else None)
+            for (column, at), samples in zip(columns, kept, strict=True)
         )
         for row in experiment.rows
     )
@@ -66,35 +72,18 @@ def results_table(places: Places, out: Path, experiment: Experiment, seeds: Sequ
 
 def counts_table(places: Places, experiment: Experiment) -> Table:
     """Rows in the splits of every data set (Table 6)."""
-
-    def count(data: str, split: str) -> Estimate | None:
-        if data not in places.data:
-            return None
-        number = float(len(read_rows(places.data[data] / f"{split}.jsonl")))
-        return Estimate(number, number, number, 1)
-
-    cells = [
-        tuple(Cell(count(column.data, row.title), row.paper[at]) for at, column in enumerate(experiment.columns))
-        for row in experiment.rows
-    ]
-    return _table(places, experiment, [column.data for column in experiment.columns], tuple(cells), ())
+    return _known_table(places, experiment, lambda data, split: len(read_rows(places.data[data] / f"{split}.jsonl")))
 
 
 def settings_table(places: Places, experiment: Experiment) -> Table:
     """The value of a setting for every data set (Table 7)."""
+    model = next(iter(places.models), "")
 
-    def value(data: str, setting: str) -> Estimate | None:
-        if data not in places.data:
-            return None
+    def value(data: str, setting: str) -> float:
         section, name = setting.split(".")
-        number = float(getattr(getattr(places.config(next(iter(places.models)), data, ()), section), name))
-        return Estimate(number, number, number, 1)
+        return getattr(getattr(places.config(model, data, ()), section), name)
 
-    cells = [
-        tuple(Cell(value(column.data, row.title), row.paper[at]) for at, column in enumerate(experiment.columns))
-        for row in experiment.rows
-    ]
-    return _table(places, experiment, [column.data for column in experiment.columns], tuple(cells), ())
+    return _known_table(places, experiment, value)
 
 
 def as_markdown(table: Table) -> str:
@@ -118,18 +107,35 @@ def as_json(table: Table) -> str:
     return json.dumps(tree, indent=1) + "\n"
 
 
+def _known_table(places: Places, experiment: Experiment, value: Callable[[str, str], float]) -> Table:
+    """A table of numbers without chance: `value(data set, title of the row)`; empty where a data set has no place."""
+
+    def ours(data: str, row: str) -> Estimate | None:
+        number = float(value(data, row)) if data in places.data else None
+        return None if number is None else Estimate(number, number, number, 1)
+
+    cells = tuple(
+        tuple(
+            Cell(ours(column.data, row.title), number)
+            for column, number in zip(experiment.columns, row.paper, strict=True)
+        )
+        for row in experiment.rows
+    )
+    return _table(places, experiment, [column.data for column in experiment.columns], cells, ())
+
+
 def _columns(places: Places, experiment: Experiment) -> list[tuple[Column, int | None]]:
     """Columns as measured here, and which published column each is; several that are the same here become one."""
     found: dict[tuple, tuple[Column, int | None]] = {}
     for at, column in enumerate(experiment.columns):
-        folder = places.data.get(column.data, Path(column.data))
+        folder = places.data.get(column.data)
         where = dict(
             places.classes.get((key, value), (key, value)) for key, values in column.where.items() for value in values
         )
         here = replace(
             column, where={key: (value,) for key, value in where.items()} if places.classes else column.where
         )
-        if column.by:
+        if column.by and folder is not None:
             values = classes(read_rows(folder / "test.jsonl"), column.by)
             for value in values:
                 own = replace(here, by="", where={column.by: (value,)})
@@ -145,33 +151,31 @@ def _heading(column: Column) -> str:
     return ", ".join(part for part in (column.data.removesuffix(REGIONS), where, metric) if part)
 
 
-def _estimate(
-    places: Places, out: Path, experiment: Experiment, row: Row, column: Column, seeds: Sequence[int]
-) -> Estimate | None:
-    folder = places.data.get(column.data)
-    if folder is None:
+def _questions(places: Places, column: Column) -> list[Sample]:
+    """The test questions that count in a column; none where its data set has no place."""
+    if column.data not in places.data:
+        return []
+    samples = read_rows(places.data[column.data] / "test.jsonl")
+    return [sample for sample in samples if all(sample.meta.get(k) in values for k, values in column.where.items())]
+
+
+def _scores(folder: RunFolder) -> dict[str, dict[str, float]]:
+    """Scores of a run's answers by sample id; `ANSWER` among them."""
+    found = {prediction.id: scores(prediction) for prediction in read_predictions(folder)}
+    return {
+        name: own | {ANSWER: own.get("open_recall", own.get("closed_accuracy_strict", np.nan))}
+        for name, own in found.items()
+    }
+
+
+def _estimate(runs: Sequence[dict[str, dict[str, float]]], samples: Sequence[Sample], metric: str) -> Estimate | None:
+    """Mean over runs and samples in the unit of the table; None without any."""
+    if not runs or not samples:
         return None
-    samples = read_rows(folder / "test.jsonl")
-    kept = [sample for sample in samples if all(sample.meta.get(k) in values for k, values in column.where.items())]
-    found = {}
-    for seed in seeds if row.adapter != "base" else seeds[:1]:
-        answers = RunFolder(run_of(places, out, experiment, row, column, seed).answers(row.decode))
-        if answers.results.is_file():
-            found[seed] = _values(read_predictions(answers), kept, column.metric)
-    if not found or not kept:
-        return None
-    estimate = seeds_interval(np.stack(list(found.values())), clusters(kept))
-    scale = 100 if column.metric not in METRICS or METRICS[column.metric].percent else 1
+    values_SN = np.array([[run[sample.id].get(metric, np.nan) for sample in samples] for run in runs])
+    estimate = seeds_interval(values_SN, clusters(samples))
+    scale = 100 if metric not in METRICS or METRICS[metric].percent else 1
     return Estimate(scale * estimate.mean, scale * estimate.low, scale * estimate.high, estimate.count)
-
-
-def _values(predictions: Sequence[Prediction], samples: Sequence[Sample], metric: str) -> np.ndarray:
-    by_id = {prediction.id: scores(prediction) for prediction in predictions}
-    if metric == ANSWER:
-        return np.array(
-            [by_id[s.id].get("open_recall", by_id[s.id].get("closed_accuracy_strict", np.nan)) for s in samples]
-        )
-    return np.array([by_id[sample.id].get(metric, np.nan) for sample in samples])
 
 
 def _table(
