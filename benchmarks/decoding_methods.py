@@ -25,9 +25,9 @@ from a3tune.data.phantom.questions import GENERIC_TYPES
 from a3tune.data.rows import read_rows, write_rows
 from a3tune.decoding import DECODERS
 from a3tune.demo_plan import plan_demo
-from a3tune.evaluate import clusters, scores
 from a3tune.metrics.stats import Estimate, holm, paired_difference, paired_permutation_test, seeds_interval
 from a3tune.predictions import Cost, read_cost, read_predictions
+from a3tune.results import clusters, scores
 from a3tune.run import RunFolder
 from a3tune.types import Sample
 

@@ -24,8 +24,8 @@ from a3tune.commands import measure
 from a3tune.config import AlignmentConfig, DataConfig, EvaluationConfig, RunConfig
 from a3tune.data.rows import write_rows
 from a3tune.errors import ConfigError, DataError, RunError
-from a3tune.evaluate import Results
 from a3tune.predictions import read_maps
+from a3tune.results import Results
 from a3tune.run import RunFolder
 from a3tune.training import trainer as trainer_room
 from a3tune.training.interrupt import Interrupted

@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 
 from a3tune.errors import RunError
-from a3tune.evaluate import make_prediction
 from a3tune.labels.quality import Quality
 from a3tune.labels.rle import encode
 from a3tune.report.cases import Choice, Selection
 from a3tune.report.gather import Method, draw_cases, label_scores, method_results, question_only, read_method
+from a3tune.results import make_prediction
 from a3tune.run import RunFolder
 from a3tune.types import Labels, Region, Sample, Segment
 

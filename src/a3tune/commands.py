@@ -17,7 +17,7 @@ from a3tune.data.images import describe, load_image
 from a3tune.data.rows import read_rows
 from a3tune.decoding import make_decoder
 from a3tune.errors import ConfigError, DataError, ModelError, RunError
-from a3tune.evaluate import Results, classes, evaluate
+from a3tune.evaluate import evaluate
 from a3tune.files import write_atomic
 from a3tune.labels.propose import Proposer, make_proposer
 from a3tune.labels.quality import Quality, label_quality
@@ -38,6 +38,7 @@ from a3tune.report.gather import (
 )
 from a3tune.report.html import render
 from a3tune.report.table import comparison_tables
+from a3tune.results import Results, classes
 from a3tune.run import RunFolder, read_json, read_settings
 from a3tune.training.train import train
 from a3tune.types import Labels, Sample

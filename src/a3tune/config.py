@@ -5,7 +5,6 @@ directory, as on the command line. Defaults are the paper's (Appendix C.1) where
 """
 
 import json
-import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -15,10 +14,9 @@ from string import Formatter
 from types import UnionType
 from typing import Annotated, Any, Literal, Union
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from yaml.composer import ComposerError
 
+from a3tune import plain_yaml
 from a3tune.errors import ConfigError
 
 Count = Annotated[int, Field(strict=True, ge=1, description="an integer >= 1")]
@@ -146,8 +144,11 @@ class AlignmentConfig(_Section):
 
     weight: NonNegative = 0.1
     """Lambda of Eq. 12: >= 0; Table 7 has .02 to .12."""
-    heads: Count | Fraction = 128
-    """R of Eq. 9: a count >= 1, or a fraction of all heads as a decimal number > 0 and <= 1 (1.0: all, 1: one)."""
+    heads: Count | Fraction = 0.125
+    """R of Eq. 9: a count >= 1, or a fraction of all heads as a decimal number > 0 and <= 1 (1.0: all, 1: one).
+
+    The paper has 128 of 1,024.
+    """
     head_selection: Literal["batch", "running", "fixed"] = "batch"
     """Ratios that choose the heads: this batch's (the paper's), their running average, or a calibration pass's."""
     rows: Literal["after_image", "answer", "prompt"] = "after_image"
@@ -252,7 +253,7 @@ def dump_config(config: RunConfig) -> str:
     """
     tree = asdict(config, dict_factory=lambda items: {k: str(v) if isinstance(v, Path) else v for k, v in items})
     _validate(tree, lambda _: "configuration")
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return plain_yaml.dump(tree)
 
 
 _ADAPTER = TypeAdapter(RunConfig)
@@ -341,24 +342,14 @@ def _read(path: Path) -> str:
 
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
-        tree = safe_yaml(text)
-    except yaml.YAMLError as error:
+        tree = plain_yaml.load(text)
+    except plain_yaml.Error as error:
         raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: expected lines such as 'labels:', got {_shown(tree)}")
     return tree
-
-
-def safe_yaml(text: str) -> Any:
-    """Raises YAMLError for text that is no YAML, or none that settings need."""
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError:
-        raise
-    except Exception as error:  # its constructors raise what they like: of `!!int x`, of endless nesting
-        raise yaml.YAMLError(f"a value cannot be read ({type(error).__name__})") from None
 
 
 def _override_value(key: str, text: str) -> Any:
@@ -369,8 +360,8 @@ def _override_value(key: str, text: str) -> Any:
     if _takes_text(annotation) and text != "null":
         return text
     try:
-        value = safe_yaml(text)
-    except yaml.YAMLError:
+        value = plain_yaml.load(text)
+    except plain_yaml.Error:
         return text
     return text if isinstance(value, dict | list) else value
 
@@ -391,53 +382,3 @@ def _set(tree: dict[str, Any], key: str, value: Any, override: str) -> None:
             raise ConfigError(f"{override}: {section} holds no settings, it is {_shown(inner)}")
         tree = inner
     tree[name] = value
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the scalars of its version 1.2: 2e-4 is a number, 12:30 and 2024-01-02 are text; a key stands once.
-
-    Without references: ten lines of them can stand for more values than any memory holds.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise ComposerError(
-                None, None, "references such as *name are not read, repeat the value", self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes exactly the text that `_Loader` would take for something else."""
-
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        # Unicode's own line ends are folded to a space unless they are escaped.
-        style = '"' if re.search("[\x85\u2028\u2029]", data) else None
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
-
-
-_Dumper.add_representer(str, _Dumper.represent_str)
-
-
-_SCALARS = {
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
-    "float": (
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-    "merge": (r"<<", ["<"]),
-}
-for _class in (_Loader, _Dumper):
-    _class.yaml_implicit_resolvers = {}
-    for _name, (_pattern, _first) in _SCALARS.items():
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), _first)

@@ -13,7 +13,6 @@ import numpy as np
 
 from a3tune.data.images import load_image
 from a3tune.errors import RunError
-from a3tune.evaluate import Results, clusters, make_prediction, scores, summarise
 from a3tune.labels.quality import Quality
 from a3tune.labels.rle import decode, region_mask
 from a3tune.metrics.stats import Estimate, holm, paired_difference, paired_permutation_test
@@ -34,6 +33,7 @@ from a3tune.report.data import (
     experts_from_log,
     heads_from_log,
 )
+from a3tune.results import Results, clusters, make_prediction, scores, summarise
 from a3tune.run import RunFolder
 from a3tune.types import Labels, Prediction, Sample
 from a3tune.vlm.patches import paint
@@ -48,7 +48,7 @@ class Method:
     predictions: tuple[Prediction, ...]
     """One for each test question, in their order."""
     maps: Mapping[str, Map]
-    """By sample id; see `evaluate.Results.maps`."""
+    """By sample id; see `results.Results.maps`."""
     log: tuple[Mapping[str, Any], ...]
     """Lines of `metrics.jsonl`; none if nothing was trained."""
 

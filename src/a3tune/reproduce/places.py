@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from a3tune.config import RunConfig, load_config, safe_yaml
+from a3tune import plain_yaml
+from a3tune.config import RunConfig, load_config
 from a3tune.data.phantom import DEMO_PATIENTS, write_phantom
 from a3tune.data.rows import read_rows, write_rows
 from a3tune.errors import ConfigError
@@ -66,8 +67,8 @@ def read_places(path: Path, out: Path) -> Places:
     file that is none.
     """
     try:
-        tree = safe_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = plain_yaml.load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, plain_yaml.Error) as error:
         raise ConfigError(f"{path}: expected YAML with models, data and settings: {error}") from None
     if not isinstance(tree, dict) or not set(tree) <= {"models", "data", "settings"}:
         raise ConfigError(f"{path}: expected a mapping with models, data and settings, got {tree!r:.60}")

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from a3tune.data.rows import read_rows
-from a3tune.evaluate import classes, clusters, scores
 from a3tune.metrics.stats import Estimate, seeds_interval
 from a3tune.predictions import read_predictions
 from a3tune.report.data import METRICS
@@ -18,6 +17,7 @@ from a3tune.report.escape import markdown
 from a3tune.reproduce.experiments import Column, Experiment, Row
 from a3tune.reproduce.grid import run_of
 from a3tune.reproduce.places import REGIONS, Places
+from a3tune.results import classes, clusters, scores
 from a3tune.run import RunFolder
 from a3tune.types import Sample
 
@@ -42,6 +42,8 @@ class Table:
     title: str
     note: str
     columns: tuple[str, ...]
+    measured: tuple[Column, ...]
+    """What each column is here."""
     rows: tuple[str, ...]
     cells: tuple[tuple[Cell, ...], ...]
     comparable: bool
@@ -67,7 +69,7 @@ def results_table(places: Places, out: Path, experiment: Experiment, seeds: Sequ
         )
         for row in experiment.rows
     )
-    return _table(places, experiment, [_heading(column) for column, _ in columns], cells, seeds)
+    return _table(places, experiment, [column for column, _ in columns], cells, seeds)
 
 
 def counts_table(places: Places, experiment: Experiment) -> Table:
@@ -86,10 +88,15 @@ def settings_table(places: Places, experiment: Experiment) -> Table:
     return _known_table(places, experiment, value)
 
 
-def as_markdown(table: Table) -> str:
-    """The table with its heading; ours [95 % interval], then the paper's number and the difference."""
-    lines = [f"## {table.name}: {table.title}", ""]
+def as_markdown(table: Table, picture: str | None = None) -> str:
+    """The table with its heading; ours [95 % interval], then the paper's number and the difference.
+
+    `picture` is the name of a plot of the same numbers, beside the file.
+    """
+    heading = f"{table.name}: {table.title}"
+    lines = [f"## {heading}", ""]
     lines += [table.note.strip(), ""] if table.note else []
+    lines += [f"![{heading}; a plot of the numbers in the table below]({picture})", ""] if picture else []
     lines += [f"| | {' | '.join(map(markdown, table.columns))} |", "|---" * (len(table.columns) + 1) + "|"]
     for title, row in zip(table.rows, table.cells, strict=True):
         lines.append(f"| {markdown(title)} | " + " | ".join(_text(cell, table.comparable) for cell in row) + " |")
@@ -100,11 +107,18 @@ def as_markdown(table: Table) -> str:
 
 
 def as_json(table: Table) -> str:
+    """The whole record; a number that is not defined is null."""
+
     def plain(value: object) -> object:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     tree = asdict(table, dict_factory=lambda items: {key: plain(value) for key, value in items})
     return json.dumps(tree, indent=1) + "\n"
+
+
+def in_percent(metric: str) -> bool:
+    """Whether a table shows a metric times 100."""
+    return metric not in METRICS or METRICS[metric].percent
 
 
 def _known_table(places: Places, experiment: Experiment, value: Callable[[str, str], float]) -> Table:
@@ -121,7 +135,7 @@ def _known_table(places: Places, experiment: Experiment, value: Callable[[str, s
         )
         for row in experiment.rows
     )
-    return _table(places, experiment, [column.data for column in experiment.columns], cells, ())
+    return _table(places, experiment, experiment.columns, cells, ())
 
 
 def _columns(places: Places, experiment: Experiment) -> list[tuple[Column, int | None]]:
@@ -174,14 +188,14 @@ def _estimate(runs: Sequence[dict[str, dict[str, float]]], samples: Sequence[Sam
         return None
     values_SN = np.array([[run[sample.id].get(metric, np.nan) for sample in samples] for run in runs])
     estimate = seeds_interval(values_SN, clusters(samples))
-    scale = 100 if metric not in METRICS or METRICS[metric].percent else 1
+    scale = 100 if in_percent(metric) else 1
     return Estimate(scale * estimate.mean, scale * estimate.low, scale * estimate.high, estimate.count)
 
 
 def _table(
     places: Places,
     experiment: Experiment,
-    columns: Sequence[str],
+    columns: Sequence[Column],
     cells: tuple[tuple[Cell, ...], ...],
     seeds: Sequence[int],
 ) -> Table:
@@ -193,18 +207,34 @@ def _table(
     )
     rows = tuple(row.title for row in experiment.rows)
     return Table(
-        experiment.name, experiment.title, experiment.note, tuple(columns), rows, cells, not places.stand_in, about
+        experiment.name,
+        experiment.title,
+        experiment.note,
+        tuple(_heading(column) for column in columns),
+        tuple(columns),
+        rows,
+        cells,
+        not places.stand_in,
+        about,
     )
+
+
+def estimate_text(found: Estimate) -> str:
+    """A mean, and its interval if it has one."""
+    digits = _digits(found)
+    text = f"{found.mean:.{digits}f}"
+    return text + (f" [{found.low:.{digits}f}, {found.high:.{digits}f}]" if found.high > found.low else "")
+
+
+def _digits(found: Estimate) -> int:
+    return 3 if 0 < abs(found.mean) < 1 else 1
 
 
 def _text(cell: Cell, comparable: bool) -> str:
     paper = "" if cell.paper is None else f" ({cell.paper:g})"
     if cell.ours is None or not math.isfinite(cell.ours.mean):
         return f"-{paper}"
-    digits = 3 if 0 < abs(cell.ours.mean) < 1 else 1
-    text = f"{cell.ours.mean:.{digits}f}"
-    if cell.ours.high > cell.ours.low:
-        text += f" [{cell.ours.low:.{digits}f}, {cell.ours.high:.{digits}f}]"
+    text, digits = estimate_text(cell.ours), _digits(cell.ours)
     if cell.paper is None:
         return text
     return f"{text} (paper {cell.paper:g}, {cell.ours.mean - cell.paper:+.{digits}f})" if comparable else text + paper

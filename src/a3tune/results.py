@@ -1,0 +1,140 @@
+"""Answers and their scores -> means with intervals, also by question type, modality, body part and organ.
+
+Knows predictions, wherever they come from; no model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from a3tune.data.images import content_hash
+from a3tune.metrics.stats import Estimate, mean_interval
+from a3tune.metrics.vqa import answer_scores
+from a3tune.predictions import Cost, Map
+from a3tune.types import Prediction, Sample
+
+BREAKDOWN = ("question_type", "modality", "body", "organ")
+"""Fields of `meta` that results are broken down by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What an evaluation found."""
+
+    predictions: tuple[Prediction, ...]
+    """One per sample, in the samples' order."""
+    metrics: Mapping[str, Estimate]
+    """Mean and 95 % interval of every score, by name; see `scores`."""
+    breakdown: Mapping[str, Mapping[str, Mapping[str, Estimate]]]
+    """The same by field of `meta` (those of `BREAKDOWN` that samples have) and its value."""
+    counts: Mapping[str, int]
+    """Samples; those of each answer type; those with attention metrics; images or patients that were resampled."""
+    maps: Mapping[str, Map] = field(default_factory=dict)
+    """By sample id, float16 `[N]`: attention on each image token over the selected heads, largest value 1."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+    """Of all answers, earlier sessions included."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Report metrics that could not be computed: why, and how to get what they need."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Content of `results.json`; undefined numbers are null."""
+        return {
+            "metrics": _as_json(self.metrics),
+            "breakdown": {
+                field: {value: _as_json(metrics) for value, metrics in classes.items()}
+                for field, classes in self.breakdown.items()
+            },
+            "counts": dict(self.counts),
+            "settings": dict(self.settings),
+            "cost": asdict(self.cost),
+            "absent": dict(self.absent),
+        }
+
+
+def make_prediction(sample: Sample, text: str, attention: Mapping[str, float] | None = None) -> Prediction:
+    """The record of an answer to a sample."""
+    return Prediction(
+        id=sample.id,
+        prompt=sample.prompt,
+        answer=sample.answer,
+        answer_type=sample.answer_type,
+        prediction=text,
+        meta=dict(sample.meta),
+        attention=attention or {},
+        options=sample.options,
+    )
+
+
+def summarise(
+    samples: Sequence[Sample],
+    predictions: Sequence[Prediction],
+    *,
+    maps: Mapping[str, Map] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    cost: Cost | None = None,
+) -> Results:
+    """Means and intervals of predictions, one per sample in the same order, wherever they come from."""
+    groups = clusters(samples)
+    found = [scores(prediction) for prediction in predictions]
+    breakdown = {
+        field: {value: _estimates(found, groups, chosen) for value, chosen in classes(samples, field).items()}
+        for field in BREAKDOWN
+    }
+    counts = {"samples": len(samples), "groups": len(set(groups))}
+    for sample in samples:
+        counts[sample.answer_type] = counts.get(sample.answer_type, 0) + 1
+    counts["with_attention"] = sum(bool(prediction.attention) for prediction in predictions)
+    return Results(
+        predictions=tuple(predictions),
+        metrics=_estimates(found, groups, range(len(samples))),
+        breakdown={field: values for field, values in breakdown.items() if values},
+        counts=counts,
+        maps=maps or {},
+        settings=settings or {},
+        cost=cost or Cost(),
+    )
+
+
+def scores(prediction: Prediction) -> dict[str, float]:
+    """Every score of one sample by name: of its answer or report and, where defined, of its attention."""
+    answer = answer_scores(prediction.prediction, prediction.answer, prediction.answer_type, prediction.options)
+    return answer | dict(prediction.report) | dict(prediction.attention)
+
+
+def clusters(samples: Sequence[Sample]) -> list[str]:
+    """For each sample what it is not independent of: its patient (`meta["patient"]`) if known, else its image."""
+    return [sample.meta.get("patient") or _image_name(sample) for sample in samples]
+
+
+def classes(samples: Sequence[Sample], field: str) -> dict[str, list[int]]:
+    """Indices of the samples by their value of a field of `meta`, in order of appearance; without it: in no class."""
+    found: dict[str, list[int]] = {}
+    for index, sample in enumerate(samples):
+        if field in sample.meta:
+            found.setdefault(sample.meta[field], []).append(index)
+    return found
+
+
+def _estimates(
+    found: Sequence[Mapping[str, float]], groups: Sequence[str], chosen: Sequence[int]
+) -> dict[str, Estimate]:
+    names = dict.fromkeys(name for index in chosen for name in found[index])
+    own_groups = [groups[index] for index in chosen]
+    return {name: mean_interval([found[index].get(name, np.nan) for index in chosen], own_groups) for name in names}
+
+
+def _as_json(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
+    def number(value: float) -> float | None:
+        return value if np.isfinite(value) else None
+
+    return {
+        name: {"mean": number(found.mean), "ci95": [number(found.low), number(found.high)], "count": found.count}
+        for name, found in metrics.items()
+    }
+
+
+def _image_name(sample: Sample) -> str:
+    return content_hash(sample.image) if isinstance(sample.image, bytes) else str(sample.image)
