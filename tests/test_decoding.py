@@ -11,7 +11,7 @@ from a3tune.decoding import DECODERS, STRATEGIES, Strategy, generate, make_decod
 from a3tune.decoding.strategy import end_tokens, make_strategy
 from a3tune.errors import ConfigError
 from a3tune.vlm.load import Vlm
-from decoders import NEW, Models, batch
+from decoders import NEW, PROMPTS, Models, batch
 
 PLAIN = ("sampling", "greedy", "beam", "nucleus")
 
@@ -102,6 +102,23 @@ def test_greedy_is_the_most_likely_token_of_transformers(vlm: Vlm) -> None:
     found = generate(vlm, inputs, max_new_tokens=NEW).tokens
     for row, tokens in enumerate(found):
         assert torch.equal(tokens, expected[row, : len(tokens)])
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_no_answer_holds_an_image(name: str, vlm: Vlm) -> None:
+    """The model would look for the features of an image that is not there."""
+    image = vlm.model.config.image_token_id
+    head: Any = vlm.model.get_output_embeddings()
+    likely = torch.zeros(head.out_features)
+    likely[image] = 1e3
+    hook = head.register_forward_hook(lambda module, args, output: output + likely)
+    inputs = batch(vlm)
+    image_tokens = int((inputs["input_ids"][0] == image).sum())
+    try:
+        generated = generate(vlm, inputs, name, max_new_tokens=NEW, regions_BN=torch.ones(len(PROMPTS), image_tokens))
+    finally:
+        hook.remove()
+    assert all(len(tokens) and image not in tokens for tokens in generated.tokens)
 
 
 @pytest.mark.parametrize("name", ["sampling", "nucleus", "vcd", "m3id", "avisc", "damro"])

@@ -45,7 +45,7 @@ def deep() -> Vlm:
 
 
 def slow_scores(dola: Dola, vlm: Vlm, of: Example) -> Tensor:
-    """Scores of the next token `[V]`: one pass without a cache, the formula vocabulary entry by entry."""
+    """Scores of the next token `[V]`: one pass without a cache, the formula over all that an answer may hold."""
     inputs: dict[str, Any] = dict(pad(vlm, [of], "right"))
     masks = {name: inputs.pop(name) for name in TOKEN_MASKS}
     inputs.pop("labels", None)
@@ -55,7 +55,11 @@ def slow_scores(dola: Dola, vlm: Vlm, of: Example) -> Tensor:
         out = vlm.model(**inputs, **forward, use_cache=False, output_hidden_states=True)
         head: Any = vlm.model.get_output_embeddings()
         early = [head(out.hidden_states[layer][:, -1])[0].float() for layer in dola.candidates(vlm)]
-    return formula(out.logits[0, -1].float(), early)
+    mature = out.logits[0, -1].float()
+    allowed = torch.arange(len(mature)) != vlm.model.config.image_token_id
+    scores = torch.full_like(mature, -torch.inf)
+    scores[allowed] = formula(mature[allowed], [layer[allowed] for layer in early])
+    return scores
 
 
 def formula(mature: Tensor, early: list[Tensor]) -> Tensor:

@@ -161,7 +161,8 @@ def make_reader(vlm: Vlm, sample: int) -> tuple[_Reader, Tensor]:
     branch = Branch(vlm, inputs)
     with torch.no_grad(), _positions(vlm) as positions:
         branch.prefill()
-        reader = _Reader(vlm, inputs, branch.cache, positions[0][..., sample, None, -1:], sample, BEAMS)
+        config = Strategy(num_beams=BEAMS).config(vlm, max_new_tokens=1)
+        reader = _Reader(vlm, inputs, branch.cache, positions[0][..., sample, None, -1:], sample, config)
         tokens = torch.randint(20, 200, (BEAMS, 9), generator=torch.Generator().manual_seed(0))
         reader.read_again(tokens[:, :3])
     return reader, tokens[:, 3:]

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from a3tune.config import Share
 from a3tune.decoding.base import Inputs
 from a3tune.decoding.contrast import cutoff
-from a3tune.decoding.loop import run
+from a3tune.decoding.loop import NEVER, run
 from a3tune.errors import ModelError
 from a3tune.vlm.load import Vlm
 
@@ -93,7 +93,9 @@ class _Layers:
         states_BCD = torch.stack([state.to(self.head.weight.device) for state in self.states], dim=1)
         early_BCV = self.head(states_BCD).to(scores)
         # The prompt has one row per sample, its scores one per beam.
-        return self.dola.combine(scores, early_BCV.repeat_interleave(len(scores) // len(early_BCV), dim=0))
+        early_BCV = early_BCV.repeat_interleave(len(scores) // len(early_BCV), dim=0)
+        # A token that no answer may hold tells nothing of how far layers are from each other.
+        return self.dola.combine(scores, early_BCV.masked_fill((scores <= NEVER)[:, None], NEVER))
 
     def reorder(self, beam_B: Tensor) -> None:
         """Nothing is kept from one step to the next."""

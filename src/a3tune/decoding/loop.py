@@ -24,15 +24,18 @@ from a3tune.vlm.load import Vlm
 
 CARRIED = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids", "past_key_values", "use_cache")
 """What a branch takes along after its prompt has been read; the image is in the cache then."""
+NEVER = -1e4
+"""Score of a token that no answer may hold (`strategy.placeholders`); finite, since methods calculate with it."""
 
 
 class Scorer(Protocol):
-    """Makes a method's scores of the next token out of the model's; called once per step, before all processors."""
+    """Makes a method's scores of the next token out of the model's; called once per step, before most processors."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """int64 `[B, S]`, prompt and answer so far, and fp32 `[B, V]` -> `[B, V]`. With beams, B counts beams.
 
-        `scores` are logits, with beams their log-softmax; what comes back is read the same way.
+        `scores` are logits, with beams their log-softmax; what comes back is read the same way. Tokens that no answer
+        may hold are at `NEVER`.
         """
         ...
 
@@ -77,7 +80,7 @@ def run(
         **model_kwargs: Any,
     ) -> Tensor:
         method = model._beam_search if beams > 1 else model._sample
-        processors = list(logits_processor) if scorer is None else [scorer, *logits_processor]
+        processors = list(logits_processor) if scorer is None else [never, scorer, *logits_processor]
         cache = model_kwargs["past_key_values"]
         branch = Branch(vlm, prompt, beams, cache) if beams > 1 else None
         with _followed(cache, scorer), _read_once(model, branch, forward or {}):
@@ -89,6 +92,10 @@ def run(
                 **model_kwargs,
                 **(forward or {}),
             )
+
+    def never(input_ids: Tensor, scores: Tensor) -> Tensor:
+        # Before the scorer as well: a cut relative to such a token would leave none that an answer may hold.
+        return scores.index_fill(-1, torch.tensor(config.suppress_tokens, device=scores.device), NEVER)
 
     model: Any = vlm.model
     with seeded(generator), _stops(vlm) as stops:

@@ -78,8 +78,8 @@ class Opera:
         answers = []
         for sample, logits_V in enumerate(first):
             last = positions[0][..., sample, None, -1:]  # M-RoPE has one more axis in front
-            reader = _Reader(vlm, inputs, branch.cache, last, sample, config.num_beams or 1)
-            answers.append(self._answer(reader, logits_V, config))
+            reader = _Reader(vlm, inputs, branch.cache, last, sample, config)
+            answers.append(self._answer(reader, reader.allowed(logits_V), config))
         padding: Any = config.pad_token_id
         return nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=padding)
 
@@ -104,7 +104,8 @@ class Opera:
             back = retrospection.check(beams, place_BC)
             if back is None:
                 candidates_BC = logits_BV.gather(1, tokens_BC) - penalty_BC
-                scores_BV = torch.full_like(logits_BV, FLOOR).scatter(1, tokens_BC, candidates_BC)
+                others_BV = logits_BV.masked_fill(logits_BV.isfinite(), FLOOR)
+                scores_BV = others_BV.scatter(1, tokens_BC, candidates_BC)
             else:
                 beams, forbidden = back
                 scores_BV = reader.read_again(beams.tokens_BS).flatten()
@@ -232,12 +233,13 @@ class _Reader:
     """The beams of one sample in the model: reads their tokens, and tells what its last layer attends to."""
 
     def __init__(
-        self, vlm: Vlm, inputs: Inputs, cache: DynamicCache, position: Tensor, sample: int, beams: int
+        self, vlm: Vlm, inputs: Inputs, cache: DynamicCache, position: Tensor, sample: int, config: GenerationConfig
     ) -> None:
         """`cache` holds the prompts of all samples and stays as it is; `position` is that of the prompt's last token,
         `[..., 1, 1]`."""
         self.model: Any = vlm.model
-        self.beams = beams
+        self.beams = beams = config.num_beams or 1
+        self.suppressed = torch.tensor(config.suppress_tokens, device=vlm.device)
         self.cache: Any = copy.copy(cache)
         # Such caches put new tensors in the place of old ones and never write into them: copies can share them.
         self.cache.layers = [copy.copy(layer) for layer in cache.layers]
@@ -246,6 +248,10 @@ class _Reader:
         self.image = image_mask(vlm, inputs)[sample].nonzero().flatten()
         """int64 `[N]`: positions of the image tokens."""
         self.position = position
+
+    def allowed(self, logits: Tensor) -> Tensor:
+        """The same without the tokens that no answer may hold."""
+        return logits.index_fill(-1, self.suppressed, -torch.inf)
 
     def read(self, tokens_B: Tensor, parent_B: Tensor) -> tuple[Tensor, Tensor]:
         """Beams go on from their parents with a token each: logits `[B, V]`, and what the tokens attend to `[B, 1, T]`.
@@ -298,7 +304,7 @@ class _Reader:
                 logits_to_keep=1,
             )
         rows_BGT = captured[0][..., :-1].amax(1)
-        return outputs.logits[:, -1].float(), rows_BGT / rows_BGT.sum(-1, keepdim=True)
+        return self.allowed(outputs.logits[:, -1].float()), rows_BGT / rows_BGT.sum(-1, keepdim=True)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ class Strategy:
             min_new_tokens=0,
             eos_token_id=end_tokens(vlm),
             pad_token_id=vlm.tokenizer.pad_token_id,
+            suppress_tokens=placeholders(vlm),
         )
 
 
@@ -64,3 +65,9 @@ def end_tokens(vlm: Vlm) -> list[int]:
     own = getattr(vlm.model.generation_config, "eos_token_id", None)
     own = own if isinstance(own, list) else [] if own is None else [own]
     return sorted({vlm.tokenizer.eos_token_id, end_token_id(vlm), *own})
+
+
+def placeholders(vlm: Vlm) -> list[int]:
+    """Ids that stand for an image or video, which no answer may hold: the model would look for its features."""
+    names = ("image_token_id", "video_token_id")
+    return [own for name in names if (own := getattr(vlm.model.config, name, None)) is not None]
