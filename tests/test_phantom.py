@@ -6,13 +6,16 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import AutoTokenizer
 
 from a3tune.data.phantom import ask, make_scan, write_phantom
 from a3tune.data.phantom.anatomy import LESION_KINDS, VIEWS
+from a3tune.data.phantom.findings import findings
 from a3tune.data.phantom.questions import GENERIC_TYPES, LOCALISED_TYPES, NUMBERS
 from a3tune.data.phantom.scan import SIZE
 from a3tune.data.rows import read_rows
 from a3tune.labels.rle import decode
+from a3tune.vlm.tiny import shipped
 
 SCANS = [make_scan((5, number)) for number in range(150)]
 
@@ -125,3 +128,17 @@ def test_writing_is_repeatable(tmp_path):
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
     assert files
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+
+
+def test_a_report_tells_the_truth_of_every_organ_in_words_that_the_base_reads():
+    tokenizer = AutoTokenizer.from_pretrained(str(shipped("vlm")))
+    known = {tokenizer.decode([token]) for token in range(len(tokenizer))}
+    for scan in SCANS[:30]:
+        first, *sentences = findings(scan).removesuffix(".").split(". ")
+        assert first == f"{scan.plane} {scan.modality} of the {scan.body}"
+        for organ, sentence in zip(scan.hosts, sentences, strict=True):
+            lesions = [lesion for lesion in scan.lesions if lesion.organ == organ]
+            one = [f"one {lesion.size} {lesion.kind}" for lesion in lesions]
+            many = f"{NUMBERS[len(lesions) - 1]} lesions"
+            assert sentence == f"{organ}: " + ("no lesion" if not lesions else one[0] if len(one) == 1 else many)
+            assert {f" {word}" for word in sentence.replace(":", "").split()} <= known
