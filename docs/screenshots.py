@@ -1,7 +1,7 @@
-"""Makes the pictures of the explorer in `docs/images/`: python docs/screenshots.py ADAPTER...
+"""Makes the pictures of explorer and report in `docs/images/`: python docs/screenshots.py ADAPTER...
 
-The adapters are those of `a3tune demo` (runs/demo/lora/adapter runs/demo/a3tune/adapter). Needs Chromium, the extra
-`app` and the dependency group `test`.
+The adapters are those of `a3tune demo` (runs/demo/lora/adapter runs/demo/a3tune/adapter), where it ran. Needs Chromium,
+the extra `app` and the dependency group `test`.
 """
 
 import io
@@ -14,6 +14,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from a3tune.commands import Page, write_report  # noqa: E402
+from a3tune.demo import COMMAND, TITLES  # noqa: E402
 from browser import Browser, chromium, served  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
@@ -21,12 +23,27 @@ STATUS = "document.querySelector('#status').innerText"
 
 
 def main(adapters: list[str]) -> None:
-    arguments = [argument for folder in adapters for argument in ("--adapter", str(Path(folder).resolve()))]
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        served(Path(folder), *arguments) as server,
         chromium(Path(folder) / "browser") as browser,
     ):
+        report(browser, [Path(adapter).parent for adapter in adapters], Path(folder) / "report.html")
+        explorer(browser, adapters, Path(folder))
+
+
+def report(browser: Browser, runs: list[Path], page: Path) -> None:
+    """The first results of the demo's report."""
+    write_report(runs, page, Page("A3Tune demo", COMMAND, TITLES, synthetic=True))
+    browser.send("Emulation.setScrollbarsHidden", hidden=True)
+    browser.open(page.as_uri(), 1200, 670)
+    browser.wait("document.querySelector('#glossary')")
+    browser.run("document.querySelector('#results').scrollIntoView({behavior: 'instant'})")
+    save(browser, "report.png", full=False)
+
+
+def explorer(browser: Browser, adapters: list[str], folder: Path) -> None:
+    arguments = [argument for adapter in adapters for argument in ("--adapter", str(Path(adapter).resolve()))]
+    with served(folder, *arguments) as server:
         browser.open(server.url, 1200, 900)
         ask(browser)
         word(browser)

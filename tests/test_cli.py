@@ -123,10 +123,22 @@ def test_what_a_dry_run_prints_is_a_config_file(run: Run, tmp_path: Path):
 
 def test_the_chain_leaves_an_adapter_answers_and_scores(trained: Path, data):
     assert (trained / "adapter" / "adapter_config.json").is_file()
-    assert "not a medical device" in (trained / "adapter" / "README.md").read_text()
+    card = (trained / "adapter" / "README.md").read_text()
+    assert "not a medical device" in card and "Not evaluated yet" not in card and ", greedy\n" in card
+    assert "Of the true regions of" in card and str(trained) not in card
     asked = len(data["test"].read_text().splitlines())
     assert len((trained / "predictions.jsonl").read_text().splitlines()) == asked
     assert "attention_mass" in json.loads((trained / "results.json").read_text())["metrics"]
+
+
+def test_a_finished_training_leaves_the_card_as_it_is(run: Run, trained: Path):
+    card = trained / "adapter" / "README.md"
+    before = card.read_text()
+    card.write_text(before + "Mine.\n")
+    result = run("train", "--config", str(trained / "config.yaml"))
+    assert result.exit_code == 0, result.output
+    assert card.read_text() == before + "Mine.\n"
+    card.write_text(before)
 
 
 def test_eval_takes_the_settings_that_the_adapter_was_trained_with(trained: Path):

@@ -7,7 +7,7 @@ from a3tune.config import load_config
 from a3tune.decoding import DECODERS
 from a3tune.errors import ConfigError
 from a3tune.metrics.stats import Estimate
-from a3tune.reproduce.experiments import choose, experiments
+from a3tune.reproduce.experiments import Column, choose, experiments
 from a3tune.reproduce.grid import plan
 from a3tune.reproduce.places import Places, phantom_places, read_places
 from a3tune.reproduce.run import QUICK, reproduce
@@ -36,6 +36,18 @@ def test_every_table_and_figure_is_well_formed():
             assert len(row.paper) in (0, len(experiment.columns)), experiment.name
             if experiment.kind == "results":
                 load_config(None, list(row.change))
+        swept = [row.x for row in experiment.rows if row.x is not None]
+        assert len(swept) == (len(experiment.rows) if experiment.axis else 0), experiment.name
+        assert swept == sorted(swept)
+    assert [item.name for item in found.values() if item.drawn] == [
+        "fig4",
+        "fig5a",
+        "fig5b",
+        "fig7a",
+        "fig7b",
+        "fig8",
+        "fig9",
+    ]
 
 
 def test_published_numbers_are_those_of_the_paper():
@@ -72,6 +84,7 @@ def test_the_papers_settings_apply_to_real_data(tmp_path: Path):
     )
     config = read_places(file, tmp_path).config("llava-med", "path-vqa", ["adapter.kind=lora"])
     assert (config.training.epochs, config.alignment.weight, config.adapter.top_experts) == (3, 0.02, 3)
+    assert (config.labels.proposer, config.labels.visual_prompt, config.labels.top_k) == ("sam", "crop", 4)
     assert (config.labels.ranker, config.adapter.kind, config.adapter.rank) == ("models/biomedclip", "lora", 64)
     assert config.data.test == Path("data/path/test.jsonl")
     jobs = plan(read_places(file, tmp_path), tmp_path, choose(["table1"]), [0])
@@ -113,9 +126,23 @@ def test_a_table_from_end_to_end_and_again(phantom: Places, out: Path):
     assert (out / "table2.md").read_text() == before
 
 
+def test_what_is_there_is_written_without_running_anything(phantom: Places, out: Path, monkeypatch: pytest.MonkeyPatch):
+    reproduce(["table2"], "phantom", out, [0], 1, lambda line: None, settings=SETTINGS)
+    monkeypatch.setattr("a3tune.reproduce.grid.work", lambda job: pytest.fail("ran"))
+    said: list[str] = []
+    found = reproduce(["fig4", "fig8", "fig9"], "phantom", out, [0], 0, said.append, settings=SETTINGS)
+    assert [outcome.picture for outcome in found] == [out / "fig8.svg", out / "fig9.svg"]
+    assert "](fig9.svg)" in (out / "fig9.md").read_text() and "<svg" in (out / "fig9.svg").read_text()
+    # Of fig8 lambda x 1 is there: it is A3Tune itself.
+    cells = json.loads((out / "fig8.json").read_text())["cells"]
+    assert [row[0]["ours"] is not None for row in cells] == [False, False, True, False, False]
+    assert said[-1] == "left out: fig4: nothing of it was measured" and not (out / "fig4.md").exists()
+
+
 def test_a_difference_is_shown_only_where_the_data_are_the_same():
     cells = ((Cell(Estimate(81.0, 79.0, 83.0, 9), 82.36), Cell(None, 86.76), Cell(Estimate(5, 5, 5, 1), None)),)
-    table = Table("table1", "t", "", ("a", "b", "c"), ("A3Tune",), cells, True, {})
+    measured = tuple(Column("slake", "open_recall") for _ in range(3))
+    table = Table("table1", "t", "", ("a", "b", "c"), measured, ("A3Tune",), cells, True, {})
     assert "| A3Tune | 81.0 [79.0, 83.0] (paper 82.36, -1.4) | - (86.76) | 5.0 |" in as_markdown(table)
 
 

@@ -24,8 +24,8 @@ from a3tune.labels.quality import Quality, label_quality
 from a3tune.labels.rank import Ranker, make_ranker
 from a3tune.labels.store import LabelRun, LabelStore, label_images
 from a3tune.predictions import read_cost
-from a3tune.report.card import model_card
-from a3tune.report.data import Cases, LabelQuality, ReportData, public_settings
+from a3tune.report.card import CARD, Evaluation, model_card, update_card
+from a3tune.report.data import Cases, LabelQuality, ReportData, public_data, public_settings
 from a3tune.report.figures import overlay
 from a3tune.report.gather import (
     Method,
@@ -81,17 +81,26 @@ def label(config: RunConfig, progress: Progress) -> tuple[LabelRun, dict[str, Qu
 def fine_tune(config: RunConfig, progress: Progress, *, synthetic: bool = False) -> Path:
     """Train an adapter in `config.output`; weak labels come from the store (`label`). Returns the run folder.
 
-    `synthetic` says in the adapter's model card that the data are phantom scans.
+    The adapter gets a model card, unless it has one: `synthetic` says in it that the data are phantom scans.
     """
     folder = RunFolder(train(config, callbacks=[_Steps(progress)]))
-    samples = read_rows(_needed(config.data.train, "data.train", "a JSONL file to train on"))
-    write_atomic(folder.adapter / "README.md", model_card(config, _counts(samples), synthetic=synthetic).encode())
+    card = folder.adapter / CARD
+    if processes.index() == 0 and not card.exists():
+        path = _needed(config.data.train, "data.train", "a JSONL file to train on")
+        samples = read_rows(path)
+        labels = _label_quality(config) if config.labels.source == "weak" else None
+        name = public_data(path, samples)
+        text = model_card(config, _counts(samples), data=name, labels=labels, synthetic=synthetic)
+        write_atomic(card, text.encode())
     return folder.path
 
 
 def measure(config: RunConfig, adapter: Path | None, progress: Progress) -> Results:
-    """Answer and score `config.data.test` with the base model or an adapter; everything ends in `config.output`."""
-    return _measure(config, _load(config, adapter), _questions(config), progress)
+    """Answer and score `config.data.test` with the base model or an adapter; everything ends in `config.output`.
+
+    An adapter's model card takes over the results.
+    """
+    return _measure(Subject(config, adapter), _load(config, adapter), _questions(config), progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +147,8 @@ def measure_all(
                 absent[run.name] = str(error)
                 continue
             settings = replace(subject.config.evaluation, decode=name)
-            _measure(replace(subject.config, evaluation=settings, output=run), vlm, samples, progress)
+            config = replace(subject.config, evaluation=settings, output=run)
+            _measure(replace(subject, config=config), vlm, samples, progress)
             runs.append(run)
     return runs, absent
 
@@ -147,7 +157,8 @@ def _questions(config: RunConfig) -> list[Sample]:
     return read_rows(_needed(config.data.test, "data.test", "a JSONL file to evaluate"))
 
 
-def _measure(config: RunConfig, vlm: Vlm, samples: Sequence[Sample], progress: Progress) -> Results:
+def _measure(subject: Subject, vlm: Vlm, samples: Sequence[Sample], progress: Progress) -> Results:
+    config = subject.config
     if processes.index() == 0:
         RunFolder.create(config.output)
     processes.wait()
@@ -168,6 +179,9 @@ def _measure(config: RunConfig, vlm: Vlm, samples: Sequence[Sample], progress: P
         folder.write_text(EVALUATION, dump_config(config))
         if not folder.environment.is_file():
             folder.write_environment()
+        if subject.adapter:
+            name = public_data(_needed(config.data.test, "data.test", "a JSONL file to evaluate"), samples)
+            update_card(subject.adapter, Evaluation(name, len(samples), config, results.metrics))
     processes.wait()
     return results
 

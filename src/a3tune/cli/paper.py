@@ -17,14 +17,19 @@ def reproduce(
     ] = "phantom",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Runs, labels and outcomes.")] = Path("runs/paper"),
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Of training. Repeatable.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each on a device of its own.")] = 1,
+    jobs: Annotated[
+        int,
+        typer.Option(min=0, help="Runs at a time, each on a CUDA device of its own; 0: only write what is there."),
+    ] = 1,
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="On the phantom: a setting. Repeatable.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few scans and steps: to see that everything runs.")] = False,
     show: Annotated[bool, typer.Option("--list", help="Show the tables and figures.")] = False,
 ) -> None:
-    """Reproduce the paper's tables and figures, each beside its published numbers; what is done is not done again.
+    """Reproduce the paper's tables and figures, each beside its published numbers.
+
+    A run that several of them need is made once. Stop it when you like: the same command, with the same --out, goes on.
 
     Example: `a3tune reproduce fig8 table2`, or with the real models and data: `a3tune reproduce all --on places.yaml`
     """
@@ -39,3 +44,5 @@ def reproduce(
 
     for outcome in reproduce(names, on, out, seed or [0], jobs, echo, quick=quick, settings=setting or ()):
         echo(outcome.text)
+        if outcome.picture:
+            echo(f"Picture: {outcome.picture}\n")

@@ -1,18 +1,34 @@
 """The model card beside an adapter: README.md, Markdown with the front matter of the Hugging Face Hub.
 
+Results stand between two marks, where each evaluation writes its own; all else of a card is its owner's to change.
 Knows settings and numbers; nothing of the machine or the patients behind them.
 """
 
+import logging
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import yaml
 
 from a3tune.config import RunConfig
+from a3tune.errors import OutputError
+from a3tune.files import write_atomic
 from a3tune.metrics.stats import Estimate
-from a3tune.report.data import METRICS, is_hub_name, public_name, public_settings
+from a3tune.report.data import METRICS, SCALED, LabelQuality, is_hub_name, public_name, public_settings
 from a3tune.report.escape import markdown, one_line
 from a3tune.report.summary import number
 
+_RESEARCH = "Research only. This is **not a medical device**: no one may be diagnosed or treated by its answers."
+logger = logging.getLogger(__name__)
+CARD = "README.md"
+"""File of an adapter's folder."""
+RESULTS = (
+    "<!-- a3tune eval: written anew by every evaluation from here on -->",
+    "<!-- a3tune eval: to here; everything else is yours -->",
+)
+"""Marks around the results."""
 _SOURCES = {
     "weak": "weak labels: segments proposed in each image and ranked by the prompt, without annotation",
     "truth": "the data set's own regions of interest",
@@ -20,19 +36,33 @@ _SOURCES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an adapter reached on some data by one decoding method."""
+
+    data: str
+    """Name of the questions that anybody may read."""
+    questions: int
+    config: RunConfig
+    scores: Mapping[str, Estimate]
+    """By metric; those of `report.data.METRICS` are shown."""
+
+
 def model_card(
     config: RunConfig,
     counts: Mapping[str, int],
     *,
-    scores: Mapping[str, Estimate] | None = None,
+    data: str = "",
+    labels: LabelQuality | None = None,
     synthetic: bool = False,
 ) -> str:
-    """README.md for the folder of an adapter.
+    """README.md for the folder of an adapter that was not evaluated yet (`with_evaluation`).
 
     Args:
         config: settings of the run. Paths are left out; of a local base model the last part of its name is given.
         counts: what the run was trained on, such as samples, images and labelled samples.
-        scores: metrics of `report.data.METRICS` on test data, if there was an evaluation.
+        data: name of what it was trained on that anybody may read.
+        labels: how well its weak labels find the true regions, where these are known.
         synthetic: the data were phantom scans.
     """
     base = public_name(config.model.path)
@@ -40,21 +70,84 @@ def model_card(
     parts = [
         "---\n" + yaml.safe_dump(_front_matter(config), sort_keys=False) + "---",
         f"# {kind} adapter for {markdown(base)}",
-        "Research only. This is **not a medical device**: no one may be diagnosed or treated by its answers.",
+        _RESEARCH,
         _introduction(config, base),
         "## How to load\n\n" + _loading(config),
-        "## Training data\n\n" + _table(("What", "Number"), {name: f"{count:,}" for name, count in counts.items()}),
+        "## Training data" + (f"\n\n{markdown(data)}" if data else ""),
+        _table(("What", "Number"), {name: f"{count:,}" for name, count in counts.items()}),
         f"Labels: {_SOURCES[config.labels.source]}." + (" The scans are synthetic." if synthetic else ""),
+        *([_quality(labels)] if labels else []),
+        f"## Results\n\n{RESULTS[0]}\n\nNot evaluated yet.\n\n{RESULTS[1]}",
+        "## Settings\n\n" + _table(("Setting", "Value"), public_settings(config)),
+        "## Intended use and limits\n\n" + _limits(synthetic),
     ]
-    if scores:
-        parts.append("## Results\n\n" + _results(scores))
+    return "\n\n".join(parts) + "\n"
+
+
+def with_evaluation(card: str, evaluation: Evaluation) -> str | None:
+    """A card with an evaluation among its results, in place of an earlier one of the same data and decoding method.
+
+    None if the two marks are not there, or not once: then the card is not as we wrote it.
+    """
+    start, end = RESULTS
+    head, _, rest = card.partition(start)
+    written, _, tail = rest.partition(end)
+    if card.count(start) != 1 or card.count(end) != 1 or end not in rest:
+        return None
+    entries = {entry.partition("\n")[0]: entry.strip() for entry in re.split(r"^(?=### )", written, flags=re.M)[1:]}
+    heading = f"### {markdown(evaluation.data)}, {evaluation.config.evaluation.decode}"
+    entries[heading] = f"{heading}\n\n{_results(evaluation)}"
+    return f"{head}{start}\n\n" + "\n\n".join(entries[name] for name in sorted(entries)) + f"\n\n{end}{tail}"
+
+
+def update_card(adapter: Path, evaluation: Evaluation) -> None:
+    """`with_evaluation` of the card in an adapter's folder. One that is not as we wrote it, or cannot be changed, stays
+    as it is, and a warning says so; where there is none nothing happens."""
+    card = adapter / CARD
+    if not card.is_file():
+        return
+    try:
+        text = with_evaluation(card.read_text(encoding="utf-8"), evaluation)
+        if text is None:
+            logger.warning("%s: has no place for results between the two marks of a3tune eval; left as it is", card)
+        else:
+            write_atomic(card, text.encode())
+    except (OSError, UnicodeDecodeError, OutputError) as error:
+        logger.warning("%s: the results cannot be put on the model card: %s", card, error)
+
+
+def merged_card(base: str, config: RunConfig | None) -> str:
+    """README.md for the folder of a model with a LoRA adapter merged into it.
+
+    Args:
+        base: the base model, as `load_vlm` takes it; of a local one the last part of its name is given.
+        config: settings of the adapter's run, where they are known.
+    """
+    name = public_name(base)
+    known = {"base_model": base} if is_hub_name(base) else {}
+    front = {"library_name": "transformers", **known, "pipeline_tag": "image-text-to-text"}
+    front |= {"tags": ["a3tune", "lora", "medical", "vision-language"]}
+    parts = [
+        "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
+        f"# {markdown(name)} with a LoRA adapter merged",
+        _RESEARCH,
+        _introduction(config, name) if config else f"Base model: `{markdown(name)}`.",
+        "The adapter's matrices are added to the weights of the base model, in its number format.",
+    ]
+    if config and config.model.quantization:
         parts.append(
-            f"Coverage counts attention from {config.evaluation.tau:g} on; maps normalised by "
-            f"`{config.evaluation.normalisation}`. One training run: another seed may give other numbers."
+            f"The adapter was trained on {config.model.quantization} weights and merged into the full ones, so answers "
+            "may differ slightly from those of base and adapter in training."
         )
     parts += [
-        "## Settings\n\n" + _table(("Setting", "Value"), public_settings(config)),
-        "## Limits\n\n" + _limits(synthetic),
+        "## How to load\n\nAny program that loads models of transformers loads this one; it needs no `a3tune`.\n\n"
+        "```python\n"
+        "from transformers import pipeline\n\n"
+        "answer = pipeline('image-text-to-text', 'folder of this file')\n"
+        "content = [{'type': 'image', 'url': 'scan.png'}, {'type': 'text', 'text': 'Is there a lesion?'}]\n"
+        "print(answer(text=[{'role': 'user', 'content': content}], return_full_text=False))\n"
+        "```",
+        "## Limits\n\n" + _limits(False),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -109,15 +202,35 @@ def _loading(config: RunConfig) -> str:
     ) + ("\n\nThe routed layers cannot be merged into the base model." if config.adapter.kind == "a3moe" else "")
 
 
-def _results(scores: Mapping[str, Estimate]) -> str:
+def _quality(labels: LabelQuality) -> str:
+    found = labels.overall
+    return (
+        f"Of the true regions of {found.count:,} training questions, as far as they are known, "
+        f"{100 * found.recall_at_k:.1f} % are among the best {labels.top_k} labels (intersection over union at least "
+        f"{labels.iou_threshold:g}) and {100 * found.ceiling:.1f} % among all segments; the mean best overlap is "
+        f"{found.mean_best_iou:.2f}."
+    )
+
+
+def _results(evaluation: Evaluation) -> str:
+    settings = evaluation.config.evaluation
     rows = {
         METRICS[name].title + (", %" if METRICS[name].percent else ""): (
             f"{number(e.mean, name)} [{number(e.low, name)}, {number(e.high, name)}]"
         )
-        for name, e in scores.items()
+        for name, e in evaluation.scores.items()
         if name in METRICS
     }
-    return _table(("Metric", "Mean [95 % interval]"), rows)
+    changed = settings.decoding | ({"strategy": settings.strategy} if settings.strategy else {})
+    notes = [f"{evaluation.questions:,} questions."]
+    if changed:
+        notes.append(
+            f"Changed settings of the method: {', '.join(f'{key}={value}' for key, value in changed.items())}."
+        )
+    if "coverage" in evaluation.scores:
+        notes.append(f"Coverage counts attention from {settings.tau:g} on, {SCALED[settings.normalisation]}.")
+    notes.append("One training run: another seed may give other numbers.")
+    return _table(("Metric", "Mean [95 % interval]"), rows) + "\n\n" + markdown(" ".join(notes))
 
 
 def _limits(synthetic: bool) -> str:

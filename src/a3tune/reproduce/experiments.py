@@ -23,6 +23,8 @@ class Row:
     """Settings that differ, as `labels.top_k=2`."""
     scale: Mapping[str, float] = field(default_factory=dict)
     """Setting -> factor of what it is for the data set."""
+    x: float | None = None
+    """The swept value, in a figure that sweeps one."""
     paper: tuple[float | None, ...] = ()
     """Published numbers by column; empty if there are none in print."""
 
@@ -50,6 +52,15 @@ class Experiment:
     kind: Kind = "results"
     model: str = ""
     note: str = ""
+    axis: str = ""
+    """What a figure sweeps, as its axis is called."""
+    peak: float | None = None
+    """Swept value at which performance peaks, as the paper's text says."""
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the paper shows it as a plot."""
+        return self.kind == "results" and self.name.startswith("fig")
 
 
 def experiments() -> dict[str, Experiment]:

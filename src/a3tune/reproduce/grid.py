@@ -85,10 +85,12 @@ def plan(places: Places, out: Path, chosen: Iterable[Experiment], seeds: Sequenc
 
 def run_all(jobs: Sequence[Job], workers: int, say: Callable[[str], None]) -> dict[str, str]:
     """Label, train and answer what is not there yet, `workers` runs at a time, each on a device of its own where
-    there are several. Returns why answers that are missing cannot be had, by folder."""
+    there are several; nothing with 0. Returns why answers that are missing cannot be had, by folder."""
     left = [replace(job, methods=[name for name in job.methods if not _answered(job.run, name)]) for job in jobs]
     left = [job for job in left if job.methods]
     say(f"{len(jobs) - len(left)} of {len(jobs)} runs were done earlier")
+    if workers == 0:
+        return {}
     labelled: set[tuple[Path | None, Path | None]] = set()
     for job in left:
         config = job.run.config

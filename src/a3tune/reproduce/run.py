@@ -9,7 +9,9 @@ from a3tune.files import write_atomic
 from a3tune.reproduce.experiments import Experiment, choose
 from a3tune.reproduce.grid import plan, run_all, run_of
 from a3tune.reproduce.places import PHANTOM, Places, phantom_places, read_places
+from a3tune.reproduce.plots import draw
 from a3tune.reproduce.tables import Table, as_json, as_markdown, counts_table, results_table, settings_table
+from a3tune.run import RunFolder
 
 QUICK = {"train": 12, "validation": 4, "test": 6}
 """Phantom patients, to see that everything runs."""
@@ -23,6 +25,8 @@ class Outcome:
     file: Path
     text: str
     """To show on a terminal."""
+    picture: Path | None = None
+    """The plot of a figure."""
 
 
 def reproduce(
@@ -38,12 +42,14 @@ def reproduce(
 ) -> list[Outcome]:
     """Run what the named tables and figures need, and write each as `NAME.md` and `NAME.json` (cases: `NAME.html`).
 
+    A figure is drawn too, as `NAME.svg`.
+
     Args:
         names: of `experiments.yaml`, or `all`.
         on: `phantom`, or a YAML file of places (`read_places`).
         out: folder of runs, labels and outcomes; what is in it is not done again.
         seeds: of training.
-        jobs: runs at a time.
+        jobs: runs at a time; with 0 nothing is run, and what is there is written.
         quick: few phantom patients and steps: to see that everything runs.
         settings: in place of the demo's, on the phantom.
 
@@ -58,17 +64,24 @@ def reproduce(
     absent = run_all(plan(places, out, chosen, seeds), jobs, say)
     for name, why in absent.items():
         say(f"left out: {name}: {why}")
-    return [_write(places, out, experiment, seeds) for experiment in chosen]
+    outcomes = {experiment.name: _write(places, out, experiment, seeds) for experiment in chosen}
+    for name in (name for name, outcome in outcomes.items() if outcome is None):
+        say(f"left out: {name}: nothing of it was measured")
+    return list(filter(None, outcomes.values()))
 
 
-def _write(places: Places, out: Path, experiment: Experiment, seeds: Sequence[int]) -> Outcome:
+def _write(places: Places, out: Path, experiment: Experiment, seeds: Sequence[int]) -> Outcome | None:
     if experiment.kind == "cases":
         return _cases(places, out, experiment, seeds[0])
     table = _table(places, out, experiment, seeds)
-    text = as_markdown(table)
-    write_atomic(out / f"{experiment.name}.json", as_json(table).encode())
-    write_atomic(out / f"{experiment.name}.md", text.encode())
-    return Outcome(out / f"{experiment.name}.md", text)
+    if all(cell.ours is None for row in table.cells for cell in row):
+        return None
+    file = out / f"{experiment.name}.md"
+    plot = draw(experiment, table) if experiment.drawn else None
+    picture = write_atomic(file.with_suffix(".svg"), plot) if plot else None
+    write_atomic(file.with_suffix(".json"), as_json(table).encode())
+    write_atomic(file, as_markdown(table, picture.name if picture else None).encode())
+    return Outcome(file, as_markdown(table), picture)
 
 
 def _table(places: Places, out: Path, experiment: Experiment, seeds: Sequence[int]) -> Table:
@@ -79,10 +92,14 @@ def _table(places: Places, out: Path, experiment: Experiment, seeds: Sequence[in
     return results_table(places, out, experiment, seeds)
 
 
-def _cases(places: Places, out: Path, experiment: Experiment, seed: int) -> Outcome:
-    """The report's cases: the same questions by all models, with their attention."""
+def _cases(places: Places, out: Path, experiment: Experiment, seed: int) -> Outcome | None:
+    """The report's cases: the same questions by all models, with their attention; None without their answers."""
     column = experiment.columns[0]
+    if column.data not in places.data:
+        return None
     runs = [run_of(places, out, experiment, row, column, seed).answers(row.decode) for row in experiment.rows]
+    if not all(RunFolder(run).results.is_file() for run in runs):
+        return None
     title, file = f"{experiment.name}: {experiment.title}", out / f"{experiment.name}.html"
     page = Page(
         title,

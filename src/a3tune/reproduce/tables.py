@@ -116,9 +116,14 @@ def as_json(table: Table) -> str:
     return json.dumps(tree, indent=1) + "\n"
 
 
+def metric_title(metric: str) -> str:
+    """What a metric of a column is called."""
+    return "Right answers" if metric == ANSWER else METRICS[metric].title if metric else ""
+
+
 def in_percent(metric: str) -> bool:
     """Whether a table shows a metric times 100."""
-    return metric not in METRICS or METRICS[metric].percent
+    return metric == ANSWER or METRICS[metric].percent
 
 
 def _known_table(places: Places, experiment: Experiment, value: Callable[[str, str], float]) -> Table:
@@ -160,9 +165,8 @@ def _columns(places: Places, experiment: Experiment) -> list[tuple[Column, int |
 
 
 def _heading(column: Column) -> str:
-    metric = METRICS[column.metric].title if column.metric in METRICS else column.metric
     where = ", ".join("/".join(values) for values in column.where.values())
-    return ", ".join(part for part in (column.data.removesuffix(REGIONS), where, metric) if part)
+    return ", ".join(part for part in (column.data.removesuffix(REGIONS), where, metric_title(column.metric)) if part)
 
 
 def _questions(places: Places, column: Column) -> list[Sample]:

@@ -313,6 +313,8 @@ def _save_adapter(model: Any, state: dict[str, Any] | None, base: str, folder: R
         adapter_config.base_model_name_or_path = base
     unfinished = folder.adapter.with_name(".adapter.tmp")
     model.save_pretrained(str(unfinished), state_dict=state, save_embedding_layers=False)
+    # PEFT's empty form of a model card; ours is written from the settings and the data (`report.card`).
+    (unfinished / "README.md").unlink(missing_ok=True)
     sync_tree(unfinished)
     unfinished.rename(folder.adapter)
     sync_folder(folder.path)
