@@ -36,7 +36,7 @@ def test_defaults_are_the_papers():
     config = load_config(None)
     assert (config.adapter.rank, config.adapter.alpha) == (64, 16)
     assert (config.adapter.expert_rank, config.adapter.expert_alpha) == (16, 8)
-    assert (config.alignment.heads, config.labels.top_k, config.evaluation.tau) == (128, 4, 0.15)
+    assert (config.alignment.heads, config.labels.top_k, config.evaluation.tau) == (0.125, 4, 0.15)
     assert (config.training.learning_rate, config.training.warmup) == (2e-4, 0.03)
     assert config == RunConfig()
 

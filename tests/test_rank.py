@@ -1,4 +1,5 @@
 import copy
+import shutil
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 from a3tune.errors import ConfigError, LabelError, ModelError
-from a3tune.labels.rank import VISUAL_PROMPTS, ClipRanker, format_query, make_ranker, top_k
+from a3tune.labels.rank import RANKERS, VISUAL_PROMPTS, ClipRanker, format_query, make_ranker, top_k
 from a3tune.types import Sample
 from a3tune.vlm.tiny import train_tokenizer
 
@@ -266,6 +267,13 @@ def test_a_ranker_is_known_by_its_folder(clip_folder, siglip_folder, vlm_folder,
         make_ranker(vlm_folder)
     with pytest.raises(ModelError, match=r"open_clip_config\.json \(BiomedCLIP\) or config\.json .*clip, siglip"):
         make_ranker(tmp_path)
+
+
+def test_a_ranker_of_ones_own_is_found_beside_a_config_json(vlm_folder, tmp_path, monkeypatch):
+    shutil.copy(vlm_folder / "config.json", tmp_path)
+    (tmp_path / "mine.json").write_text("{}")
+    monkeypatch.setitem(RANKERS, "mine.json", lambda folder, device: ("mine", folder, device))
+    assert make_ranker(tmp_path, "cpu") == ("mine", tmp_path, "cpu")
 
 
 def test_a_ranker_without_some_of_its_weights_is_refused(clip_folder, tmp_path):

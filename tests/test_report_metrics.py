@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a3tune.errors import ConfigError, DataError, ModelError
-from a3tune.metrics.reports import METRICS, NO_REPORT, WEIGHTS, clean, report_scores
+from a3tune.metrics.reports import METRICS, NO_REPORT, clean, report_scores, weight_names
 
 SAID = ["Assistant: The heart is normal.", "", "Легкие чистые, сердце в норме.", "word " * 20_000]
 TRUTH = ["The heart is normal.", "No report was generated.", "The lungs are clear.", "word " * 20_000]
@@ -63,7 +63,7 @@ def test_each_metric_gets_its_folder_and_clean_predictions(monkeypatch):
 
     for name in METRICS:
         monkeypatch.setitem(METRICS, name, spy(name))  # pyright: ignore[reportArgumentType]
-    weights = {key: Path(key) for key in WEIGHTS}
+    weights = {key: Path(key) for key in weight_names()}
     found = report_scores(["Assistant: normal"], ["normal"], weights, metrics=["meteor", "radgraph"])
     assert found.absent == {}
     assert found.values == {"meteor": (0.5,), "meteor_also": (1.0,), "radgraph": (0.5,), "radgraph_also": (1.0,)}
@@ -71,6 +71,15 @@ def test_each_metric_gets_its_folder_and_clean_predictions(monkeypatch):
         "meteor": ([NO_REPORT], ["normal"], Path("nltk_data")),
         "radgraph": ([NO_REPORT], ["normal"], Path("radgraph")),
     }
+
+
+def test_a_metric_of_ones_own_is_computed_with_the_others(monkeypatch, tmp_path):
+    monkeypatch.setitem(
+        METRICS, "words", lambda said, truth, folder: {"words": [float(folder == tmp_path)] * len(said)}
+    )
+    found = report_scores(SAID, TRUTH, {"words": tmp_path})
+    assert found.values["words"] == (1.0,) * len(SAID)
+    assert "rouge_l" in found.values
 
 
 def test_nothing_was_given(tmp_path):

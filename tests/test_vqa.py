@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a3tune.metrics.vqa import (
+    ANSWER_METRICS,
     answer_scores,
     choice_accuracy,
     closed_accuracy,
@@ -174,3 +175,13 @@ def test_prior_baseline_backs_off():
     assert prior_baseline(train, test) == ["liver", "lung", "lung", "yes", "lung"]
     with pytest.raises(ValueError, match="training sample"):
         prior_baseline([], test)
+
+
+def test_a_score_of_ones_own_stands_beside_the_others(monkeypatch):
+    def exact(prediction, answer, answer_type, options):
+        return float(prediction == answer) if answer_type == "open" else None
+
+    monkeypatch.setitem(ANSWER_METRICS, "exact", exact)
+    assert answer_scores("left lung", "left lung", "open")["exact"] == 1.0
+    assert answer_scores("lung", "left lung", "open").keys() == {"open_recall", "open_recall_clipped", "exact"}
+    assert "exact" not in answer_scores("yes", "yes", "closed")

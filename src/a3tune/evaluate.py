@@ -80,7 +80,7 @@ def evaluate(
             batches, and the answers do not depend on interruptions.
         rows: text rows whose attention is averaged.
         heads: R, or a fraction of all heads; None is the paper's share.
-        weights: folders of what report metrics need (`metrics.reports.WEIGHTS`); a metric without them is absent.
+        weights: folders of what report metrics need (`metrics.reports.weight_names`); a metric without them is absent.
         tau: threshold of Coverage.
         normalisation: of the map, before Coverage and Intensity.
         out_folder: run folder for `predictions.jsonl`, `maps/` and `results.json`; a stopped evaluation goes on in it.

@@ -43,7 +43,7 @@ _METHODS: tuple[type[Decoder], ...] = (
     Pai,
     ControlMllm,
 )
-DECODERS = {method.name: method for method in _METHODS}
+DECODERS: dict[str, type[Decoder]] = {method.name: method for method in _METHODS}
 """By name, in the order of the paper's tables."""
 
 

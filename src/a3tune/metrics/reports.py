@@ -21,7 +21,7 @@ NO_REPORT = "No report generated."
 _SHORTEST = 10
 _PREFIX = "Assistant:"
 
-METRICS: Mapping[str, Callable[[Texts, Texts, Path | None], Scores]] = {
+METRICS: dict[str, Callable[[Texts, Texts, Path | None], Scores]] = {
     "bleu": bleu,
     "rouge_l": rouge_l,
     "meteor": meteor,
@@ -30,10 +30,8 @@ METRICS: Mapping[str, Callable[[Texts, Texts, Path | None], Scores]] = {
     "radgraph": radgraph,
     "ratescore": ratescore,
 }
-"""In the paper's order (Table 3)."""
+"""By name, in the paper's order (Table 3): (predictions, references, folder of weights) -> scores by name."""
 _NLTK = ("bleu", "rouge_l", "meteor")
-WEIGHTS = (NLTK_DATA, *(name for name in METRICS if name not in _NLTK))
-"""Keys of `weights`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +49,21 @@ def report_scores(
     references: Sequence[str],
     weights: Mapping[str, Path] | None = None,
     *,
-    metrics: Sequence[str] = tuple(METRICS),
+    metrics: Sequence[str] | None = None,
 ) -> ReportScores:
     """Scores of reports against their references (Appendix D.1), one for one; predictions are cleaned first.
 
     Args:
-        weights: local folders by the keys of `WEIGHTS`; what each holds stands in `docs/metrics.md`.
-        metrics: names of `METRICS`.
+        weights: local folders by the names of `weight_names`; what each holds stands in `docs/metrics.md`.
+        metrics: names of `METRICS`; None is all of them.
 
     Raises:
         ConfigError: a metric or a key of `weights` is unknown.
         DataError: not as many predictions as references.
     """
     folders = dict(weights or {})
-    for kind, given, known in (("metric", metrics, tuple(METRICS)), ("weights", folders, WEIGHTS)):
+    metrics = tuple(METRICS) if metrics is None else metrics
+    for kind, given, known in (("metric", metrics, tuple(METRICS)), ("weights", folders, weight_names())):
         unknown = [name for name in given if name not in known]
         if unknown:
             raise ConfigError(f"{kind}: expected {', '.join(known)}, got {', '.join(unknown)}")
@@ -81,6 +80,11 @@ def report_scores(
         else:
             values |= {key: tuple(scores) for key, scores in found.items()}
     return ReportScores(values, absent)
+
+
+def weight_names() -> tuple[str, ...]:
+    """Names that `weights` may have: nltk's data, and every metric that has a folder of its own."""
+    return (NLTK_DATA, *(name for name in METRICS if name not in _NLTK))
 
 
 def clean(prediction: str) -> str:

@@ -5,13 +5,16 @@ Knows two texts, prediction and reference; not which model wrote the first.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
+from functools import partial
 from typing import Literal
 
 from a3tune.types import AnswerType, Sample
 
 ClosedMode = Literal["llava-med", "strict"]
+AnswerMetric = Callable[[str, str, AnswerType, Sequence[str]], float | None]
+"""(prediction, answer, the question's type, its options) -> score; None where the question has no such score."""
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -87,27 +90,9 @@ def choice_accuracy(prediction: str, answer: str, options: Sequence[str]) -> flo
 def answer_scores(
     prediction: str, answer: str, answer_type: AnswerType, options: Sequence[str] = ()
 ) -> dict[str, float]:
-    """Every score that this type of question has, by name, in [0, 1]; reports have none here.
-
-    `closed_accuracy` is not defined where the answer holds neither a "yes" nor a "no", not even inside a word:
-    published numbers are shares of the others (355 of SLAKE's 416 closed test questions, 254 of VQA-RAD's 272).
-    `hallucination` (0 is good): a closed question answered "yes" where the truth is "no". `choice_accuracy` needs the
-    options; `choice_accuracy_strict` asks for the answer's words in the prediction.
-    """
-    if answer_type == "open":
-        return {
-            "open_recall": open_recall(prediction, answer),
-            "open_recall_clipped": open_recall(prediction, answer, clipped=True),
-        }
-    if answer_type == "closed":
-        truth = normalise(answer)
-        published = {"closed_accuracy": closed_accuracy(prediction, answer)} if "yes" in truth or "no" in truth else {}
-        denied = {"hallucination": closed_accuracy(prediction, "yes", "strict")} if truth == "no" else {}
-        return published | {"closed_accuracy_strict": closed_accuracy(prediction, answer, "strict")} | denied
-    if answer_type == "choice":
-        published = {"choice_accuracy": choice_accuracy(prediction, answer, options)} if options else {}
-        return published | {"choice_accuracy_strict": closed_accuracy(prediction, answer, "strict")}
-    return {}
+    """Every score of `ANSWER_METRICS` that this question has, by name, in [0, 1]; reports have none of ours."""
+    found = {name: score(prediction, answer, answer_type, options) for name, score in ANSWER_METRICS.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def prior_baseline(train: Sequence[Sample], test: Sequence[Sample]) -> list[str]:
@@ -131,6 +116,42 @@ def _prior_keys(sample: Sample) -> list[tuple[str, ...]]:
     kind = sample.answer_type
     question_type = [("question type", kind, sample.meta["question_type"])] if "question_type" in sample.meta else []
     return [("prompt", kind, sample.prompt), *question_type, ("answer type", kind), ("any",)]
+
+
+def _published_closed(prediction: str, answer: str, answer_type: AnswerType, options: Sequence[str]) -> float | None:
+    """Not defined where the answer holds neither a "yes" nor a "no", not even inside a word: published numbers are
+    shares of the others (355 of SLAKE's 416 closed test questions, 254 of VQA-RAD's 272)."""
+    truth = normalise(answer)
+    defined = answer_type == "closed" and ("yes" in truth or "no" in truth)
+    return closed_accuracy(prediction, answer) if defined else None
+
+
+def _hallucination(prediction: str, answer: str, answer_type: AnswerType, options: Sequence[str]) -> float | None:
+    """A closed question answered "yes" where the truth is "no"; 0 is good."""
+    defined = answer_type == "closed" and normalise(answer) == "no"
+    return closed_accuracy(prediction, "yes", "strict") if defined else None
+
+
+def _published_choice(prediction: str, answer: str, answer_type: AnswerType, options: Sequence[str]) -> float | None:
+    return choice_accuracy(prediction, answer, options) if answer_type == "choice" and options else None
+
+
+def _of(kind: AnswerType, score: Callable[[str, str], float]) -> AnswerMetric:
+    """A score of (prediction, answer) that every question of this type has."""
+    return lambda prediction, answer, answer_type, options: score(prediction, answer) if answer_type == kind else None
+
+
+ANSWER_METRICS: dict[str, AnswerMetric] = {
+    "open_recall": _of("open", open_recall),
+    "open_recall_clipped": _of("open", partial(open_recall, clipped=True)),
+    "closed_accuracy": _published_closed,
+    "closed_accuracy_strict": _of("closed", partial(closed_accuracy, mode="strict")),
+    "hallucination": _hallucination,
+    "choice_accuracy": _published_choice,
+    "choice_accuracy_strict": _of("choice", partial(closed_accuracy, mode="strict")),
+}
+"""By name. `choice_accuracy_strict` asks for the answer's words in the prediction. A new score is a line here, or
+`ANSWER_METRICS["mine"] = mine` in code of your own (docs/howto/own-metric.md)."""
 
 
 def _most_similar(options: Sequence[str], text: str) -> int:

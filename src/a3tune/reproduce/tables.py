@@ -224,7 +224,9 @@ def _table(
 
 
 def estimate_text(found: Estimate) -> str:
-    """A mean, and its interval if it has one."""
+    """A mean, and its interval if it has one; a single number as it is."""
+    if found.count == 1:
+        return f"{found.mean:g}"
     digits = _digits(found)
     text = f"{found.mean:.{digits}f}"
     return text + (f" [{found.low:.{digits}f}, {found.high:.{digits}f}]" if found.high > found.low else "")

@@ -50,10 +50,11 @@ class Ranker(Protocol):
 
 
 RANKERS: dict[str, Callable[[Path, str | None], Ranker]] = {
-    BIOMEDCLIP_CONFIG: BiomedClipRanker,
     "config.json": ClipRanker,
+    BIOMEDCLIP_CONFIG: BiomedClipRanker,
 }
-"""File that gives a kind of ranker away, looked for in this order -> class of the ranker of (folder, device)."""
+"""File that gives a kind of ranker away -> class of the ranker of (folder, device); what was added last is looked for
+first, since most folders of models also have a config.json."""
 
 
 def make_ranker(folder: Path, device: str | None = None) -> Ranker:
@@ -62,7 +63,7 @@ def make_ranker(folder: Path, device: str | None = None) -> Ranker:
     Raises:
         ModelError: the folder holds no ranker that is known.
     """
-    for file, ranker in RANKERS.items():
+    for file, ranker in reversed(RANKERS.items()):
         if (folder / file).is_file():
             return ranker(folder, device)
     raise ModelError(
