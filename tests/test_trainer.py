@@ -364,6 +364,8 @@ def test_a_run_that_could_not_start_does_not_keep_the_folder(base: Path, tmp_pat
     config = config_of(base, tmp_path / "run", max_steps=1)
     with pytest.raises(LabelError):
         train(replace(config, labels=LabelsConfig(source="weak")), callbacks=())
+    with pytest.raises(ConfigError, match="heads: expected at most"):  # known at the first step
+        train(replace(config, alignment=replace(config.alignment, heads=999)), callbacks=())
     train(config, callbacks=())
 
 

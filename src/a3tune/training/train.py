@@ -60,10 +60,11 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
     with args.main_process_first(local=False):
         folder = RunFolder.create(config.output)
     with folder.lock() if args.process_index == 0 else nullcontext():
-        _refuse_other_settings(folder, config)
+        checkpoint = last_checkpoint(folder.checkpoints)
+        if checkpoint is not None or folder.adapter.is_dir():
+            _refuse_other_settings(folder, config)
         if folder.adapter.is_dir():
             return folder.path
-        checkpoint = last_checkpoint(folder.checkpoints)
         if checkpoint is not None:
             check_checkpoint(checkpoint)
             args.gradient_accumulation_steps = _accumulation(config, args.world_size, checkpoint)
