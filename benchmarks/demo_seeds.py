@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from a3tune.commands import QUALITY, fine_tune, label, measure
+from a3tune.commands import fine_tune, label, measure, quality_file
 from a3tune.config import RunConfig
 from a3tune.data.phantom import write_phantom
 from a3tune.data.phantom.questions import GENERIC_TYPES
@@ -165,7 +165,7 @@ def main() -> None:
         for name, config in methods.items():
             runs.setdefault(name, {})[seed] = table(config)
     rows = compare(runs, samples)
-    quality = json.loads((args.out / "labels" / QUALITY).read_text(encoding="utf-8"))["all"]
+    quality = json.loads(quality_file(demo.configs["a3tune"]).read_text(encoding="utf-8"))["all"]
     words = ["python benchmarks/demo_seeds.py --seeds", *map(str, args.seeds), "--ablation-seeds", *map(str, ablated)]
     words += args.overrides
     about = {

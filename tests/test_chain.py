@@ -1,5 +1,6 @@
 """Label -> train -> eval -> ask on every family: what users do, on tiny random models and two phantom patients."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from a3tune.commands import ask, fine_tune, label, measure
+from a3tune.commands import ask, fine_tune, label, measure, quality_file
 from a3tune.config import RunConfig, load_config
 from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows, write_rows
@@ -47,6 +48,16 @@ def settings(ranker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> R
     run, _ = label(config, silent)
     assert not run.failures
     return config
+
+
+def test_the_quality_of_labels_is_kept_for_each_k(settings: RunConfig):
+    recall = {}
+    for k in (1, 64):
+        own = replace(settings, labels=replace(settings.labels, top_k=k))
+        label(own, silent)
+        recall[k] = json.loads(quality_file(own).read_text())["all"]["recall"]
+    assert quality_file(settings).is_file()
+    assert recall[1] < recall[64]
 
 
 @pytest.mark.parametrize("name", ZOO)

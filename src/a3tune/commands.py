@@ -53,8 +53,6 @@ GREEDY = "greedy"
 """Decoding method that the others are compared with."""
 EVALUATION = "evaluation.yaml"
 """File of a run folder: the settings that its answers were made with."""
-QUALITY = "quality.json"
-"""File of a label store: how well its labels find the true regions."""
 GROUPS = ("body", "modality", "organ")
 """Fields of `meta` that label quality is broken down by."""
 MIN_IOU = 0.5
@@ -74,8 +72,13 @@ def label(config: RunConfig, progress: Progress) -> tuple[LabelRun, dict[str, Qu
         usable, lambda sample: store.labels(sample, top_k=None), top_k=config.labels.top_k, min_iou=MIN_IOU, by=GROUPS
     )
     text = json.dumps({name: asdict(group) for name, group in quality.items()}, indent=2)
-    write_atomic(_store(config) / QUALITY, text.encode())
+    write_atomic(quality_file(config), text.encode())
     return run, quality
+
+
+def quality_file(config: RunConfig) -> Path:
+    """File of a label store: how well the best K of its labels find the true regions."""
+    return _store(config) / f"quality-{config.labels.top_k}.json"
 
 
 def fine_tune(config: RunConfig, progress: Progress, *, synthetic: bool = False) -> Path:
@@ -354,7 +357,7 @@ def _counts(samples: Sequence[Sample]) -> dict[str, int]:
 
 
 def _label_quality(config: RunConfig) -> LabelQuality | None:
-    path = _store(config) / QUALITY
+    path = quality_file(config)
     if not path.is_file():
         return None
     found = read_json(path, "run `a3tune label` again")

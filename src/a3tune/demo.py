@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from a3tune.commands import QUALITY, Page, Progress, fine_tune, label, measure, write_report
+from a3tune.commands import Page, Progress, fine_tune, label, measure, quality_file, write_report
 from a3tune.config import RunConfig
 from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows
@@ -172,7 +172,7 @@ def _table(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _quality(demo: Demo) -> dict[str, float]:
-    path = demo.folder / "labels" / QUALITY
+    path = quality_file(demo.configs["a3tune"])
     return read_json(path, f"delete {path.parent} and run the same command again")["all"]
 
 

@@ -91,10 +91,10 @@ def run_all(jobs: Sequence[Job], workers: int, say: Callable[[str], None]) -> di
     say(f"{len(jobs) - len(left)} of {len(jobs)} runs were done earlier")
     if workers == 0:
         return {}
-    labelled: set[tuple[Path | None, Path | None]] = set()
+    labelled: set[tuple[Path | None, Path | None, int]] = set()
     for job in left:
         config = job.run.config
-        places = (config.labels.store, config.data.train)
+        places = (config.labels.store, config.data.train, config.labels.top_k)
         if job.run.trained and config.labels.source == "weak" and places not in labelled:
             say(f"labels of {config.data.train}")
             label(config, _silent)

@@ -1,7 +1,7 @@
 """The report of a phantom scan: one sentence about the image, one about each organ that may carry lesions.
 
-Every sentence is true of the scan and follows one template, in words that the shipped base has read in captions: what is
-left to learn is the form, and to look.
+Every sentence is true of the scan and follows one template, in words that the shipped base has read in captions: what
+is left to learn is the form, and to look.
 """
 
 from a3tune.data.phantom.questions import NUMBERS
