@@ -5,8 +5,9 @@ Needs a POSIX system (`fcntl`).
 
 import fcntl
 import os
+import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -57,6 +58,53 @@ def write_atomic(path: Path, data: bytes) -> Path:
     with replacing(path) as file:
         file.write(data)
     return path
+
+
+@contextmanager
+def replacing_folder(path: Path, check: Callable[[], None]) -> Iterator[Path]:
+    """A new, empty folder that takes `path`'s place when the block ends well, and else is removed.
+
+    It is made in a hidden folder beside `path`, which a killed process leaves behind, and the next one takes over.
+    `check` is called before, while no other process writes `path`: it raises when what is there may not be replaced.
+
+    Raises:
+        OutputError: the system refuses to write.
+        RunError: another process writes `path`.
+    """
+    work = path.with_name(f".{path.name}.unfinished")
+    new, old = work / "new", work / "old"
+    with locked(work):
+        try:
+            _restore(old, path)
+            check()
+            for leftover in (new, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            with _told(work):
+                new.mkdir()
+            yield new
+            with _told(path):
+                sync_tree(new)
+                if path.exists():
+                    path.rename(old)
+                new.rename(path)
+                sync_folder(path.parent)
+        finally:
+            _restore(old, path)
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _restore(old: Path, path: Path) -> None:
+    """What was stopped between the two renames of `replacing_folder` leaves the old one where nobody looks for it."""
+    if old.exists() and not path.exists():
+        old.rename(path)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error}. Make room or choose another folder.") from error
 
 
 def sync_folder(folder: Path) -> None:

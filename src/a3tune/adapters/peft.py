@@ -87,12 +87,33 @@ def load_adapter(model: PreTrainedModel, folder: Path | str, *, trainable: bool 
     """
     folder = Path(folder)
     with _known_warnings(), _fitting(folder):
-        config, shapes = _read_config(folder), _read_shapes(folder)
+        config, shapes = adapter_config(folder), _read_shapes(folder)
         if isinstance(config, A3MoEConfig):
             check_base(config.base, model)
         _check_shapes(model, config, shapes, folder)
         _check_sizes(config, shapes, folder)
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+
+
+def adapter_config(folder: Path) -> PeftConfig:
+    """The settings of the A3MoE or LoRA adapter in `folder`. Raises AdapterError when it holds none."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise AdapterError(
+            f"{folder}: expected an adapter folder with adapter_config.json, found none. Check the path."
+        )
+    try:
+        peft_type = json.loads(path.read_text()).get("peft_type")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise AdapterError(
+            f"{path}: expected a JSON object, got something else ({error}). Copy the adapter anew."
+        ) from error
+    if peft_type not in (PEFT_TYPE, "LORA"):
+        raise AdapterError(
+            f"{path}: expected an adapter of type A3MOE or LORA, got {peft_type!r}. Use PEFT to load it."
+        )
+    with _fitting(folder):
+        return PeftConfig.from_pretrained(str(folder))
 
 
 @contextmanager
@@ -114,25 +135,6 @@ def _known_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
-
-
-def _read_config(folder: Path) -> PeftConfig:
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise AdapterError(
-            f"{folder}: expected an adapter folder with adapter_config.json, found none. Check the path."
-        )
-    try:
-        peft_type = json.loads(path.read_text()).get("peft_type")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise AdapterError(
-            f"{path}: expected a JSON object, got something else ({error}). Copy the adapter anew."
-        ) from error
-    if peft_type not in (PEFT_TYPE, "LORA"):
-        raise AdapterError(
-            f"{path}: expected an adapter of type A3MOE or LORA, got {peft_type!r}. Use PEFT to load it."
-        )
-    return PeftConfig.from_pretrained(str(folder))
 
 
 def _read_shapes(folder: Path) -> dict[str, list[int]]:

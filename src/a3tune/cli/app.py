@@ -13,7 +13,7 @@ MISTAKE, INTERRUPTED = 2, 130
 """Exit codes: of what a user can mend, and of Ctrl-C. A bug of ours ends with a traceback and 1."""
 
 
-ORDER = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "app", "report", "reproduce")
+ORDER = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "app", "report", "merge", "reproduce")
 """Of the commands in the help: as a user comes to need them."""
 
 

@@ -1,4 +1,4 @@
-"""`a3tune convert`: medical checkpoints in their own layouts."""
+"""Model folders: medical checkpoints in their own layouts, and adapters merged into their base."""
 
 from pathlib import Path
 from typing import Annotated
@@ -29,3 +29,27 @@ def convert(
     with bar("Converting") as progress:
         done = convert(source, out, base=base, tower=tower, force=force, progress=progress)
     echo(f"{done.kind}: {done.tensors:,} tensors, {done.nbytes / 1e9:.1f} GB in {done.folder}")
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder of an adapter of plain LoRA.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The new model folder.")],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|NAME", help="The base model, where the adapter does not tell or it moved."),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Merge a plain LoRA adapter into its base: a model that any server of transformers' models loads.
+
+    For adapters of `adapter.kind=lora`, trained with or without the alignment loss. Routed adapters (A3MoE) cannot be
+    merged.
+
+    Example: `a3tune merge runs/lora/adapter --out models/merged`
+    """
+    quieten()
+    from a3tune.merge import merge
+
+    done = merge(adapter, out, base=model, force=force)
+    echo(f"{done.base} with {adapter}: {done.nbytes / 1e9:.1f} GB in {done.folder}")

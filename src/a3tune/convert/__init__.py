@@ -3,10 +3,9 @@
 Works tensor by tensor: a model of 7 billion parameters takes some 3 GB of memory.
 """
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +17,7 @@ from a3tune.convert import huatuo, llava_med, llava_med_15
 from a3tune.convert.llava import HEAD, Plan
 from a3tune.convert.stream import open_checkpoint, read_config, write_checkpoint, writing
 from a3tune.errors import ModelError, OutputError
-from a3tune.files import locked, sync_folder, sync_tree
+from a3tune.files import replacing_folder
 
 KINDS: dict[str, ModuleType] = {"llava_med": llava_med, "llava_med_15": llava_med_15, "huatuo": huatuo}
 """Checkpoints that can be converted. A new one is a file with `TITLE`, `matches` and `plan`, and a line here."""
@@ -67,7 +66,7 @@ def convert(
         raise ModelError(f"kind {kind!r} is not known; known kinds: {_known()}.")
     plan = KINDS[kind].plan(open_checkpoint(source), open_checkpoint(base) if base else None, tower)
     _check(plan, source)
-    with _replacing(out, source, force) as folder:
+    with replacing_folder(out, partial(_refuse_to_overwrite, out, source, force)) as folder:
         write_checkpoint(plan.tensors, folder, progress)
         with writing(out):
             plan.config.architectures = ["LlavaForConditionalGeneration"]
@@ -84,40 +83,6 @@ def detect(source: Path) -> str:
         if module.matches(config):
             return kind
     raise ModelError(f"{source}: {_described(config)} cannot be converted; known kinds: {_known()}.")
-
-
-@contextmanager
-def _replacing(out: Path, source: Path, force: bool) -> Iterator[Path]:
-    """A new folder that takes the place of `out` when the block ends well, and else is removed.
-
-    It is made in a hidden folder beside `out`, which a killed conversion leaves behind, and the next one takes over.
-    """
-    work = out.with_name(f".{out.name}.unfinished")
-    new, old = work / "new", work / "old"
-    with locked(work):
-        try:
-            _restore(old, out)
-            _refuse_to_overwrite(out, source, force)
-            for leftover in (new, old):
-                shutil.rmtree(leftover, ignore_errors=True)
-            with writing(work):
-                new.mkdir()
-            yield new
-            with writing(out):
-                sync_tree(new)
-                if out.exists():
-                    out.rename(old)
-                new.rename(out)
-                sync_folder(out.parent)
-        finally:
-            _restore(old, out)
-            shutil.rmtree(work, ignore_errors=True)
-
-
-def _restore(old: Path, out: Path) -> None:
-    """What was stopped between the two renames of `_replacing` leaves the old model where nobody looks for it."""
-    if old.exists() and not out.exists():
-        old.rename(out)
 
 
 def _refuse_to_overwrite(out: Path, source: Path, force: bool) -> None:

@@ -68,7 +68,7 @@ def load_vlm(
     Args:
         path: "tiny" (shipped in the package), a local folder, or a name on the Hugging Face Hub.
         device: "cuda", "cuda:1", "mps" or "cpu"; None or "auto" takes the first of cuda, mps and cpu that is there.
-        dtype: None or "auto": bfloat16 on cuda, float32 elsewhere.
+        dtype: None or "auto": bfloat16 on cuda, float32 elsewhere; "stored": as the checkpoint has it.
         attention: let attention be captured in the language model; the vision tower stays on sdpa.
         quantization: "4bit" or "8bit" weights in the language model (`vlm.quantize`); needs bitsandbytes.
         device_map: "auto", or module path -> device, spreads a large model over devices; `device` is then left out.
@@ -81,6 +81,8 @@ def load_vlm(
     place = _place(device)
     if dtype in (None, "auto"):
         dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
+    elif dtype == "stored":
+        dtype = "auto"  # as transformers calls it
     config, processor = _described(source, name)
     spread: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     if quantization is not None:

@@ -1,0 +1,147 @@
+"""A plain LoRA adapter merged into its base: a model of its own, that whatever loads models of transformers can serve.
+
+Knows weights and files; not how the adapter was trained. Holds one copy of the model in memory, on the processor.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+from transformers import GenerationConfig, ProcessorMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+from a3tune.adapters import load_adapter
+from a3tune.adapters.peft import adapter_config
+from a3tune.config import RunConfig
+from a3tune.convert.stream import writing
+from a3tune.errors import AdapterError, ModelError, OutputError
+from a3tune.files import replacing_folder
+from a3tune.report.card import merged_card
+from a3tune.report.data import public_name
+from a3tune.run import RunFolder
+from a3tune.vlm.load import Vlm, load_vlm
+from a3tune.vlm.quantize import is_quantized
+
+MARKER = "merged.json"
+"""File of a merged model: the version that merged, the base by its public name, SHA-256 of the adapter's weights."""
+ADAPTER_CARD = "ADAPTER.md"
+"""The adapter's own model card, which tells what it was trained on."""
+SHARD_SIZE = "5GB"
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What `merge` wrote."""
+
+    folder: Path
+    base: str
+    """As `load_vlm` takes it."""
+    nbytes: int
+    """Of the weights."""
+
+
+def merge(adapter: Path, out: Path, *, base: str | None = None, force: bool = False) -> Merged:
+    """Add a plain LoRA adapter to the weights of its base; `out` is then a whole model, or not there at all.
+
+    The model keeps the base's number format, and its processor as `load_vlm` completes it.
+
+    Args:
+        adapter: folder of an adapter (`adapter.kind=lora`, trained with or without the alignment loss).
+        out: the new folder.
+        base: the base model; None is the one in the settings of the adapter's run, or in the adapter's own.
+        force: take the place of a merged model that is there.
+
+    Raises:
+        AdapterError: the adapter is routed, damaged, belongs to another base, or names none.
+        ModelError: the base cannot be read, has quantised weights, or its processor cannot be read whole.
+        OutputError: `out` is there already, or cannot be written.
+        RunError: another merge into `out` is under way.
+    """
+    settings = adapter_config(adapter)
+    _refuse_routed(adapter, settings)
+    run = RunFolder(adapter.parent)
+    config = run.read_config() if run.config.is_file() else None
+    name = base or (config.model.path if config else settings.base_model_name_or_path)
+    if not name:
+        raise AdapterError(f"{adapter}: names no base model, and there is no run's config.yaml beside it; give --model")
+    with replacing_folder(out, partial(_refuse_to_overwrite, out, force)) as folder:
+        vlm = load_vlm(name, device="cpu", dtype="stored", attention=False)
+        _check_base(vlm)
+        nbytes = _write(_merged(vlm, adapter), vlm.processor, folder)
+        _describe(folder, adapter, name, config)
+    return Merged(out, name, nbytes)
+
+
+def _refuse_routed(adapter: Path, settings: PeftConfig) -> None:
+    if getattr(settings, "routed", False):
+        raise AdapterError(
+            f"{adapter}: an A3MoE adapter cannot be merged: its change of the query and key weights depends on the "
+            "prompt and on the image token (Eq. 5, 7), and one matrix cannot hold it. Serve it with the base model and "
+            "a3tune, or train with adapter.kind=lora: the alignment loss is the same, and the adapter can be merged"
+        )
+
+
+def _refuse_to_overwrite(out: Path, force: bool) -> None:
+    if not out.exists():
+        return
+    if not force:
+        raise OutputError(f"{out}: is there already. Choose another folder, or replace it with --force")
+    if not (out / MARKER).is_file():
+        raise OutputError(f"{out}: holds no {MARKER}: it is not a merged model, so it is not replaced. Choose another")
+
+
+def _check_base(vlm: Vlm) -> None:
+    if is_quantized(vlm.model):
+        raise ModelError(
+            f"{vlm.name}: its weights are quantised; what an adapter adds may be smaller than their steps and is then "
+            "rounded away. Give the full weights that it was made from with --model"
+        )
+    whole: Any = PROCESSOR_MAPPING.get(type(vlm.model.config), ProcessorMixin)
+    if absent := set(whole.get_attributes()) - set(vlm.processor.get_attributes()):
+        raise ModelError(
+            f"{vlm.name}: its {', '.join(sorted(absent))} cannot be read here, and a server may need it. "
+            "Install torchvision (and num2words for SmolVLM)"
+        )
+
+
+def _merged(vlm: Vlm, adapter: Path) -> Any:
+    """The model of `vlm`, changed in place, layer by layer."""
+    model: Any = load_adapter(vlm.model, adapter)
+    try:
+        return model.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # PEFT found a weight that is no number
+        raise AdapterError(f"{adapter}: cannot be merged: {error}") from error
+
+
+def _write(model: Any, processor: Any, folder: Path) -> int:
+    """Weights, configurations and processor; returns the bytes of the weights."""
+    _drop_unused_sampling(model.generation_config)
+    with writing(folder):
+        model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+        processor.save_pretrained(folder)
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _drop_unused_sampling(generation: GenerationConfig) -> None:
+    """Settings of sampling that a greedy model ignores, and transformers refuses to write."""
+    if not generation.do_sample:
+        for name in _SAMPLING:
+            setattr(generation, name, None)
+
+
+def _describe(folder: Path, adapter: Path, base: str, config: RunConfig | None) -> None:
+    weights = (adapter / "adapter_model.safetensors").read_bytes()
+    about = {"a3tune": version("a3tune"), "base": public_name(base), "adapter_sha256": sha256(weights).hexdigest()}
+    with writing(folder):
+        (folder / "README.md").write_text(merged_card(base, config), encoding="utf-8")
+        (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        # Without a run beside it the card is another program's, and may name folders of this machine.
+        if config and (adapter / "README.md").is_file():
+            shutil.copyfile(adapter / "README.md", folder / ADAPTER_CARD)
