@@ -19,7 +19,7 @@ MEASURED = ("decoding_cost", "experts", "growth", "labels", "startup")
 """Each leaves `OUT.json` and `OUT.md`, and runs in this process."""
 ALONE = ("step_cost",)
 """The same, in a process of its own: it measures the memory of forked ones."""
-TESTED = ("convert", "decoding_methods", "demo_seeds", "families", "roofline", "store")
+TESTED = ("beyond", "convert", "decoding_methods", "demo_seeds", "families", "roofline", "store")
 """With a test of their own below."""
 ELSEWHERE = ("faults", "fuzz")
 """Run what other tests run, only more of it: test_faults.py and test_fuzz_*.py."""
@@ -120,3 +120,13 @@ def test_quick_demo_seeds_and_the_decoding_methods_on_them(run: Callable[..., No
     assert {row["model"] for row in rows} == {"base", "lora", "a3tune"}
     assert all(row["passes"] > 0 for row in rows)
     assert "| greedy |" in (tmp_path / "decoding_methods.md").read_text()
+
+
+def test_quick_beyond(run: Callable[..., None], tmp_path: Path) -> None:
+    run("beyond", "--quick", "--out", tmp_path, "--seeds", 0, "--only", "labels of 50 %")
+    labelled = {
+        name: json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])["labelled"]
+        for name in ("a3tune_0", "labels_of_50_0")
+    }
+    assert labelled["a3tune_0"] == 1 and 0 < labelled["labels_of_50_0"] < 1
+    check(tmp_path / "beyond", "python benchmarks/beyond.py --quick")
