@@ -143,7 +143,7 @@ def test_a_difference_is_shown_only_where_the_data_are_the_same():
     cells = ((Cell(Estimate(81.0, 79.0, 83.0, 9), 82.36), Cell(None, 86.76), Cell(Estimate(5, 5, 5, 1), None)),)
     measured = tuple(Column("slake", "open_recall") for _ in range(3))
     table = Table("table1", "t", "", ("a", "b", "c"), measured, ("A3Tune",), cells, True, {})
-    assert "| A3Tune | 81.0 [79.0, 83.0] (paper 82.36, -1.4) | - (86.76) | 5.0 |" in as_markdown(table)
+    assert "| A3Tune | 81.0 [79.0, 83.0] (paper 82.36, -1.4) | - (86.76) | 5 |" in as_markdown(table)
 
 
 def test_quick_is_small():
