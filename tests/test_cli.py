@@ -12,7 +12,20 @@ from a3tune.cli import app
 from a3tune.data.phantom import write_phantom
 from a3tune.decoding import DECODERS
 
-COMMANDS = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "app", "report", "reproduce", "merge")
+COMMANDS = (
+    "demo",
+    "data",
+    "convert",
+    "label",
+    "train",
+    "eval",
+    "compare",
+    "ask",
+    "app",
+    "report",
+    "reproduce",
+    "merge",
+)
 Run = Callable[..., Result]
 
 

@@ -224,6 +224,6 @@ def test_a_processor_that_cannot_be_read_whole_is_refused(adapter: Path, tmp_pat
 def test_the_command(adapter: Path, tmp_path: Path) -> None:
     assert "Example: a3tune merge" in CliRunner().invoke(app, ["merge", "--help"]).output
     result = CliRunner().invoke(app, ["merge", str(adapter), "--out", str(tmp_path / "merged")])
-    assert result.exit_code == 0 and "GB in" in result.output
+    assert result.exit_code == 0 and "MB in" in result.output
     result = CliRunner().invoke(app, ["merge", str(adapter), "--out", str(tmp_path / "merged")])
     assert result.exit_code == 2 and "--force" in result.output

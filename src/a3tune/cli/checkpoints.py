@@ -28,7 +28,7 @@ def convert(
 
     with bar("Converting") as progress:
         done = convert(source, out, base=base, tower=tower, force=force, progress=progress)
-    echo(f"{done.kind}: {done.tensors:,} tensors, {done.nbytes / 1e9:.1f} GB in {done.folder}")
+    echo(f"{done.kind}: {done.tensors:,} tensors, {_size(done.nbytes)} in {done.folder}")
 
 
 @app.command()
@@ -52,4 +52,8 @@ def merge(
     from a3tune.merge import merge
 
     done = merge(adapter, out, base=model, force=force)
-    echo(f"{done.base} with {adapter}: {done.nbytes / 1e9:.1f} GB in {done.folder}")
+    echo(f"{done.base} with {adapter}: {_size(done.nbytes)} in {done.folder}")
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
