@@ -93,9 +93,11 @@ def run(
                 **(forward or {}),
             )
 
+    suppressed = torch.tensor(config.suppress_tokens, device=inputs["input_ids"].device)
+
     def never(input_ids: Tensor, scores: Tensor) -> Tensor:
         # Before the scorer as well: a cut relative to such a token would leave none that an answer may hold.
-        return scores.index_fill(-1, torch.tensor(config.suppress_tokens, device=scores.device), NEVER)
+        return scores.index_fill(-1, suppressed.to(scores.device), NEVER)
 
     model: Any = vlm.model
     with seeded(generator), _stops(vlm) as stops:
