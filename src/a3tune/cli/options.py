@@ -51,12 +51,14 @@ def show_dry_run(settings: "RunConfig", what: str) -> None:
 @contextmanager
 def bar(title: str) -> Iterator["Callback"]:
     """A progress bar on standard error while this is open; nothing where that is no terminal."""
+    if not sys.stderr.isatty() or processes.index() > 0:
+        yield lambda done, total: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shown = sys.stderr.isatty() and processes.index() == 0
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bars:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(title, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
