@@ -18,15 +18,17 @@ from unittest.mock import patch
 import numpy as np
 from measure import about, table, write
 
-from a3tune.commands import fine_tune, label, measure
+from a3tune.commands.evaluate import evaluate_run
+from a3tune.commands.label import label
+from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig
 from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows
-from a3tune.demo_plan import plan_demo
+from a3tune.demo.plan import plan_demo
+from a3tune.evaluation.predictions import read_predictions
+from a3tune.evaluation.results import clusters, scores
 from a3tune.metrics.stats import Estimate, paired_difference, seeds_interval
-from a3tune.predictions import read_predictions
-from a3tune.results import clusters, scores
-from a3tune.run import RunFolder
+from a3tune.run.folder import RunFolder
 from a3tune.training import train
 from a3tune.types import Labels, Sample
 
@@ -81,7 +83,7 @@ def work(config: RunConfig, share: float) -> dict[str, dict[str, np.ndarray]]:
     for split in SPLITS:
         data = replace(config.data, test=config.data.train.with_name(f"{split}.jsonl"))
         answers = config.output.with_name(f"{config.output.name}_{split}")
-        measure(replace(config, data=data, output=answers), RunFolder(config.output).adapter, _silent)
+        evaluate_run(replace(config, data=data, output=answers), RunFolder(config.output).adapter, _silent)
         assert data.test is not None
         by_id = {prediction.id: prediction for prediction in read_predictions(RunFolder(answers))}
         values = [scores(by_id[sample.id]) for sample in read_rows(data.test)]

@@ -20,15 +20,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from a3tune.commands import Subject, by_difference, measure_all
+from a3tune.commands.evaluate import by_difference, evaluate_all
+from a3tune.commands.subject import Subject
 from a3tune.data.phantom.questions import GENERIC_TYPES
 from a3tune.data.rows import read_rows, write_rows
 from a3tune.decoding import DECODERS
-from a3tune.demo_plan import plan_demo
+from a3tune.demo.plan import plan_demo
+from a3tune.evaluation.predictions import Cost, read_cost, read_predictions
+from a3tune.evaluation.results import clusters, scores
 from a3tune.metrics.stats import Estimate, holm, paired_difference, paired_permutation_test, seeds_interval
-from a3tune.predictions import Cost, read_cost, read_predictions
-from a3tune.results import clusters, scores
-from a3tune.run import RunFolder
+from a3tune.run.folder import RunFolder
 from a3tune.types import Sample
 
 REFERENCE = "greedy"
@@ -78,7 +79,7 @@ def answer(runs: Path, out: Path, data: Path, seeds: Sequence[int], quick: bool)
             adapter = None if model == "base" else runs / name / "adapter"
             subject = {name: Subject(config, adapter)}
             place = by_difference(out / name, subject, list(DECODERS))
-            _, absent = measure_all(subject, list(DECODERS), place, lambda done, total: None)
+            _, absent = evaluate_all(subject, list(DECODERS), place, lambda done, total: None)
             print(f"{name}: done", *(f"({method}: {why})" for method, why in absent.items()), flush=True)
             folders.setdefault(model, {})[seed] = out / name
     return folders

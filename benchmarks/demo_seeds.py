@@ -19,16 +19,18 @@ from pathlib import Path
 
 import numpy as np
 
-from a3tune.commands import fine_tune, label, measure, quality_file
+from a3tune.commands.evaluate import evaluate_run
+from a3tune.commands.label import label, quality_file
+from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig
 from a3tune.data.phantom import write_phantom
 from a3tune.data.phantom.questions import GENERIC_TYPES
 from a3tune.data.rows import read_rows
-from a3tune.demo_plan import plan_demo
+from a3tune.demo.plan import plan_demo
+from a3tune.evaluation.predictions import read_predictions
+from a3tune.evaluation.results import clusters, scores
 from a3tune.metrics.stats import Estimate, paired_difference, seeds_interval
-from a3tune.predictions import read_predictions
-from a3tune.results import clusters, scores
-from a3tune.run import RunFolder
+from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
 
 REFERENCE = "lora"
@@ -77,7 +79,7 @@ def settings(folder: Path, seed: int, overrides: Sequence[str], ablations: bool)
 def work(config: RunConfig, trained: bool) -> None:
     """Train and answer, in a process of its own."""
     fine_tune(config, _silent) if trained else None
-    measure(config, RunFolder(config.output).adapter if trained else None, _silent)
+    evaluate_run(config, RunFolder(config.output).adapter if trained else None, _silent)
 
 
 def score_table(predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:

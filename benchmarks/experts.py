@@ -20,7 +20,7 @@ from step_cost import EXPERT_ALPHA, EXPERTS, QUICK, Shape, make_batch, positions
 from torch import Tensor, nn
 
 from a3tune.adapters import KeyExperts, QueryExperts
-from a3tune.threads import choose_threads
+from a3tune.machine.threads import choose_threads
 
 Delta = Callable[[Tensor], Tensor]
 

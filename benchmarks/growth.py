@@ -33,9 +33,9 @@ from a3tune.attention import capture
 from a3tune.data.images import content_hash
 from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows
-from a3tune.evaluate import evaluate
+from a3tune.evaluation.evaluate import evaluate
+from a3tune.evaluation.results import Results
 from a3tune.labels.store import CURRENT, SHARD_IMAGES, LabelStore, open_table
-from a3tune.results import Results
 from a3tune.types import Sample
 from a3tune.vlm.load import load_vlm
 

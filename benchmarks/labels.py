@@ -22,12 +22,12 @@ from PIL import Image
 from a3tune.data.images import load_image
 from a3tune.data.phantom.dataset import write_phantom
 from a3tune.data.rows import read_rows
-from a3tune.labels.cluster import connect
 from a3tune.labels.propose import Superpixels
 from a3tune.labels.rank import make_ranker
 from a3tune.labels.store import label_images
+from a3tune.machine.cluster import connect
+from a3tune.models import shipped
 from a3tune.types import ImageSource, Sample
-from a3tune.vlm.tiny import shipped
 
 SIDE = 512
 
@@ -79,8 +79,7 @@ def measure(
             start = time.perf_counter()
             run = label_images(
                 asked,
-                Superpixels(max_segments=segments),
-                ranker,
+                LabelMaker(Superpixels(max_segments=segments), ranker),
                 Path(folder),
                 visual_prompt="dim",
                 workers=workers,

@@ -37,7 +37,7 @@ from a3tune.adapters import add_adapter
 from a3tune.adapters.model import language_linears
 from a3tune.attention.capture import use_capture
 from a3tune.config import AlignmentConfig
-from a3tune.threads import choose_threads
+from a3tune.machine.threads import choose_threads
 from a3tune.training.trainer import A3Trainer
 from a3tune.vlm.load import _in_one_piece
 

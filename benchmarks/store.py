@@ -25,8 +25,8 @@ from a3tune.labels.propose import Superpixels
 from a3tune.labels.rank import make_ranker
 from a3tune.labels.store import CURRENT, SHARD_IMAGES, TABLES, label_images, open_table
 from a3tune.labels.table import Table
+from a3tune.models import shipped
 from a3tune.types import Sample
-from a3tune.vlm.tiny import shipped
 
 QUESTIONS = 5
 SEGMENTS = 64
@@ -41,7 +41,7 @@ def real_rows(images: int) -> tuple[list[dict], bytes]:
     samples = phantoms(images)
     ranker = make_ranker(shipped("ranker"), "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        label_images(samples, Superpixels(max_segments=SEGMENTS), ranker, Path(folder), visual_prompt="dim")
+        label_images(samples, LabelMaker(Superpixels(max_segments=SEGMENTS), ranker), Path(folder), visual_prompt="dim")
         current = json.loads((Path(folder) / CURRENT).read_bytes())
         segments = open_table(Path(folder), "segments", current)
         hashes = dict.fromkeys(content_hash(sample.image) for sample in samples)

@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from a3tune.commands import ask
+from a3tune.commands.ask import ask
 from a3tune.config import load_config
 from a3tune.data.phantom import make_scan
 from a3tune.data.rows import read_rows, write_rows

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from a3tune.adapters import load_adapter
-from a3tune.commands import fine_tune, label
+from a3tune.commands.label import label
+from a3tune.commands.train import fine_tune
 from a3tune.config import load_config
 from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows
-from a3tune.evaluate import evaluate
+from a3tune.evaluation.evaluate import evaluate
 from a3tune.vlm.load import load_vlm
 
 

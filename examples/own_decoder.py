@@ -19,7 +19,7 @@ from a3tune.decoding import DECODERS
 from a3tune.decoding.base import Inputs
 from a3tune.decoding.contrast import Contrast, contrast, cutoff
 from a3tune.decoding.loop import run
-from a3tune.evaluate import evaluate
+from a3tune.evaluation.evaluate import evaluate
 from a3tune.vlm.load import Vlm, load_vlm
 
 

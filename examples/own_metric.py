@@ -7,11 +7,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from a3tune.commands import compare, measure
+from a3tune.commands.evaluate import evaluate_run
 from a3tune.config import load_config
 from a3tune.data.phantom import write_phantom
 from a3tune.metrics.vqa import ANSWER_METRICS, normalise
-from a3tune.report.data import METRICS, Metric
+from a3tune.report.records import METRICS, Metric
+from a3tune.report.write import compare
 
 
 def exact_match(prediction: str, answer: str, answer_type: str, options: Sequence[str]) -> float | None:
@@ -28,7 +29,7 @@ def main(out: Path, quick: bool) -> None:
     rows = write_phantom(out / "scans", {"test": 1 if quick else 20})["test"]
     for name, tokens in (("short", 2), ("long", 16)):
         given = [f"data.test={rows}", f"output={out / name}", f"evaluation.max_new_tokens={tokens}"]
-        measure(load_config(None, given), None, lambda done, total: None)
+        evaluate_run(load_config(None, given), None, lambda done, total: None)
     runs = [out / "short", out / "long"]
     print(compare(runs, [".md"])[0])
 

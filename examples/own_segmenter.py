@@ -14,11 +14,11 @@ from PIL import Image
 from skimage.filters import gaussian, threshold_multiotsu
 from skimage.measure import label as connected
 
-from a3tune.commands import label
+from a3tune.commands.label import label
 from a3tune.config import load_config
 from a3tune.data.phantom import write_phantom
 from a3tune.labels.propose import PROPOSERS, Filters
-from a3tune.labels.rle import encode
+from a3tune.masks import encode_mask
 from a3tune.types import Segment
 
 
@@ -45,7 +45,7 @@ class Otsu(Filters):
         found = np.stack(masks)
         found = found[self.fit(found)]
         scores = found.mean((1, 2))
-        return [Segment(encode(found[i]), float(scores[i])) for i in self.distinct(found, scores)]
+        return [Segment(encode_mask(found[i]), float(scores[i])) for i in self.distinct(found, scores)]
 
 
 PROPOSERS["otsu"] = Otsu

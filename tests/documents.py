@@ -20,9 +20,8 @@ from types import ModuleType
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
-from a3tune import plain_yaml
 from a3tune.cli import app
-from a3tune.config import RunConfig, load_config
+from a3tune.config import RunConfig, load_config, plain_yaml
 from a3tune.data.rows import read_rows
 from a3tune.errors import A3TuneError
 from a3tune.reproduce.places import read_places

@@ -32,8 +32,8 @@ from PIL import Image
 from a3tune import convert
 from a3tune.cli import main
 from a3tune.data.rows import write_rows
-from a3tune.files import LOCK
 from a3tune.labels import store
+from a3tune.machine.files import LOCK
 from a3tune.types import Region, Sample
 from checkpoints import llava_med_15
 

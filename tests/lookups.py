@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from a3tune.cli import app
 from a3tune.config import RunConfig, load_config
 from a3tune.decoding import make_decoder
-from a3tune.demo_plan import plan_demo
+from a3tune.demo.plan import plan_demo
 from a3tune.errors import A3TuneError
 from a3tune.labels.propose import PROPOSERS
 from a3tune.labels.rank import VISUAL_PROMPTS

@@ -23,7 +23,7 @@ from a3tune.cli import app
 from a3tune.cli import explorer as command
 from a3tune.config import EvaluationConfig, LabelsConfig, ModelConfig, load_config
 from a3tune.errors import ConfigError, DataError, LabelError, ModelError
-from a3tune.evaluate import evaluate
+from a3tune.evaluation.evaluate import evaluate
 from a3tune.types import Sample
 from a3tune.vlm.encode import prepare
 from a3tune.vlm.grids import token_boxes

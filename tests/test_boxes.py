@@ -6,7 +6,7 @@ from PIL import Image
 from a3tune.errors import ModelError
 from a3tune.labels.propose import LiteMedSam, Superpixels, make_proposer
 from a3tune.labels.propose.boxes import BoxPrompted
-from a3tune.labels.rle import bounding_box, decode, encode, mask_iou
+from a3tune.masks import bounding_box, decode_mask, encode_mask, mask_iou
 from test_propose import scan
 from test_sam import sam_folders  # noqa: F401
 
@@ -22,7 +22,7 @@ class Shifted(BoxPrompted):
     def _network(self):
         return self
 
-    def encode(self, pixels):
+    def encode_mask(self, pixels):
         Shifted.encoded += 1
         assert pixels.shape == (1, 3, 128, 128) and 0 <= pixels.min() < 0.05 < 0.9 < pixels.max() <= 1
         return pixels
@@ -49,7 +49,7 @@ def test_regions_are_redrawn_where_the_model_agrees_and_kept_where_not():
         x0, y0, x1, y1 = (int(edge) for edge in bounding_box(region.mask))
         mask = np.zeros((120, 120), bool)
         mask[y0:y1, x0:x1] = True
-        boxes.append(encode(mask))
+        boxes.append(encode_mask(mask))
     agrees = np.array([mask_iou([box], [region.mask])[0, 0] for box, region in zip(boxes, regions, strict=True)])
     assert 0 < (agrees >= 0.55).mean() < 1
     near = mask_iou([segment.mask for segment in segments], [*boxes, *[region.mask for region in regions]])
@@ -73,7 +73,7 @@ def test_medsam_asks_a_sam_with_boxes(sam_folders):  # noqa: F811
     proposer = make_proposer("medsam", sam_folders["sam"], {"agreement": 0, "max_segments": 8}, "cpu")
     image = scan(0)[0].resize((90, 60))
     segments = proposer(image)
-    assert all(decode(segment.mask).shape == (60, 90) for segment in segments)
+    assert all(decode_mask(segment.mask).shape == (60, 90) for segment in segments)
     assert proposer(image) == segments
     assert proposer(Image.new("RGB", (40, 40), (3, 3, 3))) == []
     assert proposer.settings()["agreement"] == 0

@@ -8,9 +8,10 @@ import yaml
 from huggingface_hub import ModelCard
 
 from a3tune.config import AdapterConfig, DataConfig, EvaluationConfig, LabelsConfig, ModelConfig, RunConfig
+from a3tune.data.public import public_data
 from a3tune.metrics.stats import Estimate
 from a3tune.report.card import RESULTS, Evaluation, model_card, update_card, with_evaluation
-from a3tune.report.data import LabelQuality, LabelScores, public_data
+from a3tune.report.records import LabelQuality, LabelScores
 from a3tune.types import Sample
 
 SECRET = "/home/jane.doe/ward-7"

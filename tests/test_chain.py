@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from a3tune.commands import ask, fine_tune, label, measure, quality_file
+from a3tune.commands.ask import ask
+from a3tune.commands.evaluate import evaluate_run
+from a3tune.commands.label import label, quality_file
+from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig, load_config
 from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows, write_rows
-from a3tune.predictions import read_maps
-from a3tune.run import RunFolder
+from a3tune.evaluation.predictions import read_maps
+from a3tune.run.folder import RunFolder
 from zoo import ZOO
 
 
@@ -69,7 +72,7 @@ def test_the_whole_chain(name: str, settings: RunConfig, tmp_path: Path):
     logged = (folder / "metrics.jsonl").read_text()
     assert '"loss_align"' in logged
     assert "NaN" not in logged
-    results = measure(config, folder / "adapter", silent)
+    results = evaluate_run(config, folder / "adapter", silent)
     assert {"attention_mass", "coverage"} <= results.metrics.keys()
     maps = read_maps(RunFolder(folder))
     assert len(maps) == len(results.predictions) == 2

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from a3tune.errors import DataError, LabelError
-from a3tune.labels import rle
+from a3tune.masks import encode_mask
 from a3tune.training.collate import Collator
 from a3tune.types import Labels, Sample, Segment
 from a3tune.vlm.load import Vlm
@@ -43,7 +43,7 @@ def labels(*corners: tuple[int, int], size: int = PIXELS) -> Labels:
     for row, column in corners:
         mask = np.zeros((size, size), bool)
         mask[row * 12 : row * 12 + 12, column * 12 : column * 12 + 12] = True
-        segments.append(Segment(rle.encode(mask)))
+        segments.append(Segment(encode_mask(mask)))
     return Labels("x", tuple(segments), (1.0,) * len(segments))
 
 
@@ -78,7 +78,7 @@ def test_the_loss_without_logits_of_the_prompt_is_the_loss(vlm: Vlm) -> None:
 def test_membership_is_the_covered_share(vlm: Vlm) -> None:
     mask = np.zeros((PIXELS, PIXELS), bool)
     mask[:12, :16] = True
-    found = Labels("a", (Segment(rle.encode(mask)),), (1.0,))
+    found = Labels("a", (Segment(encode_mask(mask)),), (1.0,))
     chosen = [
         Collator(vlm, lambda *_: found, membership=share)([sample("a")])["segments"].sum().item()
         for share in (0.3, 0.5)

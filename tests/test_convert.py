@@ -20,7 +20,7 @@ from a3tune.convert import KINDS, convert, detect
 from a3tune.convert.sentencepiece import _parse, read_sentencepiece
 from a3tune.convert.stream import open_checkpoint, write_checkpoint
 from a3tune.errors import ModelError, OutputError, RunError
-from a3tune.files import locked
+from a3tune.machine.files import locked
 from a3tune.vlm.encode import encode
 from a3tune.vlm.grids import token_boxes
 from a3tune.vlm.load import Vlm, load_vlm

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from a3tune import demo
-from a3tune.commands import Progress
-from a3tune.demo import SUMMARY_METRICS, run_demo
-from a3tune.demo_plan import Demo, plan_demo
+from a3tune.commands.evaluate import Progress
+from a3tune.demo import run as demo
+from a3tune.demo.plan import Demo, plan_demo
+from a3tune.demo.run import SUMMARY_METRICS, run_demo
 from a3tune.errors import RunError
 
 METHODS = ["base", "lora", "a3tune", "a3tune_truth"]

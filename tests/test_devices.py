@@ -20,13 +20,13 @@ from accelerate.commands import launch
 from accelerate.state import AcceleratorState, PartialState
 from safetensors.numpy import load_file
 
-from a3tune.commands import measure
+from a3tune.commands.evaluate import evaluate_run
 from a3tune.config import AlignmentConfig, DataConfig, EvaluationConfig, RunConfig
 from a3tune.data.rows import write_rows
 from a3tune.errors import ConfigError, DataError, RunError
-from a3tune.predictions import read_maps
-from a3tune.results import Results
-from a3tune.run import RunFolder
+from a3tune.evaluation.predictions import read_maps
+from a3tune.evaluation.results import Results
+from a3tune.run.folder import RunFolder
 from a3tune.training import trainer as trainer_room
 from a3tune.training.interrupt import Interrupted
 from a3tune.training.train import NOT_FINITE, train
@@ -296,7 +296,7 @@ def answer(base: Path, out: Path, first: int | None = None) -> Results:
 
     config = replace(steady(base, out, 2, 1), evaluation=EvaluationConfig(batch_size=1, max_new_tokens=4))
     config = replace(config, data=DataConfig(test=base / "test.jsonl"))
-    return measure(config, None, stop)
+    return evaluate_run(config, None, stop)
 
 
 def answers(folder: Path) -> list[str]:

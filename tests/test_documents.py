@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from a3tune import plain_yaml
 from a3tune.cli import app
-from a3tune.config import load_config
+from a3tune.config import load_config, plain_yaml
 from a3tune.data.phantom import write_phantom
 from a3tune.decoding import DECODERS
 from a3tune.decoding.strategy import STRATEGIES
@@ -215,8 +214,8 @@ def test_a_recipe_of_settings_is_read(recipe: Path):
         ("```python\na = 1\n\nassert a == 2\n```", "page.md:4: .*AssertionError"),
         ("```python\na = (\n```", "page.md:2: .*never closed"),
         (
-            "<!-- not run: a GPU -->\n```python\nfrom a3tune.evaluate import evaluat\n```",
-            "page.md:3: a3tune.evaluate.evaluat",
+            "<!-- not run: a GPU -->\n```python\nfrom a3tune.evaluation.evaluate import evaluat\n```",
+            "page.md:3: a3tune.evaluation.evaluate.evaluat",
         ),
         ("```yaml\nlabels: {topk: 2}\n```", "page.md:2: .*labels.topk: no such setting"),
         ("```yaml\nmodels: {}\ndatas: {}\n```", "page.md:2: .*expected a mapping with models, data and settings"),
@@ -243,7 +242,7 @@ def test_what_is_wrong_with_a_page_is_said_with_its_place(text: str, message: st
         "a3tune train --confg",
         "labels.topk",
         "labels.topk=2",
-        "a3tune.evaluate.evaluat",
+        "a3tune.evaluation.evaluate.evaluat",
         "tests/none.py",
     ],
 )

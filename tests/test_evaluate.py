@@ -14,11 +14,11 @@ from a3tune.adapters import add_adapter
 from a3tune.attention.capture import use_capture
 from a3tune.data.images import load_image
 from a3tune.errors import ConfigError, DataError, LabelError, ModelError, RunError
-from a3tune.evaluate import evaluate
-from a3tune.labels.rle import encode as encode_mask
-from a3tune.predictions import read_maps, read_predictions
-from a3tune.results import clusters, make_prediction, summarise
-from a3tune.run import RunFolder
+from a3tune.evaluation.evaluate import evaluate
+from a3tune.evaluation.predictions import read_maps, read_predictions
+from a3tune.evaluation.results import clusters, make_prediction, summarise
+from a3tune.masks import encode_mask
+from a3tune.run.folder import RunFolder
 from a3tune.types import Region, Sample
 from a3tune.vlm.encode import TOKEN_MASKS, encode
 from a3tune.vlm.grids import token_boxes

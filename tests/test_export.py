@@ -15,7 +15,7 @@ from test_store import BRIGHT, Brightness, Quarters, make_samples
 @pytest.fixture
 def labelled(tmp_path):
     samples = make_samples(tmp_path, 2)
-    label_images(samples, Quarters(), Brightness(), tmp_path / "store")
+    label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "store")
     return samples, LabelStore(tmp_path / "store")
 
 
@@ -45,7 +45,7 @@ def test_an_image_without_segments_is_still_listed(tmp_path):
             return []
 
     samples = make_samples(tmp_path, 1)
-    label_images(samples, Nothing(), Brightness(), tmp_path / "store")
+    label_images(samples, LabelMaker(Nothing(), Brightness()), tmp_path / "store")
     done = export_coco(LabelStore(tmp_path / "store"), samples, tmp_path / "coco.json")
     assert (done.images, done.segments) == (1, 0)
     (image,) = json.loads((tmp_path / "coco.json").read_text())["images"]

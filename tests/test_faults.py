@@ -7,7 +7,7 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("needs forks and the file system of Linux", allow_module_level=True)
 
-from a3tune.files import locked
+from a3tune.machine.files import locked
 from injection import MAIN, Fault, Kind, World, run, writes
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from a3tune.metrics.stats import Estimate
 from a3tune.report import figures
-from a3tune.report.data import Curve
+from a3tune.report.records import Curve
 
 NAN = float("nan")
 EVIL = '"><script>alert(1)</script>&'

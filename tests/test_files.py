@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from a3tune.errors import OutputError, RunError
-from a3tune.files import locked, replacing, unfinished, write_atomic
+from a3tune.machine.files import locked, replacing, unfinished, write_atomic
 
 
 def no_space(*_):

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from a3tune.data.masks import attach_regions
-from a3tune.data.masks.label_studio import decode_brush
+from a3tune.data.annotations import attach_regions
+from a3tune.data.annotations.label_studio import decode_brush
 from a3tune.data.sets import check, prepare
 from a3tune.errors import DataError
-from a3tune.labels import rle
+from a3tune.masks import area, bounding_box, decode_mask, encode_mask, mask_iou, region_mask
 from a3tune.types import Rle, Sample
 from fuzzing import altered, damaged, fuzz, lines, only_our_errors
 
-RLE = rle.encode(np.eye(6, 8, dtype=bool))
+RLE = encode_mask(np.eye(6, 8, dtype=bool))
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_run_lengths(size, counts):
     code = Rle(size, counts)
     with only_our_errors():
-        mask = rle.decode(code)
-        assert mask.shape == size and mask.sum() == rle.area(code)
-        assert rle.decode(rle.encode(mask)).tolist() == mask.tolist()
-        rle.bounding_box(code)
-        rle.mask_iou([code], [code])
+        mask = decode_mask(code)
+        assert mask.shape == size and mask.sum() == area(code)
+        assert decode_mask(encode_mask(mask)).tolist() == mask.tolist()
+        bounding_box(code)
+        mask_iou([code], [code])
 
 
 COCO = {
@@ -114,7 +114,7 @@ def test_annotations(folder, data):
     with only_our_errors():
         for sample in attach_regions(samples[:1], folder / "masks.json"):
             for region in sample.regions or ():
-                rle.region_mask(region, 6, 8)
+                region_mask(region, 6, 8)
 
 
 @fuzz

@@ -148,7 +148,7 @@ import gc, json, resource, sys
 from pathlib import Path
 import pyarrow.parquet, pydicom, nibabel, pydicom.pixels, openjpeg, PIL.WebPImagePlugin
 from a3tune.data.images import load_image
-from a3tune.data.masks import attach_regions
+from a3tune.data.annotations import attach_regions
 from a3tune.data.rows import read_rows
 from a3tune.data.sets import check
 from a3tune.errors import A3TuneError

@@ -15,18 +15,18 @@ from PIL import Image
 
 from a3tune.config import RunConfig, dump_config, load_config
 from a3tune.convert.stream import open_checkpoint
+from a3tune.data.annotations import attach_regions
+from a3tune.data.annotations.values import read_names
 from a3tune.data.images import content_hash, load_image
-from a3tune.data.masks import attach_regions
-from a3tune.data.masks.values import read_names
 from a3tune.data.rows import read_rows, write_rows
 from a3tune.errors import A3TuneError
-from a3tune.labels import rle
-from a3tune.labels.weights import read_config
-from a3tune.predictions import read_predictions
-from a3tune.run import RunFolder
+from a3tune.evaluation.predictions import read_predictions
+from a3tune.masks import encode_mask, region_mask
+from a3tune.models import read_config
+from a3tune.run.folder import RunFolder
 from fuzzing import altered, damaged, fuzz, lines, only_our_errors
 
-RLE = rle.encode(np.eye(6, 8, dtype=bool))
+RLE = encode_mask(np.eye(6, 8, dtype=bool))
 ROWS = [
     {"id": "1", "image": "a.png", "prompt": "Where is the liver?", "answer": "left lung"},
     {
@@ -57,7 +57,7 @@ def used(path: Path) -> None:
             content_hash(sample.image)
             size = load_image(sample.image).size
             for region in sample.regions or ():
-                rle.region_mask(region, size[1], size[0])
+                region_mask(region, size[1], size[0])
     write_rows(path.with_suffix(".again.jsonl"), samples)
     again = read_rows(path.with_suffix(".again.jsonl"))
     assert [(row.id, row.prompt, row.regions) for row in again] == [

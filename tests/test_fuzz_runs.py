@@ -16,10 +16,10 @@ from safetensors.numpy import save
 from a3tune.adapters.peft import add_adapter, load_adapter
 from a3tune.convert.sentencepiece import read_sentencepiece
 from a3tune.convert.stream import open_checkpoint
-from a3tune.predictions import read_cost, read_maps, read_predictions
+from a3tune.evaluation.predictions import read_cost, read_maps, read_predictions
+from a3tune.evaluation.results import summarise
 from a3tune.report.gather import read_method
-from a3tune.results import summarise
-from a3tune.run import RunFolder
+from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
 from a3tune.vlm.load import load_vlm
 from fuzzing import altered, damaged, fuzz, lines, only_our_errors

@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 
 from a3tune.errors import RunError
+from a3tune.evaluation.results import make_prediction
 from a3tune.labels.quality import Quality
-from a3tune.labels.rle import encode
+from a3tune.masks import encode_mask
 from a3tune.report.cases import Choice, Selection
 from a3tune.report.gather import Method, draw_cases, label_scores, method_results, question_only, read_method
-from a3tune.results import make_prediction
-from a3tune.run import RunFolder
+from a3tune.run.folder import RunFolder
 from a3tune.types import Labels, Region, Sample, Segment
 
 SIZE = 8
@@ -33,7 +33,7 @@ def samples(tmp_path: Path) -> list[Sample]:
         path = tmp_path / f"{index}.png"
         Image.new("L", (SIZE, SIZE), index).save(path)
         answer, kind = ("liver", "open") if index % 2 else ("yes", "closed")
-        region = Region(mask=encode(LEFT))
+        region = Region(mask=encode_mask(LEFT))
         found.append(Sample(str(index), path, "?", answer, kind, (region,), {"question_type": kind, "body": "chest"}))
     return found
 
@@ -79,7 +79,7 @@ def test_question_only_answers_with_the_most_frequent_training_answer(samples):
 
 
 def test_a_case_shows_regions_labels_and_attention_on_the_pixels(samples):
-    labels = {"3": Labels("3", (Segment(encode(TOP)),), (0.9,))}
+    labels = {"3": Labels("3", (Segment(encode_mask(TOP)),), (0.9,))}
     boxes = np.array([[0, 0, 4, 4], [4, 0, 8, 4], [0, 4, 4, 8], [4, 4, 8, 8]], dtype=float)
     chosen = Selection((Choice("3", "random"), Choice("4", "random")), "the rule")
     cases = draw_cases(chosen, [method("ours", samples, True, 0.4)], samples, labels, lambda height, width: boxes)

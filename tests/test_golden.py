@@ -1,7 +1,7 @@
 """The first 20 losses of three small trainings, against the recorded ones: a change that means to leave training as it
 is shows here that it does.
 
-On the machine kind that recorded them (torch and processor of `golden/losses.json`) they are equal to the last digit, on
+On the machine that recorded them (torch and processor of `golden/losses.json`) they are equal to the last digit, on
 others nearly. Where a change explains other losses, record them anew, and say why in the commit:
 
     python tests/test_golden.py

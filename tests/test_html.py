@@ -10,7 +10,8 @@ import pytest
 
 from a3tune.config import DataConfig, LabelsConfig, RunConfig
 from a3tune.metrics.stats import Estimate
-from a3tune.report.data import (
+from a3tune.report.html import _difference, _ranks, duration, render
+from a3tune.report.records import (
     METRICS,
     Case,
     Cases,
@@ -28,7 +29,6 @@ from a3tune.report.data import (
     public_command,
     public_settings,
 )
-from a3tune.report.html import _difference, _ranks, duration, render
 from a3tune.report.summary import number, summary
 
 NAN = float("nan")

@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from a3tune.labels.propose import LiteMedSam
-from a3tune.labels.rle import bounding_box, decode, encode, mask_iou
+from a3tune.masks import bounding_box, decode_mask, encode_mask, mask_iou
 from test_propose import scan
 
 with warnings.catch_warnings():
@@ -20,13 +20,13 @@ def proposer():
 
 def test_organs_and_a_lesion_are_outlined(proposer):
     image, regions = scan(0, noise=4)
-    found = mask_iou([encode(mask) for mask in regions.values()], [segment.mask for segment in proposer(image)])
+    found = mask_iou([encode_mask(mask) for mask in regions.values()], [segment.mask for segment in proposer(image)])
     assert found.max(1).min() > 0.85
 
 
 def test_its_network_finds_an_organ_in_its_box(proposer):
     image, regions = scan(1, side=240, noise=2)
-    truth = encode(regions["organ 1"])
+    truth = encode_mask(regions["organ 1"])
     (mask,) = proposer.outline(image, [bounding_box(truth)])
     assert mask_iou([mask], [truth])[0, 0] > 0.85
 
@@ -35,5 +35,5 @@ def test_the_same_image_gives_the_same_segments(proposer):
     image = scan(2)[0].resize((90, 60))
     segments = proposer(image)
     assert proposer(image) == segments
-    assert all(decode(segment.mask).shape == (60, 90) for segment in segments)
+    assert all(decode_mask(segment.mask).shape == (60, 90) for segment in segments)
     assert len(str(proposer.settings()["weights"])) == 64

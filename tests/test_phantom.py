@@ -14,8 +14,8 @@ from a3tune.data.phantom.findings import findings
 from a3tune.data.phantom.questions import GENERIC_TYPES, LOCALISED_TYPES, NUMBERS
 from a3tune.data.phantom.scan import SIZE
 from a3tune.data.rows import read_rows
-from a3tune.labels.rle import decode
-from a3tune.vlm.tiny import shipped
+from a3tune.masks import decode_mask
+from a3tune.models import shipped
 
 SCANS = [make_scan((5, number)) for number in range(150)]
 
@@ -117,7 +117,7 @@ def test_written_rows_read_back(tmp_path):
         with Image.open(sample.image) as image:
             assert image.size == (SIZE, SIZE)
         for region in sample.regions or ():
-            assert decode(region.mask).shape == (SIZE, SIZE)
+            assert decode_mask(region.mask).shape == (SIZE, SIZE)
     pictures = {hashlib.sha256(s.image.read_bytes()).hexdigest() for s in train}
     assert not pictures & {hashlib.sha256(s.image.read_bytes()).hexdigest() for s in test}
 

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from a3tune.errors import ConfigError
 from a3tune.labels.propose import PROPOSERS, Superpixels
-from a3tune.labels.rle import bounding_box, decode, encode, mask_iou
+from a3tune.masks import bounding_box, decode_mask, encode_mask, mask_iou
 
 
 def ellipse(side, cy, cx, ry, rx):
@@ -38,7 +38,7 @@ def scan(seed: int, side: int = 120, noise: float = 5) -> tuple[Image.Image, dic
 
 def best_iou(image, regions, proposer):
     segments = [segment.mask for segment in proposer(image)]
-    return mask_iou([encode(mask) for mask in regions.values()], segments).max(1)
+    return mask_iou([encode_mask(mask) for mask in regions.values()], segments).max(1)
 
 
 @pytest.mark.parametrize("noise", [0, 4, 12])
@@ -53,7 +53,7 @@ def test_segments_are_many_of_all_sizes_and_no_duplicates():
     segments = Superpixels()(image)
     masks = [segment.mask for segment in segments]
     scores = [segment.score for segment in segments]
-    areas = [decode(mask).mean() for mask in masks]
+    areas = [decode_mask(mask).mean() for mask in masks]
     assert 30 <= len(segments) <= 80
     assert min(areas) < 0.005 < 0.03 < max(areas)
     assert (mask_iou(masks, masks) - np.eye(len(masks))).max() <= 0.8
@@ -72,7 +72,7 @@ def test_filters_hold_at_any_image_size():
         segments = proposer(image.resize(size))
         assert 1 <= len(segments) <= 10
         for segment in segments:
-            mask = decode(segment.mask)
+            mask = decode_mask(segment.mask)
             x0, y0, x1, y1 = bounding_box(segment.mask)
             assert mask.shape == (size[1], size[0])
             assert 0.009 <= mask.mean() <= 0.31
@@ -93,8 +93,8 @@ def test_odd_images_never_crash(width, height, value, noisy):
     if noisy:
         pixels += np.random.default_rng(value).integers(0, 200, pixels.shape, dtype=np.uint8)
     for segment in Superpixels()(Image.fromarray(pixels)):
-        assert decode(segment.mask).shape == (height, width)
-        assert decode(segment.mask).any()
+        assert decode_mask(segment.mask).shape == (height, width)
+        assert decode_mask(segment.mask).any()
 
 
 def test_an_even_image_has_no_segments():

@@ -2,7 +2,7 @@ import pytest
 
 from a3tune.errors import LabelError
 from a3tune.labels.quality import Quality, label_quality
-from a3tune.labels.rle import box_mask, encode
+from a3tune.masks import box_mask, encode_mask
 from a3tune.types import Labels, Region, Sample, Segment
 
 BOXES = {
@@ -19,7 +19,7 @@ def sample(name, *regions, **meta):
 
 
 def ranking(*names):
-    segments = tuple(Segment(encode(box_mask(BOXES[name], 20, 20))) for name in names)
+    segments = tuple(Segment(encode_mask(box_mask(BOXES[name], 20, 20))) for name in names)
     return lambda sample: Labels(sample.id, segments, (0.0,) * len(segments))
 
 

@@ -15,7 +15,7 @@ from a3tune.adapters import add_adapter, load_adapter
 from a3tune.attention.capture import capture_request, check_captured, stack
 from a3tune.config import AlignmentConfig
 from a3tune.errors import ModelError
-from a3tune.labels.store import truth_labels
+from a3tune.labels.truth import truth_labels
 from a3tune.training.collate import Collator
 from a3tune.training.trainer import A3Trainer
 from a3tune.types import Region, Sample

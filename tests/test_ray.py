@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from a3tune.errors import ConfigError, DataError, LabelError
-from a3tune.labels import cluster
+from a3tune.machine import cluster
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
@@ -97,13 +97,13 @@ def test_a_killed_worker_changes_nothing_in_the_store(two_workers, tmp_path, mon
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.label_images(samples, Quarters(), Brightness(), tmp_path / "ray", progress=interrupt)
+        store.label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "ray", progress=interrupt)
     run = store.label_images(
-        samples, SlowQuarters(), Loaded(), tmp_path / "ray", workers=2, backend="ray", progress=kill
+        samples, LabelMaker(SlowQuarters(), Loaded()), tmp_path / "ray", workers=2, backend="ray", progress=kill
     )
     assert killed and run.proposed == 16
     assert len(list(processes.iterdir())) == 3  # one took the place of the killed one
-    store.label_images(samples, Quarters(), Brightness(), tmp_path / "alone")
+    store.label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "alone")
     assert content(tmp_path / "ray") == content(tmp_path / "alone")
 
 

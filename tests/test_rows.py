@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from a3tune.data.rows import ANSWER_TYPES, read_rows, write_rows
 from a3tune.errors import DataError, OutputError
-from a3tune.files import unfinished
+from a3tune.machine.files import unfinished
 from a3tune.types import Region, Rle, Sample
 
 ROW = {"id": "1", "image": "a.png", "prompt": "Where is it?", "answer": "left lung"}

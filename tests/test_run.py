@@ -9,7 +9,7 @@ import pytest
 
 from a3tune.config import RunConfig, load_config
 from a3tune.errors import ConfigError, RunError
-from a3tune.run import RunFolder, environment
+from a3tune.run.folder import RunFolder, environment
 
 
 def test_new_empty_and_own_folders_are_taken(tmp_path):

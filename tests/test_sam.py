@@ -11,7 +11,7 @@ from a3tune.errors import ConfigError, ModelError
 from a3tune.labels.propose import Sam, make_proposer
 from a3tune.labels.propose.canvas import Canvas
 from a3tune.labels.propose.sam import SamNetwork, stability
-from a3tune.labels.rle import decode, encode, mask_iou
+from a3tune.masks import decode_mask, encode_mask, mask_iou
 
 EVERYTHING = {"min_iou": 0.0, "min_stability": 0.0, "min_side": 0.0, "max_area": 1.0, "max_frame": 1.0}
 VISION = {
@@ -87,7 +87,7 @@ def test_every_family_encodes_an_image_once_and_always_says_the_same(kind, sam_f
     segments = proposer(noise())
     assert calls == [1]
     assert 1 <= len(segments) <= 64
-    assert all(decode(segment.mask).shape == (30, 50) for segment in segments)
+    assert all(decode_mask(segment.mask).shape == (30, 50) for segment in segments)
     scores = [segment.score for segment in segments]
     assert scores == sorted(scores, reverse=True) and 0 <= min(scores) <= max(scores) <= 1
     assert proposer(noise()) == segments == copy.copy(proposer)(noise())
@@ -112,7 +112,7 @@ class Painter:
     def __init__(self, stretched, doubtful=False):
         self.stretched, self.doubtful, self.encoded = stretched, doubtful, 0
 
-    def encode(self, pixels):
+    def encode_mask(self, pixels):
         self.encoded += 1
         return torch.bucketize(pixels[0].mean(0), torch.tensor([-1.2, 0.6]))
 
@@ -128,7 +128,7 @@ def tiles():
     pixels = np.full((40, 80, 3), 100, np.uint8)
     pixels[8:24, 8:32] = 200
     pixels[20:36, 48:72] = 0
-    return Image.fromarray(pixels), [encode((pixels == value).all(-1)) for value in (200, 0)]
+    return Image.fromarray(pixels), [encode_mask((pixels == value).all(-1)) for value in (200, 0)]
 
 
 @pytest.mark.parametrize("stretched", [True, False])
@@ -181,7 +181,7 @@ def test_a_canvas_keeps_proportions_and_returns_masks_to_their_place():
     logits[:4, :8] = 1.0
     expected = np.zeros((100, 200), bool)
     expected[:50, :100] = True
-    assert mask_iou([canvas.mask(logits)], [encode(expected)])[0, 0] > 0.95
+    assert mask_iou([canvas.mask(logits)], [encode_mask(expected)])[0, 0] > 0.95
 
 
 def test_settings_follow_numbers_and_weights(sam_folders):

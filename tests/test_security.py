@@ -22,17 +22,17 @@ from a3tune.cli import main
 from a3tune.cli.app import echo
 from a3tune.config import ModelConfig, RunConfig, dump_config, load_config
 from a3tune.convert.stream import open_checkpoint
+from a3tune.data.annotations import attach_regions
 from a3tune.data.images import load_image
-from a3tune.data.masks import attach_regions
 from a3tune.data.rows import read_rows
 from a3tune.errors import ConfigError, DataError, ModelError
+from a3tune.evaluation.predictions import Cost
 from a3tune.metrics.stats import Estimate
-from a3tune.predictions import Cost
 from a3tune.report.card import model_card
-from a3tune.report.data import MethodResult
 from a3tune.report.escape import latex, markdown, one_line, spreadsheet
+from a3tune.report.records import MethodResult
 from a3tune.report.table import FORMATS, comparison_tables
-from a3tune.run import environment
+from a3tune.run.folder import environment
 from a3tune.types import Sample
 from a3tune.vlm.load import load_vlm
 

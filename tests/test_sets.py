@@ -19,7 +19,7 @@ from a3tune.data.sets.mimic_cxr import report_sections
 from a3tune.data.sets.reading import Reading
 from a3tune.data.sets.slake import asked_regions
 from a3tune.errors import DataError
-from a3tune.labels.rle import region_mask
+from a3tune.masks import region_mask
 from a3tune.types import Region
 
 DATA = Path(os.environ.get("A3TUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from a3tune.stages import Stages, digest
+from a3tune.run.stages import Stages, digest
 
 
 class Work:

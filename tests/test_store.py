@@ -17,8 +17,8 @@ from a3tune.data.images import content_hash
 from a3tune.errors import ConfigError, LabelError, OutputError, RunError
 from a3tune.labels import store
 from a3tune.labels.rank import ClipRanker
-from a3tune.labels.rle import box_mask, decode, encode
 from a3tune.labels.store import LabelStore, label_images, truth_labels
+from a3tune.masks import box_mask, decode_mask, encode_mask
 from a3tune.types import Region, Sample, Segment
 
 
@@ -37,7 +37,7 @@ class Quarters:
         self.calls += 1
         w, h = image.width / 2, image.height / 2
         boxes = [(x, y, x + w, y + h) for y in (0, h) for x in (0, w)]
-        return [Segment(encode(box_mask(box, image.height, image.width)), 0.5) for box in boxes]
+        return [Segment(encode_mask(box_mask(box, image.height, image.width)), 0.5) for box in boxes]
 
 
 class Brightness:
@@ -78,13 +78,13 @@ def make_samples(folder, count=3):
 
 
 def quarters_of(labels, height=8, width=12):
-    order = [decode(segment.mask) for segment in labels.segments]
+    order = [decode_mask(segment.mask) for segment in labels.segments]
     return [2 * (not mask[0].any()) + (not mask[:, 0].any()) for mask in order]
 
 
 def test_labels_are_ranked_by_the_prompt_and_cut_at_reading(tmp_path):
     samples = make_samples(tmp_path)
-    run = label_images(samples, Quarters(), Brightness(), tmp_path / "store")
+    run = label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "store")
     assert (run.images, run.proposed, run.ranked, run.failures) == (3, 3, 6, {})
     labels = LabelStore(tmp_path / "store")
     for sample in samples:
@@ -96,18 +96,18 @@ def test_labels_are_ranked_by_the_prompt_and_cut_at_reading(tmp_path):
         above = labels.labels(sample, top_k=None, threshold=everything.similarity[1])
         assert quarters_of(above) == order[:2]
         assert everything.sample_id == sample.id
-        assert decode(everything.segments[0].mask).shape == (8, 12)
+        assert decode_mask(everything.segments[0].mask).shape == (8, 12)
 
 
 def test_nothing_is_made_twice(tmp_path):
     samples = make_samples(tmp_path)
     proposer, ranker = Quarters(), Brightness()
-    label_images(samples, proposer, ranker, tmp_path / "store")
+    label_images(samples, LabelMaker(proposer, ranker), tmp_path / "store")
     assert (proposer.calls, ranker.images, ranker.texts) == (3, 12, 2)
-    run = label_images(samples, proposer, ranker, tmp_path / "store")
+    run = label_images(samples, LabelMaker(proposer, ranker), tmp_path / "store")
     assert (run.proposed, run.ranked) == (0, 0)
     new = [replace(samples[0], prompt="A new question about the bright one")]
-    assert label_images(new, proposer, ranker, tmp_path / "store").ranked == 1
+    assert label_images(new, LabelMaker(proposer, ranker), tmp_path / "store").ranked == 1
     assert (proposer.calls, ranker.images, ranker.texts) == (3, 12, 3)
 
 
@@ -121,7 +121,7 @@ def test_one_image_under_two_names_runs_once(tmp_path):
         for image in (copy, copy.read_bytes())
     ]
     proposer = Quarters()
-    assert label_images(samples, proposer, Brightness(), tmp_path / "store").images == proposer.calls == 1
+    assert label_images(samples, LabelMaker(proposer, Brightness()), tmp_path / "store").images == proposer.calls == 1
     labels = LabelStore(tmp_path / "store")
     assert len({labels.labels(sample).segments for sample in samples if "bright" in sample.prompt}) == 1
 
@@ -131,7 +131,7 @@ def test_a_changed_setting_makes_again_just_what_depends_on_it(tmp_path):
     folder = tmp_path / "store"
 
     def cost(proposer, ranker, **options):
-        label_images(samples, proposer, ranker, folder, **options)
+        label_images(samples, LabelMaker(proposer, ranker), folder, **options)
         return proposer.calls, ranker.images, ranker.texts
 
     assert cost(Quarters(), Brightness()) == (3, 12, 2)
@@ -146,7 +146,7 @@ def test_a_changed_setting_makes_again_just_what_depends_on_it(tmp_path):
 def test_an_interrupted_run_keeps_what_it_made_and_goes_on(tmp_path, monkeypatch, stop_at):
     monkeypatch.setattr(store, "SHARD_IMAGES", 4)
     samples = make_samples(tmp_path, 10)
-    label_images(samples, Quarters(), Brightness(), tmp_path / "whole")
+    label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "whole")
 
     def interrupt(done, total):
         assert total == 10
@@ -154,11 +154,11 @@ def test_an_interrupted_run_keeps_what_it_made_and_goes_on(tmp_path, monkeypatch
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        label_images(samples, Quarters(), Brightness(), tmp_path / "store", progress=interrupt)
+        label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "store", progress=interrupt)
     with pytest.raises(LabelError, match="a3tune label"):
         LabelStore(tmp_path / "store")
     proposer = Quarters()
-    assert label_images(samples, proposer, Brightness(), tmp_path / "store").proposed == 10 - stop_at
+    assert label_images(samples, LabelMaker(proposer, Brightness()), tmp_path / "store").proposed == 10 - stop_at
     whole, parts = LabelStore(tmp_path / "whole"), LabelStore(tmp_path / "store")
     assert [parts.labels(sample) for sample in samples] == [whole.labels(sample) for sample in samples]
     for table in (tmp_path / "store").rglob("*.parquet"):
@@ -195,7 +195,7 @@ def test_a_run_killed_in_the_middle_of_a_write_loses_no_finished_shard(tmp_path)
     samples = make_samples(tmp_path, 4)
     finished = sorted((tmp_path / "store").rglob("*.parquet"))
     assert len(finished) == write - 1
-    label_images(samples, Quarters(), Brightness(), tmp_path / "store")
+    label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "store")
     keys = {"segments": ["image"], "embeddings": ["image"], "similarities": ["image", "query"]}
     for table, key in keys.items():
         found = [
@@ -218,9 +218,9 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OutputError, match="No space left"):
-            label_images(samples, Quarters(), Brightness(), tmp_path / "store")
+            label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "store")
     assert [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()] == [".lock"]
-    assert label_images(samples, Quarters(), Brightness(), tmp_path / "store").proposed == 3
+    assert label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "store").proposed == 3
 
 
 def test_images_that_cannot_be_read_are_listed_and_the_rest_is_done(tmp_path):
@@ -229,7 +229,10 @@ def test_images_that_cannot_be_read_are_listed_and_the_rest_is_done(tmp_path):
     bad = [replace(samples[0], id=name, image=tmp_path / name) for name in ("missing.png", "cut.png")]
     calls = []
     run = label_images(
-        [*bad, *samples], Quarters(), Brightness(), tmp_path / "store", progress=lambda *at: calls.append(at)
+        [*bad, *samples],
+        LabelMaker(Quarters(), Brightness()),
+        tmp_path / "store",
+        progress=lambda *at: calls.append(at),
     )
     assert set(run.failures) == {str(sample.image) for sample in bad}
     assert "cannot read" in run.failures[str(tmp_path / "missing.png")]
@@ -246,7 +249,7 @@ def test_an_image_without_segments_has_empty_labels(tmp_path):
             return []
 
     samples = make_samples(tmp_path, 1)
-    label_images(samples, Nothing(), Brightness(), tmp_path / "store")
+    label_images(samples, LabelMaker(Nothing(), Brightness()), tmp_path / "store")
     assert LabelStore(tmp_path / "store").labels(samples[0]).segments == ()
 
 
@@ -254,9 +257,9 @@ def test_what_is_asked_wrongly_stops_before_any_work(tmp_path):
     samples = make_samples(tmp_path, 1)
     proposer = Quarters()
     with pytest.raises(ConfigError, match="visual_prompt: expected one of crop"):
-        label_images(samples, proposer, Brightness(), tmp_path / "store", visual_prompt="corp")
+        label_images(samples, LabelMaker(proposer, Brightness()), tmp_path / "store", visual_prompt="corp")
     with pytest.raises(LabelError, match="plane"):
-        label_images(samples, proposer, Brightness(), tmp_path / "store", query="{plane}")
+        label_images(samples, LabelMaker(proposer, Brightness()), tmp_path / "store", query="{plane}")
     assert proposer.calls == 0
     assert not (tmp_path / "store").exists()
 
@@ -264,7 +267,7 @@ def test_what_is_asked_wrongly_stops_before_any_work(tmp_path):
 def test_a_damaged_or_foreign_store_is_named(tmp_path):
     samples = make_samples(tmp_path, 1)
     folder = tmp_path / "store"
-    label_images(samples, Quarters(), Brightness(), folder)
+    label_images(samples, LabelMaker(Quarters(), Brightness()), folder)
     stranger = replace(samples[0], prompt="never asked")
     with pytest.raises(LabelError, match="its question has no labels"):
         LabelStore(folder).labels(stranger)
@@ -278,14 +281,14 @@ def test_a_damaged_or_foreign_store_is_named(tmp_path):
 
 
 def test_true_regions_become_labels():
-    mask = encode(np.eye(6, 8) > 0)
+    mask = encode_mask(np.eye(6, 8) > 0)
     regions = (Region(mask=mask, name="rib"), Region(box=(1.0, 1.0, 3.0, 4.0)))
     sample = Sample("7", b"", "p", "a", "open", regions)
     labels = truth_labels(sample, 6, 8)
     assert labels is not None
     assert labels.similarity == (1.0, 1.0)
     assert labels.segments[0].mask == mask
-    assert decode(labels.segments[1].mask).sum() == 6
+    assert decode_mask(labels.segments[1].mask).sum() == 6
     assert truth_labels(replace(sample, regions=None), 6, 8) is None
     nothing = truth_labels(replace(sample, regions=()), 6, 8)
     assert nothing is not None and nothing.segments == ()
@@ -323,7 +326,7 @@ if __name__ == "__main__":
     samples = make_samples(folder, 12)
     print("ready", flush=True)
     store.label_images(
-        samples, SlowQuarters(), Brightness(), folder / "store", workers=int(sys.argv[3]),
+        samples, LabelMaker(SlowQuarters(), Brightness()), folder / "store", workers=int(sys.argv[3]),
         progress=lambda done, total: print(done, flush=True),
     )
 """
@@ -353,8 +356,8 @@ def test_a_run_killed_at_any_moment_ends_as_an_undisturbed_one(tmp_path, monkeyp
     process.send_signal(signal.SIGKILL)
     process.communicate()
     samples = make_samples(tmp_path, 12)
-    label_images(samples, Quarters(), Brightness(), tmp_path / "killed" / "store")
-    label_images(samples, Quarters(), Brightness(), tmp_path / "whole")
+    label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "killed" / "store")
+    label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "whole")
     assert content(tmp_path / "killed" / "store") == content(tmp_path / "whole")
     made = rows(tmp_path / "whole")
     assert {table: len(found) for table, found in made.items()} == {
@@ -374,8 +377,7 @@ def test_two_workers_write_the_same_store_as_one(tmp_path, monkeypatch):
         runs.append(
             label_images(
                 samples,
-                Quarters(),
-                Brightness(),
+                LabelMaker(Quarters(), Brightness()),
                 tmp_path / str(workers),
                 workers=workers,
                 progress=lambda *at: calls.append(at),
@@ -385,28 +387,28 @@ def test_two_workers_write_the_same_store_as_one(tmp_path, monkeypatch):
     assert calls == 2 * [(done, 10) for done in range(1, 11)]
     assert content(tmp_path / "1") == content(tmp_path / "2")
     with pytest.raises(ConfigError, match="workers: expected an integer >= 1, got 0"):
-        label_images(samples, Quarters(), Brightness(), tmp_path / "0", workers=0)
+        label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "0", workers=0)
 
 
 def test_rows_that_a_deleted_shard_held_are_made_again_and_only_those(tmp_path):
     samples = make_samples(tmp_path)
-    label_images(samples, Quarters(), Brightness(), tmp_path / "store")
+    label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "store")
     before = rows(tmp_path / "store")
     for table in ("segments", "similarities"):
         for shard in (tmp_path / "store" / table).rglob("*.parquet"):
             shard.unlink()
-        label_images(samples, Quarters(), Brightness(), tmp_path / "store")
+        label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "store")
         assert rows(tmp_path / "store") == before
 
 
 def test_a_prompt_of_3000_words_is_ranked(tmp_path, ranker_folder):
     long = replace(make_samples(tmp_path, 1)[0], prompt="where is the liver " * 750)
-    label_images([long], Quarters(), ClipRanker(ranker_folder, device="cpu"), tmp_path / "store")
+    label_images([long], LabelMaker(Quarters(), ClipRanker(ranker_folder, device="cpu")), tmp_path / "store")
     assert len(LabelStore(tmp_path / "store").labels(long).segments) == 4
 
 
 def test_no_samples_make_an_empty_store(tmp_path):
-    run = label_images([], Quarters(), Brightness(), tmp_path / "store")
+    run = label_images([], LabelMaker(Quarters(), Brightness()), tmp_path / "store")
     assert (run.images, run.proposed, run.ranked, run.failures) == (0, 0, 0, {})
     LabelStore(tmp_path / "store")
 
@@ -414,9 +416,9 @@ def test_no_samples_make_an_empty_store(tmp_path):
 def test_stores_of_parts_are_joined_by_copying(tmp_path):
     samples = make_samples(tmp_path, 4)
     for part in (0, 1):
-        label_images(samples[4 * part : 4 * part + 4], Quarters(), Brightness(), tmp_path / str(part))
+        label_images(samples[4 * part : 4 * part + 4], LabelMaker(Quarters(), Brightness()), tmp_path / str(part))
         shutil.copytree(tmp_path / str(part), tmp_path / "all", dirs_exist_ok=True)
-    label_images(samples, Quarters(), Brightness(), tmp_path / "once")
+    label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "once")
     assert rows(tmp_path / "all") == rows(tmp_path / "once")
     labels = LabelStore(tmp_path / "all")
     assert all(len(labels.labels(sample).segments) == 4 for sample in samples)
@@ -424,12 +426,12 @@ def test_stores_of_parts_are_joined_by_copying(tmp_path):
 
 def test_new_questions_need_no_vectors_kept(tmp_path):
     samples = make_samples(tmp_path, 2)
-    label_images(samples, Quarters(), Brightness(), tmp_path / "store")
+    label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "store")
     shutil.rmtree(tmp_path / "store" / "embeddings")
-    assert label_images(samples, Quarters(), Brightness(), tmp_path / "store").ranked == 0
+    assert label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "store").ranked == 0
     new = [*samples, replace(samples[0], prompt="And the bright one?")]
     ranker = Brightness()
-    assert label_images(new, Quarters(), ranker, tmp_path / "store").ranked == 1
+    assert label_images(new, LabelMaker(Quarters(), ranker), tmp_path / "store").ranked == 1
     assert ranker.images == 4
     assert quarters_of(LabelStore(tmp_path / "store").labels(new[-1])) == BRIGHT
 
@@ -439,10 +441,10 @@ def test_a_second_run_in_one_store_is_refused(tmp_path):
 
     def meanwhile(done, total):
         with pytest.raises(RunError, match="in use by another run"):
-            label_images(samples, Quarters(), Brightness(), tmp_path / "store")
+            label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "store")
 
-    label_images(samples, Quarters(), Brightness(), tmp_path / "store", progress=meanwhile)
-    assert label_images(samples, Quarters(), Brightness(), tmp_path / "store").proposed == 0
+    label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "store", progress=meanwhile)
+    assert label_images(samples, LabelMaker(Quarters(), Brightness()), tmp_path / "store").proposed == 0
 
 
 class PaddedBrightness(Brightness):
@@ -455,13 +457,13 @@ class PaddedBrightness(Brightness):
 def test_what_a_text_is_compared_to_does_not_depend_on_its_company(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "SHARD_IMAGES", 1)
     samples = make_samples(tmp_path)
-    label_images(samples[:1], Quarters(), PaddedBrightness(), tmp_path / "two")
-    label_images(samples, Quarters(), PaddedBrightness(), tmp_path / "two")
-    label_images(samples, Quarters(), PaddedBrightness(), tmp_path / "once")
+    label_images(samples[:1], LabelMaker(Quarters(), PaddedBrightness()), tmp_path / "two")
+    label_images(samples, LabelMaker(Quarters(), PaddedBrightness()), tmp_path / "two")
+    label_images(samples, LabelMaker(Quarters(), PaddedBrightness()), tmp_path / "once")
     assert rows(tmp_path / "two") == rows(tmp_path / "once")
 
 
 def test_a_stored_image_is_known_by_its_content(tmp_path):
     sample = make_samples(tmp_path, 1)[0]
-    label_images([sample], Quarters(), Brightness(), tmp_path / "store")
+    label_images([sample], LabelMaker(Quarters(), Brightness()), tmp_path / "store")
     assert LabelStore(tmp_path / "store").image(sample) == (content_hash(sample.image), 8, 12)

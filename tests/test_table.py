@@ -1,9 +1,9 @@
 import csv
 import io
 
+from a3tune.evaluation.predictions import Cost
 from a3tune.metrics.stats import Estimate
-from a3tune.predictions import Cost
-from a3tune.report.data import Comparison, MethodResult
+from a3tune.report.records import Comparison, MethodResult
 from a3tune.report.table import comparison_tables
 
 NAN = Estimate(float("nan"), float("nan"), float("nan"), 0)

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from a3tune import threads
 from a3tune.errors import ConfigError
-from a3tune.threads import choose_threads
+from a3tune.machine import threads
+from a3tune.machine.threads import choose_threads
 
 
 @pytest.fixture(autouse=True)

@@ -27,8 +27,8 @@ from a3tune.config import (
 )
 from a3tune.data.rows import write_rows
 from a3tune.errors import ConfigError, LabelError, ModelError, RunError
-from a3tune.labels import rle
-from a3tune.labels.store import truth_labels
+from a3tune.labels.truth import truth_labels
+from a3tune.masks import encode_mask
 from a3tune.training.collate import Collator
 from a3tune.training.interrupt import Interrupted, StopOnRequest
 from a3tune.training.train import last_checkpoint, train
@@ -59,7 +59,7 @@ def samples(count: int) -> list[Sample]:
         ImageDraw.Draw(image).rectangle((x, y, x + 11, y + 11), fill="white")
         file = io.BytesIO()
         image.save(file, "PNG")
-        regions = None if index % 3 == 2 else (Region(mask=rle.encode(square(x, y))),)
+        regions = None if index % 3 == 2 else (Region(mask=encode_mask(square(x, y))),)
         made.append(
             Sample(f"s{index}", file.getvalue(), f"Where is mass {index}?", ANSWERS[index % 4], "open", regions)
         )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from a3tune.errors import DataError, LabelError
-from a3tune.labels.workers import in_order
+from a3tune.machine.workers import in_order
 
 
 def double(value):
@@ -62,7 +62,7 @@ def test_workers_run_on_one_thread_and_a_dead_one_is_named():
 
 KILLED = """
 import os, signal, sys
-from a3tune.labels.workers import in_order
+from a3tune.machine.workers import in_order
 def name(task):
     return os.getpid()
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from a3tune.data.masks.values import read_names, slice_values
+from a3tune.data.annotations.values import read_names, slice_values
 from a3tune.data.rows import write_rows
 from a3tune.errors import DataError
-from a3tune.labels.rle import encode
+from a3tune.masks import encode_mask
 from a3tune.types import Region, Sample
 
 ORGANS = ("spleen", "kidney_right", "kidney_left", "liver", "stomach", "pancreas", "aorta", "gallbladder", "colon")
@@ -41,7 +41,7 @@ def main() -> None:
                 mask = values == value
                 if name in ORGANS and mask.mean() >= LEAST_AREA:
                     spoken = " ".join(reversed(name.split("_")))
-                    region = Region(mask=encode(mask), name=spoken)
+                    region = Region(mask=encode_mask(mask), name=spoken)
                     samples.append(
                         Sample(
                             id=f"{modality}-{index}-{name}",

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from a3tune.data.images import load_image
 from a3tune.labels.rank import VISUAL_PROMPTS
-from a3tune.labels.rle import decode
+from a3tune.masks import decode_mask
 from a3tune.types import Sample
 from a3tune.vlm.load import load_vlm
 
@@ -56,7 +56,7 @@ class RidgeRanker:
     def _fit(self, samples: Sequence[Sample], penalty: float) -> None:
         show = VISUAL_PROMPTS[VISUAL_PROMPT]
         shown = [
-            show(load_image(sample.image), decode(region.mask))
+            show(load_image(sample.image), decode_mask(region.mask))
             for sample in samples
             for region in sample.regions or ()
             if region.mask is not None

@@ -36,8 +36,7 @@ def main() -> None:
     started = time.perf_counter()
     run = label_images(
         [*held_out, *asked],
-        proposer,
-        ranker,
+        LabelMaker(proposer, ranker),
         options.out,
         visual_prompt=VISUAL_PROMPT,
         progress=lambda done, total: print(f"{done}/{total}", end="\r", flush=True),

@@ -12,7 +12,7 @@ from transformers import LlavaForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from a3tune.data.phantom.scan import Scan
-from a3tune.vlm.tiny import shipped
+from a3tune.models import shipped
 
 RIDGE = 10.0
 

@@ -23,7 +23,7 @@ from a3tune.attention.capture import capture_request
 from a3tune.attention.heads import HeadSelector
 from a3tune.config import EvaluationConfig, ModelConfig
 from a3tune.decoding import generate
-from a3tune.evaluate import PAPER_HEADS, answer_text, look, model_inputs
+from a3tune.evaluation.evaluate import PAPER_HEADS, answer_text, look, model_inputs
 from a3tune.vlm.encode import TOKEN_MASKS, Example, prepare
 from a3tune.vlm.load import Vlm, load_vlm
 from a3tune.vlm.patches import members, token_weights

@@ -173,7 +173,7 @@ class Page:
             self.ui.scan: view.scan(session),
             self.ui.picks: view.picks_list(session),
             self.ui.rank: gr.update(choices=ranks, value=None, visible=bool(ranks)),
-            self.ui.status: view.notice(f"{len(session.picks.segments)} segments found."),
+            self.ui.status: view.notice(f"{len(session.picks.ranked.segments)} segments found."),
         }
 
     def _answer(self, question: str, *values: Any) -> Iterator[Shown]:

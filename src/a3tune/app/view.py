@@ -89,10 +89,10 @@ def picks_list(session: Session) -> Markup:
     if picks is None:
         return Markup()
     rows = Markup().join(
-        Markup("<li>{}, similarity {:.2f}</li>").format(_place(picks.mask(rank)), picks.similarity[index])
+        Markup("<li>{}, similarity {:.2f}</li>").format(_place(picks.mask(rank)), picks.ranked.similarity[index])
         for rank, index in enumerate(picks.best)
     )
-    found = f"{len(picks.segments)} segments found; the question “{picks.question}” picks:"
+    found = f"{len(picks.ranked.segments)} segments found; the question “{picks.question}” picks:"
     line = Markup('<p class="quiet"><span class="dashed" aria-hidden="true"></span> {}</p><ol class="quiet">{}</ol>')
     return line.format(found, rows)
 

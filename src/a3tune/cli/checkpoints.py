@@ -49,9 +49,9 @@ def merge(
     Example: `a3tune merge runs/lora/adapter --out models/merged`
     """
     quieten()
-    from a3tune.merge import merge
+    from a3tune.commands.merge import merge_adapter
 
-    done = merge(adapter, out, base=model, force=force)
+    done = merge_adapter(adapter, out, base=model, force=force)
     echo(f"{done.base} with {adapter}: {_size(done.nbytes)} in {done.folder}")
 
 

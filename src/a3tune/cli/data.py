@@ -77,7 +77,7 @@ def regions(
     Example: `a3tune data regions train.jsonl --masks annotations.json --out train_regions.jsonl`
     """
     refuse_existing(out, force)
-    from a3tune.data.masks import attach_regions
+    from a3tune.data.annotations import attach_regions
     from a3tune.data.rows import read_rows, write_rows
 
     with bar("Attaching") as progress:

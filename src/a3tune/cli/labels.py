@@ -14,6 +14,7 @@ from a3tune.cli.options import (
     Force,
     Overrides,
     bar,
+    given_settings,
     load_settings,
     quieten,
     refuse_existing,
@@ -68,7 +69,7 @@ def make(
         show_dry_run(settings, f"label the images of {data} into {out}, as far as they are not in there")
         return
     quieten()
-    from a3tune.commands import label
+    from a3tune.commands.label import label
 
     with bar("Finding regions") as progress:
         run, quality = label(settings, progress)
@@ -99,11 +100,12 @@ def status(store: Store) -> None:
     found = store_status(store)
     if not found.finished:
         echo("not finished: the same `a3tune label` command goes on from here")
-    for name, value in found.settings.items():
-        echo(f"{name:16}{value}")
-    echo(f"{'images':16}{found.images:,}")
-    echo(f"{'segments':16}{found.segments:,}")
-    echo(f"{'rankings':16}{found.rankings:,}")
+    for labels in found.finished:
+        for name, value in labels.settings.items():
+            echo(f"{name:16}{value}")
+        for name in ("images", "segments", "rankings"):
+            echo(f"{name:16}{getattr(labels, name):,}")
+        echo("")
     echo(f"{'size':16}{found.bytes / 1e6:,.1f} MB in {found.shards:,} files")
     for shard in found.damaged:
         echo(f"damaged: {shard}; delete it and label again", err=True)
@@ -127,15 +129,19 @@ def export(
 
     Example: `a3tune label export labels train.jsonl --format overlays --out overlays`
     """
-    settings = load_settings(config, overrides or ()).labels
+    settings, said = load_settings(config, overrides or ()).labels, given_settings(config, overrides or ())
     refuse_existing(out, force)
     quieten()
     from a3tune.data.rows import read_rows
     from a3tune.labels.export import export_coco, export_overlays
+    from a3tune.labels.fitting import fitting_settings
     from a3tune.labels.store import LabelStore
 
     write = {"coco": export_coco, "overlays": export_overlays}[form]
-    done = write(LabelStore(store), read_rows(data), out, top_k=settings.top_k, threshold=settings.threshold)
+    chosen = fitting_settings(store, settings, {key.removeprefix("labels.") for key in said})
+    done = write(
+        LabelStore(store, chosen.name), read_rows(data), out, top_k=settings.top_k, threshold=settings.threshold
+    )
     echo(f"{done.segments:,} segments on {done.images:,} images: {out}")
     for sample, reason in done.skipped.items():
         echo(f"left out: {sample}: {reason}", err=True)

@@ -3,19 +3,18 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from a3tune import processes
 from a3tune.cli.app import echo
 from a3tune.errors import RunError
+from a3tune.machine import processes
 
 if TYPE_CHECKING:
-    from a3tune.commands import Progress as Callback
     from a3tune.config import RunConfig
 
 Overrides = Annotated[
@@ -42,6 +41,13 @@ def load_settings(config: Path | None, overrides: Sequence[str]) -> "RunConfig":
     return load_config(config, overrides)
 
 
+def given_settings(config: Path | None, overrides: Sequence[str]) -> set[str]:
+    """`config.given_settings`, imported here as above."""
+    from a3tune.config import given_settings
+
+    return given_settings(config, overrides)
+
+
 def show_dry_run(settings: "RunConfig", what: str) -> None:
     from a3tune.config import dump_config
 
@@ -49,7 +55,7 @@ def show_dry_run(settings: "RunConfig", what: str) -> None:
 
 
 @contextmanager
-def bar(title: str) -> Iterator["Callback"]:
+def bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error while this is open; nothing where that is no terminal."""
     if not sys.stderr.isatty() or processes.index() > 0:
         yield lambda done, total: None

@@ -1,5 +1,6 @@
 """Training, answering, measuring and comparing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from a3tune.cli.options import (
     Force,
     Overrides,
     bar,
+    given_settings,
     load_settings,
     quieten,
     refuse_existing,
@@ -41,7 +43,7 @@ def demo(
 
     Example: `a3tune demo`, or a quick look: `a3tune demo patients.train=20 patients.test=10 training.epochs=1`
     """
-    from a3tune.demo_plan import plan_demo
+    from a3tune.demo.plan import plan_demo
 
     plan = plan_demo(out, overrides or ())
     if dry_run:
@@ -50,8 +52,8 @@ def demo(
         )
         return
     quieten()
-    from a3tune.demo import run_demo
-    from a3tune.threads import choose_threads
+    from a3tune.demo.run import run_demo
+    from a3tune.machine.threads import choose_threads
 
     echo(f"Threads: {choose_threads(threads)}")
     report = run_demo(plan, echo, bar)
@@ -66,14 +68,14 @@ def train(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRu
 
     Example: `a3tune train data.train=train.jsonl labels.store=labels output=runs/mine`
     """
-    settings = load_settings(config, overrides or ())
+    settings = with_labels(config, overrides or [])
     if dry_run:
         show_dry_run(
             settings, f"train an adapter ({settings.adapter.kind}) on {settings.data.train} in {settings.output}"
         )
         return
     quieten()
-    from a3tune.commands import fine_tune
+    from a3tune.commands.train import fine_tune
 
     with bar("Training") as progress:
         folder = fine_tune(settings, progress)
@@ -115,8 +117,10 @@ def evaluate(
         show_dry_run(settings, f"answer {data} with {' and '.join(models)} in {out}")
         return
     quieten()
-    from a3tune.commands import Subject, by_difference, compare, measure, measure_all
+    from a3tune.commands.evaluate import by_difference, evaluate_all, evaluate_run
+    from a3tune.commands.subject import Subject
     from a3tune.decoding import DECODERS
+    from a3tune.report.write import compare
 
     if len(adapter) > 1 or len(decode or ()) > 1 or decode == [ALL]:
         subjects = {adapter_title(own): Subject(each, own) for own, each in chosen}
@@ -124,13 +128,13 @@ def evaluate(
             raise RunError(f"--adapter: expected folders of runs with different names, got {', '.join(models)}")
         methods = list(DECODERS) if decode and ALL in decode else decode or [settings.evaluation.decode]
         with bar("Answering") as progress:
-            runs, absent = measure_all(subjects, methods, by_difference(out, subjects, methods), progress)
+            runs, absent = evaluate_all(subjects, methods, by_difference(out, subjects, methods), progress)
         echo(compare(runs, [SHOWN])[0])
         for name, reason in absent.items():
             echo(f"left out: {name}: {reason}", err=True)
         return
     with bar("Answering") as progress:
-        results = measure(settings, folder, progress)
+        results = evaluate_run(settings, folder, progress)
     for name, found in results.metrics.items():
         echo(f"{name:32} {found.mean:7.3f}  [{found.low:.3f}, {found.high:.3f}]  n = {found.count}")
     for name, reason in results.absent.items():
@@ -160,7 +164,7 @@ def ask(
         show_dry_run(settings, f"ask {folder or settings.model.path} about {image}, answer here, picture in {out}")
         return
     quieten()
-    from a3tune.commands import ask
+    from a3tune.commands.ask import ask
 
     echo(ask(settings, folder, image, question, out))
 
@@ -179,7 +183,7 @@ def report(
     """
     refuse_existing(out, force)
     quieten()
-    from a3tune.commands import Page, write_report
+    from a3tune.report.write import Page, write_report
 
     write_report(runs, out, Page("A3Tune report", " ".join(["a3tune report", *map(str, runs)])))
     echo(f"Report: {out}")
@@ -211,14 +215,25 @@ def compare(
     if out:
         refuse_existing(out, force)
     quieten()
-    from a3tune.commands import compare
-    from a3tune.files import write_atomic
+    from a3tune.machine.files import write_atomic
+    from a3tune.report.write import compare
 
     shown, written = compare(runs, [SHOWN, form], by)
     echo(shown)
     if out:
         write_atomic(out, written.encode())
         echo(f"Table: {out}")
+
+
+def with_labels(config: Path | None, overrides: list[str]) -> "RunConfig":
+    """Settings of a training. Of the labels those that the user does not give are those of the store's labels."""
+    settings = load_settings(config, overrides)
+    if settings.labels.source != "weak" or not settings.label_store.is_dir():
+        return settings
+    from a3tune.labels.fitting import adopt
+
+    said = {key.removeprefix("labels.") for key in given_settings(config, overrides) if key.startswith("labels.")}
+    return replace(settings, labels=adopt(settings.label_store, settings.labels, said))
 
 
 def adapter_title(adapter: Path | None) -> str:

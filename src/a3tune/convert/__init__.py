@@ -17,7 +17,7 @@ from a3tune.convert import huatuo, llava_med, llava_med_15
 from a3tune.convert.llava import HEAD, Plan
 from a3tune.convert.stream import open_checkpoint, read_config, write_checkpoint, writing
 from a3tune.errors import ModelError, OutputError
-from a3tune.files import replacing_folder
+from a3tune.machine.files import replacing_folder
 
 KINDS: dict[str, ModuleType] = {"llava_med": llava_med, "llava_med_15": llava_med_15, "huatuo": huatuo}
 """Checkpoints that can be converted. A new one is a file with `TITLE`, `matches` and `plan`, and a line here."""

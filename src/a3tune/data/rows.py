@@ -19,12 +19,13 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
+from a3tune.config import DataConfig
 from a3tune.data.tables import is_table, read_table
 from a3tune.data.window import check_size
-from a3tune.errors import DataError
-from a3tune.files import replacing
+from a3tune.errors import ConfigError, DataError
+from a3tune.machine.files import replacing
 from a3tune.types import AnswerType, Box, Region, Rle, Sample
 
 FIELDS = ("id", "image", "prompt", "answer", "answer_type", "options", "regions", "meta")
@@ -48,6 +49,14 @@ def read_rows(path: Path) -> list[Sample]:
         raise DataError(f"{path}: expected a JSONL file, cannot read it: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected UTF-8 text, got {error}") from error
+
+
+def read_split(data: DataConfig, split: Literal["train", "validation", "test"]) -> list[Sample]:
+    """`read_rows` of a split that a command needs. Raises ConfigError when the settings name none."""
+    path = getattr(data, split)
+    if path is None:
+        raise ConfigError(f"data.{split}: expected a file of rows, got none; add data.{split}=FILE.jsonl")
+    return read_rows(path)
 
 
 def write_rows(path: Path, samples: Iterable[Sample]) -> None:

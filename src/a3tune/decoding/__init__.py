@@ -24,10 +24,10 @@ from a3tune.decoding.pai import Pai
 from a3tune.decoding.plain import Beam, Greedy, Nucleus, Sampling
 from a3tune.decoding.strategy import STRATEGIES, Strategy, make_strategy
 from a3tune.decoding.vcd import Vcd
-from a3tune.errors import ConfigError
+from a3tune.errors import ConfigError, ModelError
 from a3tune.vlm.load import Vlm
 
-__all__ = ["DECODERS", "STRATEGIES", "Decoder", "Generated", "Strategy", "generate", "make_decoder"]
+__all__ = ["DECODERS", "STRATEGIES", "Decoder", "Generated", "Strategy", "check_decoder", "generate", "make_decoder"]
 
 _METHODS: tuple[type[Decoder], ...] = (
     Sampling,
@@ -78,6 +78,16 @@ def make_decoder(name: str, settings: Mapping[str, Any] | None = None) -> Decode
         problem = error.errors(include_url=False)[0]
         where = ".".join(map(str, problem["loc"]))
         raise ConfigError(f"decode {name}: {where}: {problem['msg']}, got {problem['input']!r}") from None
+
+
+def check_decoder(decoder: Decoder, vlm: Vlm, *, regions_known: bool) -> None:
+    """Raises ModelError when a method cannot answer.
+
+    That is when the model lacks what it needs, or when it must be told all true regions and not all are known.
+    """
+    if getattr(decoder, "needs_regions", False) and not regions_known:
+        raise ModelError(f"{decoder.name}: needs the true regions of every question, and some have none")
+    decoder.check(vlm)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from a3tune.attention.capture import CaptureRequest, stack
-from a3tune.config import Count, Fraction, NonNegative, Share
+from a3tune.config.ranges import Count, Fraction, NonNegative, Share
 from a3tune.decoding.base import Inputs, require_capture
 from a3tune.decoding.branches import encode_images, image_columns, image_mask, zero_features
 from a3tune.decoding.contrast import Contrast, contrast, cutoff

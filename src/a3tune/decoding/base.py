@@ -18,7 +18,10 @@ Inputs = dict[str, Any]
 
 
 class Decoder(Protocol):
-    """A decoding method: a frozen dataclass whose fields are its settings."""
+    """A decoding method: a frozen dataclass whose fields are its settings.
+
+    One that must be told the true region of every question says so by `needs_regions: ClassVar[bool] = True`.
+    """
 
     name: ClassVar[str]
     """Its name in `DECODERS`."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from a3tune.attention.capture import CaptureRequest, stack
-from a3tune.config import Natural, NonNegative, Positive, Share, Switch
+from a3tune.config.ranges import Natural, NonNegative, Positive, Share, Switch
 from a3tune.decoding.base import Inputs, require_capture
 from a3tune.decoding.branches import ENCODED, encode_images, image_columns, image_mask
 from a3tune.decoding.loop import run
@@ -26,6 +26,7 @@ class ControlMllm:
 
     name: ClassVar[str] = "controlmllm"
     strategy: ClassVar[str] = "greedy"
+    needs_regions: ClassVar[bool] = True
     alpha: Positive = 400.0
     """Weight of the loss."""
     beta: Share = 0.5

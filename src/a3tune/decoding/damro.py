@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from a3tune.config import Count, NonNegative, Share
+from a3tune.config.ranges import Count, NonNegative, Share
 from a3tune.decoding.base import Inputs
 from a3tune.decoding.branches import drop_features, encode_images, zero_features
 from a3tune.decoding.contrast import Contrast, contrast, cutoff

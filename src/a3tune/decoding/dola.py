@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from a3tune.config import Share
+from a3tune.config.ranges import Share
 from a3tune.decoding.base import Inputs
 from a3tune.decoding.contrast import cutoff
 from a3tune.decoding.loop import NEVER, run

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from a3tune.config import Fraction, NonNegative, Share
+from a3tune.config.ranges import Fraction, NonNegative, Share
 from a3tune.decoding.base import Inputs
 from a3tune.decoding.branches import without_images
 from a3tune.decoding.contrast import Contrast, cutoff

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 
 from a3tune.attention.capture import CaptureRequest
-from a3tune.config import Count, NonNegative, Positive
+from a3tune.config.ranges import Count, NonNegative, Positive
 from a3tune.decoding.base import Inputs, require_capture
 from a3tune.decoding.branches import image_mask
 from a3tune.decoding.loop import Branch

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from a3tune.attention.boost import Boost
-from a3tune.config import Natural, NonNegative, Share
+from a3tune.config.ranges import Natural, NonNegative, Share
 from a3tune.decoding.base import Inputs, require_capture
 from a3tune.decoding.branches import image_columns, without_images
 from a3tune.decoding.contrast import Contrast, cutoff

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import GenerationConfig
 
-from a3tune.config import NonNegative, Share
+from a3tune.config.ranges import NonNegative, Share
 from a3tune.decoding.base import Inputs
 from a3tune.decoding.branches import DIFFUSION_STEPS, noisy
 from a3tune.decoding.contrast import Contrast, contrast, cutoff

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 
 from a3tune.data.images import load_image
 from a3tune.errors import DataError, LabelError
-from a3tune.files import write_atomic
-from a3tune.labels import rle
 from a3tune.labels.store import LabelStore, StoredImage
+from a3tune.machine.files import write_atomic
+from a3tune.masks import area, bounding_box, decode_mask
 from a3tune.types import Labels, Sample
 
 _GREEN, _RED = np.array([0, 200, 0]), (255, 0, 0)
@@ -50,7 +50,7 @@ def export_coco(
         size = {"height": image.height, "width": image.width}
         entry = images.setdefault(image.hash, {"id": len(images) + 1, "file_name": image.hash, **size})
         for segment, similarity in zip(labels.segments, labels.similarity, strict=True):
-            x0, y0, x1, y1 = rle.bounding_box(segment.mask)
+            x0, y0, x1, y1 = bounding_box(segment.mask)
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -58,7 +58,7 @@ def export_coco(
                     "category_id": 1,
                     "segmentation": {"size": list(segment.mask.size), "counts": segment.mask.counts},
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": rle.area(segment.mask),
+                    "area": area(segment.mask),
                     "iscrowd": 0,
                     "similarity": similarity,
                     "question_id": sample.id,
@@ -108,11 +108,11 @@ def _labelled(
 def _drawn(image: Image.Image, labels: Labels) -> Image.Image:
     pixels = np.asarray(image).astype(float)
     for segment in labels.segments:
-        inside = rle.decode(segment.mask)
+        inside = decode_mask(segment.mask)
         pixels[inside] = (1 - _OPACITY) * pixels[inside] + _OPACITY * _GREEN
     picture = Image.fromarray(pixels.round().astype(np.uint8))
     for segment in labels.segments:
-        left, top, right, bottom = rle.bounding_box(segment.mask)
+        left, top, right, bottom = bounding_box(segment.mask)
         width = max(1, max(picture.size) // 200)
         ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), outline=_RED, width=width)
     return picture

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from a3tune.labels.rle import decode, encode, mask_iou, region_mask
+from a3tune.masks import decode_mask, encode_mask, mask_iou, region_mask
 from a3tune.types import Labels, Sample
+
+MIN_IOU = 0.5
+"""Overlap from which a weak label counts as the true region."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ def label_quality(
     ranked: Callable[[Sample], Labels],
     *,
     top_k: int = 4,
-    min_iou: float = 0.5,
+    min_iou: float = MIN_IOU,
     by: Sequence[str] = (),
 ) -> dict[str, Quality]:
     """Compare weak labels with the samples' own regions.
@@ -74,8 +77,8 @@ def _measure(sample: Sample, labels: Labels, top_k: int) -> _Measured:
         return _Measured(nothing, nothing, 0.0)
     height, width = labels.segments[0].mask.size
     truth = [region_mask(region, height, width) for region in sample.regions]
-    overlap = mask_iou([encode(mask) for mask in truth], [segment.mask for segment in labels.segments])
-    top = np.any([decode(segment.mask) for segment in labels.segments[:top_k]], axis=0)
+    overlap = mask_iou([encode_mask(mask) for mask in truth], [segment.mask for segment in labels.segments])
+    top = np.any([decode_mask(segment.mask) for segment in labels.segments[:top_k]], axis=0)
     inside = np.any(truth, axis=0) & top
     return _Measured(overlap[:, :top_k].max(1), overlap.max(1), float(inside.sum() / max(1, top.sum())))
 

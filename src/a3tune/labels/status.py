@@ -1,30 +1,37 @@
 """What a label store holds, in numbers and in words. Knows files, makes nothing."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from a3tune.errors import LabelError
-from a3tune.labels.store import CURRENT, TABLES
+from a3tune.labels.store import TABLES, StoredSettings, stored_settings
 from a3tune.labels.table import read_shard
 
 
 @dataclass(frozen=True, slots=True)
-class StoreStatus:
-    """Counts are those of the settings that the store is read by; of all its settings if no run has finished yet."""
+class SettingsStatus:
+    """The labels of one settings."""
 
-    finished: bool
-    """Whether a run came to its end: only then can labels be read."""
+    settings: Mapping[str, str]
+    """Setting -> its value in words."""
     images: int
     """Images with segments, those without any included."""
     segments: int
     rankings: int
     """Pairs of image and query."""
-    settings: Mapping[str, str]
-    """Setting -> its value in words; empty if no run has finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """What is in a store."""
+
+    finished: tuple[SettingsStatus, ...]
+    """Of each settings that a run came to its end with: only then can labels be read."""
     shards: int
-    """Files of all settings, old ones too."""
+    """Files of all settings, unfinished ones too."""
     bytes: int
     """Their size."""
     damaged: tuple[Path, ...]
@@ -38,49 +45,33 @@ def store_status(folder: Path) -> StoreStatus:
         LabelError: the folder is no label store.
     """
     shards = sorted(path for name in TABLES for path in (folder / name).rglob("*.parquet"))
-    current = _current(folder / CURRENT)
-    if current is None and not shards:
+    stored = stored_settings(folder)
+    if not stored and not shards:
         raise LabelError(f"{folder}: expected region labels, found none; make them with `a3tune label`")
-    images = segments = rankings = 0
+    tables: dict[Path, pa.Table] = {}
     damaged: list[Path] = []
     for shard in shards:
-        name = shard.relative_to(folder).parts[0]
         try:
-            rows = read_shard(shard)
+            tables[shard] = read_shard(shard)
         except LabelError:
             damaged.append(shard)
-            continue
-        if current is not None and shard.parent.name != current[TABLES[name][2]]:
-            continue
-        if name == "segments":
-            images += rows.num_rows
-            segments += sum(map(len, rows["counts"].to_pylist()))
-        elif name == "similarities":
-            rankings += rows.num_rows
     return StoreStatus(
-        finished=current is not None,
-        images=images,
-        segments=segments,
-        rankings=rankings,
-        settings={} if current is None else _words({**current["settings"], "query": current["query"]}),
+        finished=tuple(_settings_status(folder, found, tables) for found in stored),
         shards=len(shards),
         bytes=sum(shard.stat().st_size for shard in shards),
         damaged=tuple(damaged),
     )
 
 
-def _current(path: Path) -> dict | None:
-    """The settings of the last finished run, if there is one."""
-    try:
-        current = json.loads(path.read_bytes())
-        names = {settings for _, _, settings in TABLES.values()} | {"settings", "query"}
-        if not isinstance(current, dict) or not names <= current.keys():
-            raise ValueError("other keys")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise LabelError(f"{path}: expected the settings of a label run: {error}; label again") from error
-    return current
+def _settings_status(folder: Path, stored: StoredSettings, tables: Mapping[Path, pa.Table]) -> SettingsStatus:
+    segments = [table for shard, table in tables.items() if shard.parent == folder / "segments" / stored.segments]
+    rankings = [table for shard, table in tables.items() if shard.parent == folder / "similarities" / stored.ranking]
+    return SettingsStatus(
+        settings=_words({**stored.settings, "query": stored.query}),
+        images=sum(table.num_rows for table in segments),
+        segments=sum(len(row) for table in segments for row in table["counts"].to_pylist()),
+        rankings=sum(table.num_rows for table in rankings),
+    )
 
 
 def _words(settings: Mapping[str, object]) -> dict[str, str]:

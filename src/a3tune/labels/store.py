@@ -6,31 +6,31 @@ depend on, so that a changed setting makes again just what it must, and nothing 
     segments/<proposer>/             image -> its candidate segments
     embeddings/<ranking>/            image -> a vector for each segment
     similarities/<ranking>/          image, query -> a similarity for each segment
-    current.json                     the settings that `LabelStore` reads by
+    settings/<hash>.json             settings that a run came to its end with: labels are read by one of them
+    quality/<hash>-<K>.json          how well the best K of them find the true regions, where these are known
 
-An image is named by the hash of its content; <ranking> covers proposer, visual prompt and ranker. Top-K is no part of
-the store: it is taken when labels are read.
+An image is named by the hash of its content; <ranking> covers proposer, visual prompt and ranker, <hash> the query as
+well. Top-K is no part of the store: it is taken when labels are read.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from a3tune.data.images import content_hash, describe, load_image
 from a3tune.errors import ConfigError, DataError, LabelError
-from a3tune.files import locked, replacing
-from a3tune.labels import cluster, rank
-from a3tune.labels import workers as processes
-from a3tune.labels.propose import Proposer
-from a3tune.labels.rank import VISUAL_PROMPTS, Ranker, format_query
-from a3tune.labels.rle import decode, encode, region_mask
+from a3tune.labels.make import LabelMaker, RankedSegments, similarity
+from a3tune.labels.quality import Quality
+from a3tune.labels.rank import format_query
 from a3tune.labels.table import Table, short_hash
+from a3tune.machine import cluster, workers
+from a3tune.machine.files import locked, replacing, write_atomic
 from a3tune.types import ImageSource, Labels, Rle, Sample, Segment
 
 REVISION = 2
@@ -39,9 +39,10 @@ SHARD_IMAGES = 32
 """Images between two writes: the most that a killed run loses."""
 _CACHED_TEXTS = 2**14
 """Vectors of queries that a worker keeps: templates ask the same of many images."""
-BACKENDS = {"process": processes.in_order, "ray": cluster.in_order}
+BACKENDS = {"process": workers.in_order, "ray": cluster.in_order}
 """Where the workers are: processes of this machine, or actors of a Ray cluster."""
-CURRENT = "current.json"
+SETTINGS, QUALITY = "settings", "quality"
+"""Folders of a store."""
 
 _IMAGE = pa.field("image", pa.string())
 _SEGMENTS = pa.schema(
@@ -60,23 +61,65 @@ TABLES = {
     "embeddings": (_EMBEDDINGS, ("image",), "ranking"),
     "similarities": (_SIMILARITIES, ("image", "query"), "ranking"),
 }
-"""Folder of a table -> columns, key, and the name in `current.json` of the settings that its rows depend on."""
+"""Folder of a table -> columns, key, and the hash in `StoredSettings` of the settings that its rows depend on."""
 
 
-def open_table(folder: Path, name: str, current: Mapping) -> Table:
-    """One of a store's tables for settings as `current.json` holds them.
+@dataclass(frozen=True, slots=True)
+class StoredSettings:
+    """What labels of a store were made with."""
+
+    segments: str
+    """Hash of what segments depend on."""
+    ranking: str
+    """Hash of what similarities depend on."""
+    query: str
+    settings: Mapping[str, Any]
+    """`LabelMaker.settings`: every number, and the content of every model."""
+    given: Mapping[str, Any]
+    """The settings of `LabelsConfig.MAKING` as they were given; empty for labels that were made in Python."""
+
+    @property
+    def name(self) -> str:
+        """Hash of all of it that labels depend on: the settings' file in a store."""
+        return short_hash([self.ranking, self.query])
+
+    @classmethod
+    def of(cls, maker: LabelMaker, given: Mapping[str, Any] | None = None) -> "StoredSettings":
+        settings = maker.settings()
+        return cls(
+            segments=short_hash([REVISION, settings["proposer"]]),
+            ranking=short_hash([REVISION, settings]),
+            query=maker.query,
+            settings=settings,
+            given=given or {},
+        )
+
+
+def open_table(folder: Path, name: str, settings: StoredSettings) -> Table:
+    """One of a store's tables for some settings.
 
     Raises:
         LabelError: a shard is damaged.
     """
-    schema, key, settings = TABLES[name]
-    return Table(folder / name / current[settings], schema, key)
+    schema, key, covers = TABLES[name]
+    return Table(folder / name / getattr(settings, covers), schema, key)
+
+
+def stored_settings(folder: Path) -> list[StoredSettings]:
+    """The settings that runs into a store came to their end with.
+
+    Raises:
+        LabelError: a file of them is damaged.
+    """
+    return [_read_settings(path) for path in sorted((folder / SETTINGS).glob("*.json"))]
 
 
 @dataclass(frozen=True, slots=True)
 class LabelRun:
     """What `label_images` did."""
 
+    settings: str
+    """Name of the settings in the store, by which the labels are read."""
     images: int
     """Different images among the samples."""
     proposed: int
@@ -89,12 +132,10 @@ class LabelRun:
 
 def label_images(
     samples: Sequence[Sample],
-    proposer: Proposer,
-    ranker: Ranker,
+    maker: LabelMaker,
     folder: Path,
     *,
-    visual_prompt: str = "crop",
-    query: str = "{question}",
+    given: Mapping[str, Any] | None = None,
     workers: int = 1,
     backend: Literal["process", "ray"] = "process",
     progress: Callable[[int, int], None] | None = None,
@@ -105,43 +146,62 @@ def label_images(
     store holds already is not made again; an interrupted run goes on where it was, at most `SHARD_IMAGES` images are
     made twice. With several `workers`, or with those of a Ray cluster, images are shared out to processes of one thread
     each, which read images and load the models by their paths; only this process writes, and the store is the same.
-    `progress(done, total)` is called after every image.
+    `progress(done, total)` is called after every image. `given` are the settings behind `maker` as a user gave them.
 
     Raises:
-        ConfigError: no such visual prompt, a malformed query, less than one worker, or no Ray.
+        ConfigError: a malformed query, less than one worker, or no Ray.
         LabelError: a sample lacks a field of the query, the store is damaged, or a worker died.
         OutputError: the disk refuses; what was written before stays.
         RunError: another run writes to this store.
     """
-    if visual_prompt not in VISUAL_PROMPTS:
-        raise ConfigError(f"visual_prompt: expected one of {', '.join(VISUAL_PROMPTS)}, got {visual_prompt!r}")
     if workers < 1:
         raise ConfigError(f"workers: expected an integer >= 1, got {workers}")
-    texts = [format_query(query, sample) for sample in samples]
-    current = _settings(proposer, ranker, visual_prompt, query)
+    texts = [format_query(maker.query, sample) for sample in samples]
+    settings = StoredSettings.of(maker, given)
     images, failures = _group_by_image(samples, texts)
     with locked(folder):
         _sweep(folder)
-        maker = _Maker(folder, current)
-        tasks = (maker.task(image, source, queries) for image, (source, queries) in images.items())
-        looks = BACKENDS[backend](_Look(proposer, ranker, visual_prompt), tasks, workers)
+        tables = _Tables(folder, settings)
+        tasks = (tables.task(image, source, queries) for image, (source, queries) in images.items())
+        looks = BACKENDS[backend](_Look(maker), tasks, workers)
         try:
             for done, (image, (source, _)) in enumerate(images.items(), start=1):
                 seen = next(looks)
                 if isinstance(seen, str):
                     failures[describe(source)] = seen
                 elif seen is not None:
-                    maker.complete(image, seen)
+                    tables.complete(image, seen)
                 if done % SHARD_IMAGES == 0:
-                    maker.write()
+                    tables.write()
                 if progress:
                     progress(done, len(images))
         finally:
             looks.close()
-            maker.write()
-        with replacing(folder / CURRENT) as file:
-            file.write(json.dumps(current, indent=2).encode())
-    return LabelRun(len(images), maker.proposed, maker.ranked, failures)
+            tables.write()
+        with replacing(folder / SETTINGS / f"{settings.name}.json") as file:
+            file.write(json.dumps(asdict(settings), indent=2).encode())
+    return LabelRun(settings.name, len(images), tables.proposed, tables.ranked, failures)
+
+
+def write_quality(folder: Path, settings: str, top_k: int, quality: Mapping[str, Quality]) -> None:
+    """Keep how well the best K labels of some settings find the true regions (`label_quality`)."""
+    text = json.dumps({name: asdict(group) for name, group in quality.items()}, indent=2)
+    write_atomic(_quality_file(folder, settings, top_k), text.encode())
+
+
+def read_quality(folder: Path, settings: str, top_k: int) -> dict[str, Quality] | None:
+    """What `write_quality` kept; None if nothing. Raises LabelError when the file is damaged."""
+    path = _quality_file(folder, settings, top_k)
+    if not path.is_file():
+        return None
+    try:
+        return {name: Quality(**group) for name, group in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise LabelError(f"{path}: cannot be read, it is damaged ({error}); run `a3tune label` again") from error
+
+
+def _quality_file(folder: Path, settings: str, top_k: int) -> Path:
+    return folder / QUALITY / f"{settings}-{top_k}.json"
 
 
 class StoredImage(NamedTuple):
@@ -154,27 +214,19 @@ class StoredImage(NamedTuple):
 
 
 class LabelStore:
-    """Reads labels by the settings of the last finished `label_images` into this folder.
+    """Reads the labels in a folder that were made with some settings.
+
+    `settings` is their name (`StoredSettings.name`); None takes those of the folder, if it holds labels of one kind.
 
     Raises:
-        LabelError: the folder holds no labels, or damaged ones.
+        LabelError: the folder holds no such labels, or damaged ones, or without `settings` those of several.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, settings: str | None = None):
         self._folder = folder
-        try:
-            current = json.loads((folder / CURRENT).read_bytes())
-            self._query: str = current["query"]
-            self._segments = open_table(folder, "segments", current)
-            self._similarities = open_table(folder, "similarities", current)
-        except OSError as error:
-            raise LabelError(
-                f"{folder}: expected finished region labels, found none; make them with `a3tune label`"
-            ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise LabelError(
-                f"{folder / CURRENT}: expected the settings of a label run: {error}; label again"
-            ) from error
+        self.settings = _chosen(folder, settings)
+        self._segments = open_table(folder, "segments", self.settings)
+        self._similarities = open_table(folder, "similarities", self.settings)
         self._image_of: dict[ImageSource, str] = {}
 
     def labels(self, sample: Sample, top_k: int | None = 4, threshold: float | None = None) -> Labels:
@@ -185,13 +237,11 @@ class LabelStore:
             DataError: its image cannot be read.
         """
         found = self._found(sample)
-        ranked = self._similarities.get(found["image"], format_query(self._query, sample))
+        ranked = self._similarities.get(found["image"], format_query(self.settings.query, sample))
         if ranked is None:
             raise self._lacks(sample, "question")
-        segments = _segments_of(found)
-        similarity = np.asarray(ranked["similarity"])
-        best = rank.top_k(similarity, top_k, threshold)
-        return Labels(sample.id, tuple(segments[i] for i in best), tuple(float(similarity[i]) for i in best))
+        segments = RankedSegments(tuple(_segments_of(found)), np.asarray(ranked["similarity"]))
+        return segments.labels(sample.id, top_k, threshold)
 
     def image(self, sample: Sample) -> StoredImage:
         """Name and size of a sample's image.
@@ -215,21 +265,6 @@ class LabelStore:
         return LabelError(f"sample {sample.id}: its {what} has no labels in {self._folder}; run `a3tune label` on it")
 
 
-def truth_labels(sample: Sample, height: int, width: int) -> Labels | None:
-    """A sample's own regions as labels, one segment each; None if nobody said where to look.
-
-    Raises:
-        LabelError: a region does not fit an image of this size.
-    """
-    if sample.regions is None:
-        return None
-    try:
-        segments = tuple(Segment(encode(region_mask(region, height, width))) for region in sample.regions)
-    except LabelError as error:
-        raise LabelError(f"sample {sample.id}: {error}") from error
-    return Labels(sample.id, segments, (1.0,) * len(segments))
-
-
 class _Task(NamedTuple):
     """What is to be seen in one image."""
 
@@ -251,20 +286,15 @@ class _Seen(NamedTuple):
 
 
 class _Look:
-    """The costly part of an image's labels; returns why an image cannot be read.
+    """The costly part of an image's labels; returns why an image cannot be read."""
 
-    Texts are embedded one by one: in a batch the last bits of a vector depend on the other texts, and the store would
-    depend on where a run was interrupted.
-    """
-
-    def __init__(self, proposer: Proposer, ranker: Ranker, visual_prompt: str):
-        self._arguments = (proposer, ranker, visual_prompt)
-        self._propose, self._embed, self._show = proposer, ranker.embed_images, VISUAL_PROMPTS[visual_prompt]
-        self._embed_text = lru_cache(_CACHED_TEXTS)(lambda text: ranker.embed_texts([text])[0])
+    def __init__(self, maker: LabelMaker):
+        self._maker = maker
+        self._embed_query = lru_cache(_CACHED_TEXTS)(maker.embed_query)
 
     def __reduce__(self) -> tuple[type, tuple]:
         """Travels to another process without what it keeps."""
-        return _Look, self._arguments
+        return _Look, (self._maker,)
 
     def __call__(self, task: _Task) -> _Seen | str:
         if task.embedded:
@@ -275,25 +305,24 @@ class _Look:
             return str(error)
         found = task.found
         if found is None:
-            segments = self._propose(picture)
+            segments = self._maker.proposer(picture)
             found = {
                 "height": picture.height,
                 "width": picture.width,
                 "counts": [segment.mask.counts for segment in segments],
                 "scores": [segment.score for segment in segments],
             }
-        shown = [self._show(picture, decode(segment.mask)) for segment in _segments_of(found)]
-        return _Seen(found, self._embed(shown).astype(np.float16), self._texts(task))
+        return _Seen(found, self._maker.embed_segments(picture, _segments_of(found)), self._texts(task))
 
     def _texts(self, task: _Task) -> dict[str, np.ndarray]:
-        return {query: self._embed_text(query) for query in task.queries}
+        return {query: self._embed_query(query) for query in task.queries}
 
 
-class _Maker:
-    """Makes what the three tables lack, image by image."""
+class _Tables:
+    """The three tables of some settings, completed image by image."""
 
-    def __init__(self, folder: Path, current: Mapping):
-        self._segments, self._embeddings, self._similarities = (open_table(folder, name, current) for name in TABLES)
+    def __init__(self, folder: Path, settings: StoredSettings):
+        self._segments, self._embeddings, self._similarities = (open_table(folder, name, settings) for name in TABLES)
         self.proposed = self.ranked = 0
 
     def task(self, image: str, source: ImageSource, queries: Sequence[str]) -> _Task | None:
@@ -316,9 +345,9 @@ class _Maker:
             return
         embedded = self._embeddings.get(image)
         assert embedded is not None
-        vectors = np.frombuffer(embedded["vectors"], np.float16).reshape(-1, embedded["width"]).astype(np.float32)
+        vectors = np.frombuffer(embedded["vectors"], np.float16).reshape(-1, embedded["width"])
         for query, text in seen.texts.items():
-            self._similarities.add({"image": image, "query": query, "similarity": (vectors @ text).tolist()})
+            self._similarities.add({"image": image, "query": query, "similarity": similarity(vectors, text).tolist()})
         self.ranked += len(seen.texts)
 
     def write(self) -> None:
@@ -358,11 +387,22 @@ def _sweep(folder: Path) -> None:
         leftover.unlink()
 
 
-def _settings(proposer: Proposer, ranker: Ranker, visual_prompt: str, query: str) -> dict:
-    settings = {"proposer": proposer.settings(), "visual_prompt": visual_prompt, "ranker": ranker.settings()}
-    return {
-        "segments": short_hash([REVISION, settings["proposer"]]),
-        "ranking": short_hash([REVISION, settings]),
-        "query": query,
-        "settings": settings,
-    }
+def _read_settings(path: Path) -> StoredSettings:
+    try:
+        found = StoredSettings(**json.loads(path.read_bytes()))
+        if path.stem != found.name:
+            raise ValueError("they are not those of the file's name")
+        return found
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise LabelError(f"{path}: expected the settings of a label run: {error}; delete it and label again") from error
+
+
+def _chosen(folder: Path, name: str | None) -> StoredSettings:
+    stored = {found.name: found for found in stored_settings(folder)}
+    if not stored or name not in (None, *stored):
+        raise LabelError(f"{folder}: expected finished region labels, found none; make them with `a3tune label`")
+    if name is None and len(stored) > 1:
+        raise LabelError(
+            f"{folder}: holds labels of {len(stored)} settings; say which. `a3tune label status` shows them"
+        )
+    return stored[name or next(iter(stored))]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from a3tune.errors import LabelError
-from a3tune.files import replacing
+from a3tune.machine.files import replacing
 
 _CACHED_SHARDS = 64
 _ROW_BITS = 32

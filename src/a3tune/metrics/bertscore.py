@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import AutoModel
 
 from a3tune.errors import ModelError
-from a3tune.labels.weights import choose_device, load_model
+from a3tune.metrics.folders import MAX_TOKENS, read_config, required
 from a3tune.metrics.text import Scores, Texts
-from a3tune.metrics.weights import MAX_TOKENS, read_config, required
+from a3tune.models import choose_device, load_model
 
 LAYER = 17
 """Hidden layer that bert-score takes of roberta-large."""

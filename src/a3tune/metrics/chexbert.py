@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import AutoModel
 
 from a3tune.errors import ModelError
-from a3tune.labels.weights import check_complete, choose_device
+from a3tune.metrics.folders import MAX_TOKENS, read_config, required
 from a3tune.metrics.text import Scores, Texts
-from a3tune.metrics.weights import MAX_TOKENS, read_config, required
+from a3tune.models import check_complete, choose_device
 
 _WEIGHTS = "chexbert.pth"
 _BATCH = 16

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from a3tune.metrics.folders import required, run_script
 from a3tune.metrics.text import Scores, Texts
-from a3tune.metrics.weights import required, run_script
 
 Annotation = Mapping[str, Any]
 _HOW = (

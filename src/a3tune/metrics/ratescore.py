@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from a3tune.metrics.folders import required, run_script
 from a3tune.metrics.text import Scores, Texts
-from a3tune.metrics.weights import required, run_script
 
 _MODELS = ("Angelakeke/RaTE-NER-Deberta", "FremyCompany/BioLORD-2023-C")
 _HOW = (

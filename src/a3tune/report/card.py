@@ -13,11 +13,12 @@ from pathlib import Path
 import yaml
 
 from a3tune.config import RunConfig
+from a3tune.config.public import is_hub_name, public_name, public_settings
 from a3tune.errors import OutputError
-from a3tune.files import write_atomic
+from a3tune.machine.files import write_atomic
 from a3tune.metrics.stats import Estimate
-from a3tune.report.data import METRICS, SCALED, LabelQuality, is_hub_name, public_name, public_settings
 from a3tune.report.escape import markdown, one_line
+from a3tune.report.records import METRICS, SCALED, LabelQuality
 from a3tune.report.summary import number
 
 _RESEARCH = "Research only. This is **not a medical device**: no one may be diagnosed or treated by its answers."

@@ -19,7 +19,7 @@ from PIL import Image
 from skimage.measure import find_contours
 
 from a3tune.metrics.stats import Estimate
-from a3tune.report.data import Curve
+from a3tune.report.records import Curve
 
 _COLOURS = "inferno"
 """Perceptually uniform, and brighter means more in a grey print too."""

@@ -11,15 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from a3tune.config import RunConfig
 from a3tune.data.images import load_image
-from a3tune.errors import RunError
-from a3tune.labels.quality import Quality
-from a3tune.labels.rle import decode, region_mask
+from a3tune.errors import LabelError, RunError
+from a3tune.evaluation.predictions import Map, read_maps, read_predictions
+from a3tune.evaluation.results import Results, clusters, make_prediction, scores, summarise
+from a3tune.labels.fitting import fitting_settings
+from a3tune.labels.quality import MIN_IOU, Quality
+from a3tune.labels.store import read_quality
+from a3tune.masks import decode_mask, region_mask
 from a3tune.metrics.stats import Estimate, holm, paired_difference, paired_permutation_test
 from a3tune.metrics.vqa import prior_baseline
-from a3tune.predictions import Map, read_maps, read_predictions
 from a3tune.report.cases import Selection, score, select_cases
-from a3tune.report.data import (
+from a3tune.report.records import (
     ANSWERS,
     METRICS,
     Case,
@@ -33,8 +37,7 @@ from a3tune.report.data import (
     experts_from_log,
     heads_from_log,
 )
-from a3tune.results import Results, clusters, make_prediction, scores, summarise
-from a3tune.run import RunFolder
+from a3tune.run.folder import RunFolder
 from a3tune.types import Labels, Prediction, Sample
 from a3tune.vlm.patches import paint
 
@@ -174,7 +177,7 @@ def _case(
         prompt=sample.prompt,
         answer=sample.answer,
         region=np.any(masks, axis=0) if masks else np.zeros(size, dtype=bool),
-        labels=tuple(decode(segment.mask) for segment in own.segments) if own else (),
+        labels=tuple(decode_mask(segment.mask) for segment in own.segments) if own else (),
         views=tuple(views),
         reason=reason,
         tags=tuple(sample.meta[key] for key in ("modality", "body", "question_type") if key in sample.meta),
@@ -213,3 +216,19 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         raise RunError(
             f"{path}: expected one JSON object per line, as training logs them: {error}; train again"
         ) from None
+
+
+def counts(samples: Sequence[Sample]) -> dict[str, int]:
+    found = {"questions": len(samples), "images": len({sample.image for sample in samples})}
+    patients = {sample.meta["patient"] for sample in samples if "patient" in sample.meta}
+    return found | ({"patients": len(patients)} if patients else {})
+
+
+def stored_quality(config: RunConfig) -> LabelQuality | None:
+    """How good the weak labels of a run are; None where nobody knows, or its store is not there any more."""
+    try:
+        settings = fitting_settings(config.label_store, config.labels)
+        quality = read_quality(config.label_store, settings.name, config.labels.top_k)
+    except LabelError:
+        return None
+    return None if quality is None else label_scores(quality, top_k=config.labels.top_k, min_iou=MIN_IOU)

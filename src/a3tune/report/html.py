@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from a3tune.metrics.stats import Estimate
 from a3tune.report import figures
-from a3tune.report.data import CURVES, METRICS, Case, Comparison, MethodResult, ReportData, View, public_command
+from a3tune.report.records import CURVES, METRICS, Case, Comparison, MethodResult, ReportData, View, public_command
 from a3tune.report.summary import NOTHING, glossary, limits, number, summary
 
 EXPERT_KINDS = {"query": "Q-MoE: routed by the prompt", "key": "K-MoE: routed by each image token"}

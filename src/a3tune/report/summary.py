@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from a3tune.metrics.attention import Normalisation
-from a3tune.report.data import METRICS, SCALED, MethodResult, ReportData
+from a3tune.report.records import METRICS, SCALED, MethodResult, ReportData
 
 NOTHING = "\N{EN DASH}"
 """Stands where there is no number."""

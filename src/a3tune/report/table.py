@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from a3tune.evaluation.predictions import Cost
 from a3tune.metrics.stats import Estimate
-from a3tune.predictions import Cost
-from a3tune.report.data import METRICS, MethodResult
 from a3tune.report.escape import latex, markdown, spreadsheet
+from a3tune.report.records import METRICS, MethodResult
 
 FORMATS = (".md", ".tex", ".csv")
 """Ends of the file names that say how a table is written."""

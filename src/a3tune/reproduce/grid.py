@@ -16,11 +16,14 @@ from pathlib import Path
 
 import torch
 
-from a3tune.commands import Subject, fine_tune, label, measure_all
+from a3tune.commands.evaluate import evaluate_all
+from a3tune.commands.label import label
+from a3tune.commands.subject import Subject
+from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig
 from a3tune.reproduce.experiments import Column, Experiment, Row
 from a3tune.reproduce.places import Places
-from a3tune.run import RunFolder
+from a3tune.run.folder import RunFolder
 
 ADAPTERS = {"base": ["labels.source=none"], "lora": ["adapter.kind=lora", "labels.source=none"], "a3tune": []}
 """Settings of the three kinds of models."""
@@ -111,7 +114,7 @@ def work(job: Job) -> dict[str, str]:
     config = job.run.config
     adapter = RunFolder(fine_tune(config, _silent)).adapter if job.run.trained else None
     subject = {config.output.name: Subject(config, adapter)}
-    return measure_all(subject, job.methods, lambda _, method: job.run.answers(method), _silent)[1]
+    return evaluate_all(subject, job.methods, lambda _, method: job.run.answers(method), _silent)[1]
 
 
 def _done(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, str]]]:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from a3tune import plain_yaml
-from a3tune.config import RunConfig, load_config
+from a3tune.config import RunConfig, load_config, plain_yaml
 from a3tune.data.phantom import DEMO_PATIENTS, write_phantom
 from a3tune.data.rows import read_rows, write_rows
 from a3tune.errors import ConfigError

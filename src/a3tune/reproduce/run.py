@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from a3tune.commands import Page, write_report
-from a3tune.files import write_atomic
+from a3tune.machine.files import write_atomic
+from a3tune.report.write import Page, write_report
 from a3tune.reproduce.experiments import Experiment, choose
 from a3tune.reproduce.grid import plan, run_all, run_of
 from a3tune.reproduce.places import PHANTOM, Places, phantom_places, read_places
 from a3tune.reproduce.plots import draw
 from a3tune.reproduce.tables import Table, as_json, as_markdown, counts_table, results_table, settings_table
-from a3tune.run import RunFolder
+from a3tune.run.folder import RunFolder
 
 QUICK = {"train": 12, "validation": 4, "test": 6}
 """Phantom patients, to see that everything runs."""

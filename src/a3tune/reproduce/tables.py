@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from a3tune.data.rows import read_rows
+from a3tune.evaluation.predictions import read_predictions
+from a3tune.evaluation.results import classes, clusters, scores
 from a3tune.metrics.stats import Estimate, seeds_interval
-from a3tune.predictions import read_predictions
-from a3tune.report.data import METRICS
 from a3tune.report.escape import markdown
+from a3tune.report.records import METRICS
 from a3tune.reproduce.experiments import Column, Experiment, Row
 from a3tune.reproduce.grid import run_of
 from a3tune.reproduce.places import REGIONS, Places
-from a3tune.results import classes, clusters, scores
-from a3tune.run import RunFolder
+from a3tune.run.folder import RunFolder
 from a3tune.types import Sample
 
 ANSWER = "answer"

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import TrainingArguments
 
 from a3tune.errors import RunError
-from a3tune.files import sync_tree
+from a3tune.machine.files import sync_tree
 
 PICKLED = (".pt", ".pth", ".bin")
 """Files of `torch.save`: ZIP archives, whose check sums need no unpickling."""

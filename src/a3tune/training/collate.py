@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from a3tune.data.images import load_image
 from a3tune.errors import DataError, LabelError
-from a3tune.labels import rle
+from a3tune.masks import decode_mask
 from a3tune.types import Labels, Sample
 from a3tune.vlm.encode import Example, pad, prepare
 from a3tune.vlm.load import Vlm
@@ -110,7 +110,7 @@ class Collator:
                     f"sample {sample.id}: its labels are for an image of {width} x {height} pixels, but the image has "
                     f"{image.width} x {image.height}. Label the data again."
                 )
-            weights.append(token_weights(rle.decode(segment.mask)[None], example.boxes))
+            weights.append(token_weights(decode_mask(segment.mask)[None], example.boxes))
         return _Item(example, torch.from_numpy(members(np.concatenate(weights), self.membership)))
 
 

@@ -15,11 +15,13 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from a3tune.adapters import add_adapter
 from a3tune.config import RunConfig
-from a3tune.data.rows import read_rows
+from a3tune.data.rows import read_split
 from a3tune.errors import A3TuneError, ConfigError, RunError
-from a3tune.files import sync_folder, sync_tree, write_atomic
-from a3tune.labels.store import LabelStore, truth_labels
-from a3tune.run import RunFolder
+from a3tune.labels.fitting import fitting_settings
+from a3tune.labels.store import LabelStore
+from a3tune.labels.truth import truth_labels
+from a3tune.machine.files import sync_folder, sync_tree, write_atomic
+from a3tune.run.folder import RunFolder
 from a3tune.training.checkpoint import check_checkpoint, delete_others
 from a3tune.training.collate import Collator, LabelsFor
 from a3tune.training.interrupt import Interrupted, StopOnRequest, stopping_on_interrupt
@@ -38,8 +40,6 @@ HARMLESS = {
 """Settings that a run may go on with when they change: they do not touch what is learnt."""
 PASSES = ("training.batch_size", "training.accumulation")
 """Settings that may change together: what is learnt depends on their product."""
-NOT_FINITE = "nonfinite.json"
-"""File of a run folder: step, samples and losses where a loss was NaN or infinite."""
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
     must see. `callbacks` take the place of the progress bar.
 
     Raises `Interrupted` after Ctrl-C or SIGTERM, and the errors of `a3tune.errors` for what a user can mend; `RunError`
-    when the folder belongs to a run with other settings or cannot be written, a loss is not finite (`NOT_FINITE` says
-    on which samples), a data-loading process died, or the memory is too small.
+    when the folder belongs to a run with other settings or cannot be written, a loss is not finite (`nonfinite.json`
+    says on which samples), a data-loading process died, or the memory is too small.
     """
     args = training_arguments(config)
     with args.main_process_first(local=False):
@@ -127,13 +127,16 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def label_source(config: RunConfig) -> LabelsFor:
-    """What `config.labels` means to the collator. Raises `LabelError` when weak labels were not made yet."""
+    """What `config.labels` means to the collator.
+
+    Raises `LabelError` when weak labels of these settings were not made yet.
+    """
     labels = config.labels
     if labels.source == "truth":
         return truth_labels
     if labels.source == "none":
         return lambda sample, height, width: None
-    store = LabelStore(labels.store or config.output / "labels")
+    store = LabelStore(config.label_store, fitting_settings(config.label_store, labels).name)
     return lambda sample, height, width: store.labels(sample, labels.top_k, labels.threshold)
 
 
@@ -170,9 +173,9 @@ def _explaining(folder: RunFolder, trainer: A3Trainer) -> Iterator[None]:
         if trainer.args.process_index == 0:
             # JSON knows no NaN.
             batches = [{name: str(x) if isinstance(x, float) else x for name, x in b.items()} for b in error.batches]
-            folder.write_json(NOT_FINITE, {"step": error.step, "processes": batches})
+            folder.write_json(folder.nonfinite.name, {"step": error.step, "processes": batches})
         trainer.accelerator.wait_for_everyone()
-        raise RunError(f"{error}; {folder.path / NOT_FINITE} holds all of them") from error
+        raise RunError(f"{error}; {folder.nonfinite} holds all of them") from error
     except A3TuneError as error:
         # torch writes the traceback of a data-loading process into the message.
         _, *told = str(error).strip().rsplit(f"{type(error).__name__}: ", 1)
@@ -243,9 +246,7 @@ def _samples(config: RunConfig) -> int:
 def _prepare(
     config: RunConfig, args: TrainingArguments, folder: RunFolder, callbacks: list[TrainerCallback]
 ) -> tuple[A3Trainer, StopOnRequest]:
-    if config.data.train is None:
-        raise ConfigError("data.train: expected a JSONL file to train on, got none")
-    samples = read_rows(config.data.train)
+    samples = read_split(config.data, "train")
     labels_for = label_source(config)
     device = "auto" if config.model.device_map else str(args.device)
     vlm = load_vlm(**asdict(replace(config.model, device=device)))
@@ -274,7 +275,7 @@ def _prepare(
         args,
         samples,
         Collator(vlm, labels_for, membership=config.alignment.membership),
-        alignment=replace(config.alignment, weight=0.0) if config.labels.source == "none" else config.alignment,
+        alignment=config.active_alignment,
         load_balance=config.training.load_balance,
         callbacks=[stop, MetricsFile(folder.metrics), *callbacks],
     )

@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from a3tune.attention.capture import use_capture
 from a3tune.errors import ModelError
+from a3tune.models import shipped
 from a3tune.vlm.families import FAMILIES, Family, family_of
 from a3tune.vlm.processor import load_processor
 from a3tune.vlm.quantize import Quantization, is_quantized, quantization_config
-from a3tune.vlm.tiny import shipped
 
 
 @dataclass(frozen=True)

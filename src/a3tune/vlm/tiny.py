@@ -4,8 +4,6 @@ Knows shapes and tokenizers, not how the shipped weights were trained (that is `
 """
 
 from collections.abc import Iterable
-from importlib.resources import files
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -30,11 +28,6 @@ CHAT_TEMPLATE = (
 )
 SPECIAL_TOKENS = ("<pad>", "<s>", "<image>", "</s>")
 """Their ids are their places. CLIP's text model reads an end token of id 2 as an old format: it must not be 2."""
-
-
-def shipped(name: str) -> Path:
-    """Folder of a model shipped in the package: `vlm` or `ranker`."""
-    return Path(str(files("a3tune") / "assets" / name))
 
 
 def tiny_config(

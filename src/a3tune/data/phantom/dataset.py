@@ -10,7 +10,7 @@ from a3tune.data.phantom.findings import REPORT_PROMPT, findings
 from a3tune.data.phantom.questions import GENERIC_TYPES, LOCALISED_TYPES, Question, ask
 from a3tune.data.phantom.scan import Scan, make_scan
 from a3tune.data.rows import write_rows
-from a3tune.labels.rle import encode
+from a3tune.masks import encode_mask
 from a3tune.types import Region, Sample
 
 DEMO_PATIENTS = {"train": 300, "validation": 80, "test": 120}
@@ -83,7 +83,7 @@ def _patient_samples(folder: Path, split: str, patient: int, seed: tuple[int, ..
                 prompt=question.prompt,
                 answer=question.answer,
                 answer_type=question.answer_type,
-                regions=() if question.region is None else (Region(mask=encode(question.region), name=question.organ),),
+                regions=_regions(question),
                 meta={
                     "question_type": question.type,
                     "modality": scan.modality,
@@ -93,3 +93,8 @@ def _patient_samples(folder: Path, split: str, patient: int, seed: tuple[int, ..
                     "patient": f"{split}-{patient:04d}",
                 },
             )
+
+
+def _regions(question: Question) -> tuple[Region, ...]:
+    """None is known of a question about the whole scan: it asks about no particular place."""
+    return () if question.region is None else (Region(mask=encode_mask(question.region), name=question.organ),)

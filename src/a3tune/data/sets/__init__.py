@@ -10,7 +10,7 @@ from a3tune.data.rows import write_rows
 from a3tune.data.sets import cares, iu_xray, mimic_cxr, omni_med_vqa, path_vqa, slake, vqa_rad
 from a3tune.data.sets.reading import Problem, Progress, Reading, Splits
 from a3tune.errors import DataError
-from a3tune.files import write_atomic
+from a3tune.machine.files import write_atomic
 from a3tune.types import Sample
 
 _LISTED = 10

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from a3tune.data.annotations.shapes import box_region, numbers
+from a3tune.data.annotations.values import mask_values
 from a3tune.data.images import FORMATS
-from a3tune.data.masks.shapes import box_region, numbers
-from a3tune.data.masks.values import mask_values
 from a3tune.data.mention import mentioned
 from a3tune.data.sets.reading import Reading, Splits
 from a3tune.data.window import check_size
 from a3tune.errors import DataError
-from a3tune.labels.rle import encode
+from a3tune.masks import encode_mask
 from a3tune.types import AnswerType, Region, Sample
 
 PLACELESS = ("Modality", "Plane")
@@ -150,7 +150,7 @@ def _masks(reading: Reading, file: Path, size: tuple[int, int], names: dict[int,
     nameless = [str(value) for value in present if value not in names]
     if nameless:
         reading.problem(file, f"the values {', '.join(nameless[:8])} have no name in mask.txt", blocking=False)
-    return [Region(mask=encode(values == value), name=names[value]) for value in present if value in names]
+    return [Region(mask=encode_mask(values == value), name=names[value]) for value in present if value in names]
 
 
 def _boxes(reading: Reading, file: Path, size: tuple[int, int]) -> list[Region]:

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from a3tune.errors import ModelError
-from a3tune.labels import rle
 from a3tune.labels.propose.canvas import Canvas
 from a3tune.labels.propose.sam import SamNetwork, check_kind
 from a3tune.labels.propose.superpixels import Superpixels
-from a3tune.labels.weights import choose_device, folder_hash
+from a3tune.masks import bounding_box, decode_mask, mask_iou
+from a3tune.models import choose_device, folder_hash
 from a3tune.types import Box, Rle, Segment
 
 _BOXES_AT_ONCE = 16
@@ -53,7 +53,7 @@ class BoxPrompted(Superpixels):
 
     def __call__(self, image: Image.Image) -> list[Segment]:
         regions = super().__call__(image)
-        masks = self.outline(image, [rle.bounding_box(region.mask) for region in regions])
+        masks = self.outline(image, [bounding_box(region.mask) for region in regions])
         return self._best([self._redrawn(region, mask) for region, mask in zip(regions, masks, strict=True)])
 
     def outline(self, image: Image.Image, boxes: Sequence[Box]) -> list[Rle]:
@@ -69,13 +69,13 @@ class BoxPrompted(Superpixels):
         return [canvas.mask(logits) for logits in answers]
 
     def _redrawn(self, region: Segment, mask: Rle) -> Segment:
-        return Segment(mask, region.score) if rle.mask_iou([mask], [region.mask])[0, 0] >= self.agreement else region
+        return Segment(mask, region.score) if mask_iou([mask], [region.mask])[0, 0] >= self.agreement else region
 
     def _best(self, candidates: list[Segment]) -> list[Segment]:
         """Candidates that still pass the filters, without the duplicates that redrawing can make."""
         if not candidates:
             return []
-        masks = np.stack([_coarse(rle.decode(segment.mask)) for segment in candidates])
+        masks = np.stack([_coarse(decode_mask(segment.mask)) for segment in candidates])
         fits = np.flatnonzero(self.fit(masks))
         scores = np.array([segment.score for segment in candidates])
         return [candidates[index] for index in fits[self.distinct(masks[fits], scores[fits])]]

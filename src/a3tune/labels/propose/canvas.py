@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate, pad
 
-from a3tune.labels import rle
+from a3tune.masks import encode_mask
 from a3tune.types import Rle
 
 
@@ -50,4 +50,4 @@ class Canvas:
         """The mask in image pixels of logits [h, w] over the whole canvas: inside is what is above 0."""
         whole = interpolate(logits[None, None].float(), (self.side, self.side), mode="bilinear")
         part = whole[..., : self.used[1], : self.used[0]]
-        return rle.encode(interpolate(part, self.image[::-1], mode="bilinear")[0, 0].numpy() > 0)
+        return encode_mask(interpolate(part, self.image[::-1], mode="bilinear")[0, 0].numpy() > 0)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from a3tune.errors import ConfigError
-from a3tune.labels import rle
+from a3tune.masks import suppress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,4 +89,4 @@ class Filters:
             shared = pixels(bits & bits[index])
             return shared / (area + area[index] - shared)
 
-        return rle.suppress(overlaps, scores, self.max_overlap, self.max_segments)
+        return suppress(overlaps, scores, self.max_overlap, self.max_segments)

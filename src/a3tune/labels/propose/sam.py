@@ -14,7 +14,7 @@ from PIL import Image
 from a3tune.errors import ModelError
 from a3tune.labels.propose.canvas import Canvas
 from a3tune.labels.propose.filters import Filters
-from a3tune.labels.weights import choose_device, folder_hash, load_model, read_config
+from a3tune.models import choose_device, folder_hash, load_model, read_config
 from a3tune.types import Segment
 
 MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])

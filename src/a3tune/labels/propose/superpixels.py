@@ -12,8 +12,8 @@ from skimage.color import rgb2lab
 from skimage.restoration import denoise_tv_chambolle
 from skimage.segmentation import watershed
 
-from a3tune.labels import rle
 from a3tune.labels.propose.filters import Filters
+from a3tune.masks import encode_mask
 from a3tune.types import Rle, Segment
 
 _DENOISING_STEPS = 30
@@ -151,4 +151,4 @@ def _enlarged(mask: np.ndarray, size: tuple[int, int]) -> Rle:
     width, height = size
     rows = np.arange(height) * mask.shape[0] // height
     columns = np.arange(width) * mask.shape[1] // width
-    return rle.encode(mask.T[columns][:, rows].T)
+    return encode_mask(mask.T[columns][:, rows].T)

@@ -17,7 +17,7 @@ from transformers import (
 
 from a3tune.errors import ModelError
 from a3tune.labels.rank.embed import FolderRanker, square
-from a3tune.labels.weights import load_model, read_config
+from a3tune.models import load_model, read_config
 
 
 class _Family(NamedTuple):

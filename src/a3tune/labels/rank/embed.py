@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from a3tune.labels.weights import choose_device, folder_hash
+from a3tune.models import choose_device, folder_hash
 
 
 def square(image: Image.Image) -> Image.Image:

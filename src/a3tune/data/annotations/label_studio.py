@@ -7,9 +7,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from a3tune.data.masks.shapes import Annotated, box_region, image_size, numbers, polygon_region
+from a3tune.data.annotations.shapes import Annotated, box_region, image_size, numbers, polygon_region
 from a3tune.errors import DataError
-from a3tune.labels.rle import encode
+from a3tune.masks import encode_mask
 from a3tune.types import Region
 
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")
@@ -116,7 +116,7 @@ def _brush(where: str, value: dict[str, Any], size: tuple[int, int], name: str) 
     if not isinstance(codes, list) or not all(type(code) is int and 0 <= code < 256 for code in codes):
         raise DataError(f"{where}: rle: expected a list of bytes, got {codes!r:.60}")
     try:
-        return Region(mask=encode(decode_brush(codes, *size)), name=name)
+        return Region(mask=encode_mask(decode_brush(codes, *size)), name=name)
     except DataError as error:
         raise DataError(f"{where}: rle: {error}") from None
 

@@ -4,19 +4,14 @@ Nothing here holds a path, a patient or a sample's id, so nothing of them can re
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from hashlib import sha256
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from a3tune.config import RunConfig
-from a3tune.data.sets import DATA_SETS
 from a3tune.metrics.attention import Normalisation
 from a3tune.metrics.stats import Estimate
-from a3tune.types import Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,52 +278,6 @@ def experts_from_log(lines: Iterable[Mapping[str, Any]]) -> dict[Literal["query"
     return found
 
 
-def public_settings(config: RunConfig) -> dict[str, str]:
-    """Dotted setting -> value, fit for others' eyes: without paths, local models by the name of their folder."""
-    shown: dict[str, str] = {}
-    for section in fields(config):
-        group = getattr(config, section.name)
-        if isinstance(group, Path):
-            continue
-        for setting in fields(group):
-            value = getattr(group, setting.name)
-            key = f"{section.name}.{setting.name}"
-            if isinstance(value, Path) or key in _PATHS:
-                continue
-            shown[key] = public_name(value) if key in _MODELS else _plain(value)
-    return shown
-
-
 def public_command(command: str) -> str:
     """A command line whose paths are cut down to their last part."""
     return re.sub(r"[^\s=\"']*/([^\s/\"']*)", r"…/\1", command)
-
-
-def public_name(model: str) -> str:
-    """A model's name on the Hub as it is; of a local folder the last part only."""
-    return model if is_hub_name(model) else Path(model).name or "local folder"
-
-
-def public_data(path: Path, samples: Sequence[Sample]) -> str:
-    """A name for rows that tells nothing of where they are: of the paper's data sets their own, else a hash."""
-    if path.parent.name in DATA_SETS:
-        return DATA_SETS[path.parent.name].title
-    text = "\0".join(f"{sample.id}\0{sample.prompt}\0{sample.answer}" for sample in samples)
-    return f"Own questions (hash {sha256(text.encode('utf-8', 'replace')).hexdigest()[:8]})"
-
-
-def is_hub_name(model: str) -> bool:
-    """Whether this reads as `owner/name` of the Hugging Face Hub rather than a local folder or `tiny`."""
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", model) is not None and not Path(model).exists()
-
-
-_MODELS = {"model.path", "labels.ranker"}
-_PATHS = {"data.train", "data.validation", "data.test", "labels.store", "evaluation.weights"}
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)

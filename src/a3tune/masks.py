@@ -17,14 +17,14 @@ _LONGEST_NUMBER = 7
 """Groups of 5 bits that a 32-bit run length needs."""
 
 
-def encode(mask: np.ndarray) -> Rle:
+def encode_mask(mask: np.ndarray) -> Rle:
     """Compress a mask [H, W] (any dtype: what is not zero is inside); fastest if it is laid out column by column."""
     height, width = mask.shape
     counts: Any = coco.encode(np.asfortranarray(mask != 0, dtype=np.uint8))["counts"]
     return Rle((height, width), counts.decode("ascii"))
 
 
-def decode(rle: Rle) -> np.ndarray:
+def decode_mask(rle: Rle) -> np.ndarray:
     """Mask bool [H, W] of an RLE.
 
     Raises:
@@ -78,7 +78,7 @@ def region_mask(region: Region, height: int, width: int) -> np.ndarray:
             f"region {region.name!r}: expected a mask of the image's {width} x {height} pixels, "
             f"got one of {mask_width} x {mask_height} (rle.size is [height, width])"
         )
-    return decode(region.mask)
+    return decode_mask(region.mask)
 
 
 def mask_iou(first: Sequence[Rle], second: Sequence[Rle]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from a3tune.errors import ModelError
 _CONTENT = (".safetensors", ".bin", ".json", ".txt", ".model")
 _SHOWN = 5
 """Missing weights that an error names."""
+
+
+def shipped(name: str) -> Path:
+    """Folder of a model shipped in the package: `vlm` or `ranker`."""
+    return Path(str(files("a3tune") / "assets" / name))
 
 
 def choose_device(device: str | None) -> torch.device:

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from a3tune.data.masks.shapes import Annotated, box_region, image_size, numbers, polygon_region
+from a3tune.data.annotations.shapes import Annotated, box_region, image_size, numbers, polygon_region
 from a3tune.errors import DataError, LabelError
-from a3tune.labels.rle import decode, encode
+from a3tune.masks import decode_mask, encode_mask
 from a3tune.types import Region, Rle
 
 
@@ -58,14 +58,14 @@ def _rle(where: str, shape: dict[str, Any], size: tuple[int, int]) -> Rle:
     counts = shape.get("counts")
     if isinstance(counts, str):
         try:
-            decode(Rle(size, counts))
+            decode_mask(Rle(size, counts))
         except LabelError as error:
             raise DataError(f"{where}: segmentation: {error}") from None
         return Rle(size, counts)
     runs = numbers(f"{where}: segmentation.counts", counts)
     if (runs < 0).any() or (runs % 1).any() or runs.sum() != height * width:
         raise DataError(f"{where}: segmentation.counts: expected runs that sum to {height * width} pixels")
-    return encode(np.repeat(np.arange(len(runs)) % 2 == 1, runs.astype(np.int64)).reshape(width, height).T)
+    return encode_mask(np.repeat(np.arange(len(runs)) % 2 == 1, runs.astype(np.int64)).reshape(width, height).T)
 
 
 def _items(where: str, data: dict[str, Any], field: str) -> list[dict[str, Any]]:

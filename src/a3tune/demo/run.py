@@ -10,24 +10,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from a3tune.commands import Page, Progress, fine_tune, label, measure, quality_file, write_report
+from a3tune.commands.evaluate import Progress, evaluate_run
+from a3tune.commands.label import label
+from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig
 from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows
-from a3tune.demo_plan import Demo
-from a3tune.predictions import MAPS
-from a3tune.report.data import METRICS
+from a3tune.demo.plan import Demo
+from a3tune.errors import LabelError
+from a3tune.labels.fitting import fitting_settings
+from a3tune.labels.quality import Quality
+from a3tune.labels.store import read_quality
+from a3tune.models import shipped
 from a3tune.report.gather import question_only
+from a3tune.report.records import METRICS
 from a3tune.report.summary import number
-from a3tune.run import RunFolder, read_json
-from a3tune.stages import Stages, digest
+from a3tune.report.write import Page, write_report
+from a3tune.run.folder import RunFolder, read_json
+from a3tune.run.stages import Stages, digest
 from a3tune.training.interrupt import Interrupted
-from a3tune.vlm.tiny import shipped
 
 SUMMARY_METRICS = ("open_recall", "closed_accuracy", "coverage", "intensity", "attention_mass")
 TITLES = {"base": "Base", "lora": "LoRA", "a3tune": "A3Tune (weak labels)", "a3tune_truth": "A3Tune (true regions)"}
 COMMAND = "a3tune demo"
-SUMMARY = "summary.json"
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
 """title -> a progress bar, for as long as it is open."""
@@ -51,7 +56,7 @@ def run_demo(demo: Demo, say: Callable[[str], None], bar: Bar) -> Path:
         evaluated = {name: _method(demo, name, stages, data, labels, bar) for name in demo.configs}
         stages.run("report", evaluated, [folder.report], lambda: _report(demo, folder.report, stages.seconds))
         found = summary(demo, stages.seconds)
-        folder.write_json(SUMMARY, found)
+        folder.write_json(folder.summary.name, found)
     for line in _table(found):
         say(line)
     return folder.report
@@ -68,7 +73,7 @@ def summary(demo: Demo, seconds: Mapping[str, float]) -> dict[str, Any]:
             if metric in metrics
         }
     quality = _quality(demo)
-    labels = {"recall_at_k": quality["recall"], "mean_best_iou": quality["best_iou"]}
+    labels = {"recall_at_k": quality.recall, "mean_best_iou": quality.best_iou}
     return {"methods": methods, "labels": labels, "seconds": dict(seconds)}
 
 
@@ -115,10 +120,10 @@ def _method(demo: Demo, name: str, stages: Stages, data: str, labels: str, bar: 
 
     def evaluate() -> None:
         with bar(f"Evaluating {title}") as progress:
-            measure(config, folder.adapter if trained else None, progress)
+            evaluate_run(config, folder.adapter if trained else None, progress)
 
     inputs = {"data": data, "model": model, "trained": trained, "evaluation": asdict(config.evaluation)}
-    outputs = [folder.predictions, folder.path / MAPS, folder.results]
+    outputs = [folder.predictions, folder.maps, folder.results]
     return stages.run(f"evaluate_{name}", inputs, outputs, evaluate)
 
 
@@ -157,9 +162,9 @@ def _inputs(demo: Demo) -> Iterator[str]:
     )
     quality, top_k = _quality(demo), demo.configs["a3tune"].labels.top_k
     yield (
-        f"Weak labels: the true region is among the best {top_k} for {100 * quality['recall']:.0f} % of the training "
-        f"questions (at most {100 * quality['ceiling_recall']:.0f} % with all segments); "
-        f"mean best overlap {quality['best_iou']:.2f}"
+        f"Weak labels: the true region is among the best {top_k} for {100 * quality.recall:.0f} % of the training "
+        f"questions (at most {100 * quality.ceiling_recall:.0f} % with all segments); "
+        f"mean best overlap {quality.best_iou:.2f}"
     )
 
 
@@ -171,9 +176,13 @@ def _table(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"{TITLES.get(method, method):22}" + "".join(f"{value:>18}" for value in values)
 
 
-def _quality(demo: Demo) -> dict[str, float]:
-    path = quality_file(demo.configs["a3tune"])
-    return read_json(path, f"delete {path.parent} and run the same command again")["all"]
+def _quality(demo: Demo) -> Quality:
+    config = demo.configs["a3tune"]
+    settings = fitting_settings(config.label_store, config.labels)
+    found = read_quality(config.label_store, settings.name, config.labels.top_k)
+    if found is None or "all" not in found:
+        raise LabelError(f"{config.label_store}: is not whole; delete it and run the same command again")
+    return found["all"]
 
 
 def _weights(path: str, asset: str) -> str:

@@ -11,7 +11,7 @@ from a3tune.data.images import FORMATS
 from a3tune.data.medical import nifti_slice
 from a3tune.data.window import check_size
 from a3tune.errors import DataError
-from a3tune.labels.rle import encode
+from a3tune.masks import encode_mask
 from a3tune.types import Region
 
 
@@ -83,4 +83,4 @@ def value_regions(path: Path, values: np.ndarray, names: Mapping[int, str], name
         raise DataError(
             f'{path}: the values {listed} have no name; write {{"{nameless[0]}": "...", ...}} to {names_file}'
         )
-    return tuple(Region(mask=encode(values == value), name=names.get(value, "")) for value in present)
+    return tuple(Region(mask=encode_mask(values == value), name=names.get(value, "")) for value in present)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from a3tune import processes
 from a3tune.adapters.routing import Routing
 from a3tune.attention.align import averaged_map
 from a3tune.attention.capture import Captured, CaptureRequest, Rows, capture_request, stack
@@ -26,12 +25,13 @@ from a3tune.attention.heads import HeadSelector
 from a3tune.data.images import load_image
 from a3tune.decoding import Generated, generate, make_decoder
 from a3tune.errors import DataError, LabelError, ModelError
-from a3tune.labels.rle import region_mask
+from a3tune.evaluation.predictions import Cost, Map, PredictionLog
+from a3tune.evaluation.results import Results, make_prediction, summarise
+from a3tune.machine import processes
+from a3tune.masks import region_mask
 from a3tune.metrics.attention import Array, Normalisation, attention_metrics
 from a3tune.metrics.reports import report_scores
-from a3tune.predictions import Cost, Map, PredictionLog
-from a3tune.results import Results, make_prediction, summarise
-from a3tune.run import RunFolder
+from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
 from a3tune.vlm.encode import TOKEN_MASKS, Example, PaddingSide, pad, prepare
 from a3tune.vlm.load import Vlm

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from a3tune.data.annotations.coco import read_coco
+from a3tune.data.annotations.label_studio import read_label_studio
+from a3tune.data.annotations.shapes import Annotated
+from a3tune.data.annotations.values import mask_values, read_names, slice_values, value_regions
 from a3tune.data.images import load_image, read_image, split_fragment
-from a3tune.data.masks.coco import read_coco
-from a3tune.data.masks.label_studio import read_label_studio
-from a3tune.data.masks.shapes import Annotated
-from a3tune.data.masks.values import mask_values, read_names, slice_values, value_regions
 from a3tune.data.medical import nifti_grid
 from a3tune.data.mention import mentioned
 from a3tune.data.paths import inside

@@ -14,14 +14,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from a3tune.errors import RunError
-from a3tune.files import write_atomic
-from a3tune.run import RunFolder
+from a3tune.machine.files import write_atomic
+from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
 
-ABOUT = "evaluation.json"
-"""What `predictions.jsonl` of the folder belongs to: model, settings, fingerprint of the weights."""
-MAPS = "maps"
-"""Folder of the attention maps: safetensors, one file per batch."""
 Map = NDArray[np.float16]
 _KEY = "sample "
 """Starts the names of maps in their files, where one name is reserved."""
@@ -75,12 +71,12 @@ class PredictionLog:
         if folder.predictions.is_file():
             self._resume(folder, samples, about)
         else:
-            folder.write_json(ABOUT, about)
+            folder.write_json(folder.identity.name, about)
 
     def add(self, answered: Sequence[tuple[Prediction, Map]], cost: Cost) -> None:
         new = [(prediction, values) for prediction, values in answered if prediction.id not in self.predictions]
         if self.folder:
-            shard = self.folder.path / MAPS / f"{len(self.predictions):07d}.safetensors"
+            shard = self.folder.maps / f"{len(self.predictions):07d}.safetensors"
             lines = [_line(prediction, cost.share(len(new))) for prediction, _ in new]
             try:
                 write_atomic(shard, save({_KEY + prediction.id: values for prediction, values in new}))
@@ -111,10 +107,10 @@ class PredictionLog:
     def _resume(self, folder: RunFolder, samples: Mapping[str, Sample], about: Mapping[str, Any]) -> None:
         hint = "choose another output folder"
         try:
-            earlier = dict(json.loads((folder.path / ABOUT).read_text(encoding="utf-8")))
+            earlier = dict(json.loads(folder.identity.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, RecursionError):
             raise RunError(
-                f"{folder.predictions}: {ABOUT}, which says what it belongs to, is missing; {hint}"
+                f"{folder.predictions}: {folder.identity.name}, which says what it belongs to, is missing; {hint}"
             ) from None
         for name, now in about.items():
             if earlier.get(name) != now:
@@ -180,7 +176,7 @@ def read_maps(folder: RunFolder) -> dict[str, Map]:
 
 
 def _map_files(folder: RunFolder) -> list[Path]:
-    return sorted((folder.path / MAPS).glob("*.safetensors"))
+    return sorted(folder.maps.glob("*.safetensors"))
 
 
 def _read_map_file(path: Path) -> dict[str, Map]:

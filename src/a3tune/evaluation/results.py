@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from a3tune.data.images import content_hash
+from a3tune.evaluation.predictions import Cost, Map
 from a3tune.metrics.stats import Estimate, mean_interval
 from a3tune.metrics.vqa import answer_scores
-from a3tune.predictions import Cost, Map
 from a3tune.types import Prediction, Sample
 
 BREAKDOWN = ("question_type", "modality", "body", "organ")

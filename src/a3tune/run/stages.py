@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from a3tune import __version__
-from a3tune.files import write_atomic
+from a3tune.machine.files import write_atomic
 
 
 @dataclass(frozen=True, slots=True)

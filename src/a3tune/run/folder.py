@@ -16,7 +16,7 @@ import torch
 
 from a3tune.config import RunConfig, dump_config, load_config
 from a3tune.errors import RunError
-from a3tune.files import locked, unfinished, write_atomic
+from a3tune.machine.files import locked, unfinished, write_atomic
 
 MARKER = "a3tune.json"
 SCHEMA = 1
@@ -84,6 +84,31 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def evaluation(self) -> Path:
+        """The settings that the answers were made with."""
+        return self.path / "evaluation.yaml"
+
+    @property
+    def identity(self) -> Path:
+        """What the answers belong to: model, settings, weights."""
+        return self.path / "identity.json"
+
+    @property
+    def maps(self) -> Path:
+        """Folder of the attention maps: safetensors, one file per batch."""
+        return self.path / "maps"
+
+    @property
+    def nonfinite(self) -> Path:
+        """Step, samples and losses where a loss was NaN or infinite."""
+        return self.path / "nonfinite.json"
+
+    @property
+    def summary(self) -> Path:
+        """Of a demo: its numbers."""
+        return self.path / "summary.json"
 
     @property
     def predictions(self) -> Path:

@@ -5,6 +5,7 @@ Knows weights and files; not how the adapter was trained. Holds one copy of the 
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -19,12 +20,11 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from a3tune.adapters import load_adapter
 from a3tune.adapters.peft import adapter_config
 from a3tune.config import RunConfig
+from a3tune.config.public import public_name
 from a3tune.convert.stream import writing
 from a3tune.errors import AdapterError, ModelError, OutputError
-from a3tune.files import replacing_folder
-from a3tune.report.card import merged_card
-from a3tune.report.data import public_name
-from a3tune.run import RunFolder
+from a3tune.machine.files import replacing_folder
+from a3tune.run.folder import RunFolder
 from a3tune.vlm.load import Vlm, load_vlm
 from a3tune.vlm.quantize import is_quantized
 
@@ -33,6 +33,8 @@ MARKER = "merged.json"
 ADAPTER_CARD = "ADAPTER.md"
 """The adapter's own model card, which tells what it was trained on."""
 SHARD_SIZE = "5GB"
+Card = Callable[[str, RunConfig | None], str]
+"""The base model as `load_vlm` takes it, and the settings of the adapter's run where they are known -> a model card."""
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
@@ -47,7 +49,7 @@ class Merged:
     """Of the weights."""
 
 
-def merge(adapter: Path, out: Path, *, base: str | None = None, force: bool = False) -> Merged:
+def merge(adapter: Path, out: Path, card: Card, *, base: str | None = None, force: bool = False) -> Merged:
     """Add a plain LoRA adapter to the weights of its base; `out` is then a whole model, or not there at all.
 
     The model keeps the base's number format, and its processor as `load_vlm` completes it.
@@ -55,6 +57,7 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, force: bool = Fa
     Args:
         adapter: folder of an adapter (`adapter.kind=lora`, trained with or without the alignment loss).
         out: the new folder.
+        card: writes its README.md.
         base: the base model; None is the one in the settings of the adapter's run, or in the adapter's own.
         force: take the place of a merged model that is there.
 
@@ -75,7 +78,7 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, force: bool = Fa
         vlm = load_vlm(name, device="cpu", dtype="stored", attention=False)
         _check_base(vlm)
         nbytes = _write(_merged(vlm, adapter), vlm.processor, folder)
-        _describe(folder, adapter, name, config)
+        _describe(folder, adapter, name, config, card)
     return Merged(out, name, nbytes)
 
 
@@ -136,11 +139,11 @@ def _drop_unused_sampling(generation: GenerationConfig) -> None:
             setattr(generation, name, None)
 
 
-def _describe(folder: Path, adapter: Path, base: str, config: RunConfig | None) -> None:
+def _describe(folder: Path, adapter: Path, base: str, config: RunConfig | None, card: Card) -> None:
     weights = (adapter / "adapter_model.safetensors").read_bytes()
     about = {"a3tune": version("a3tune"), "base": public_name(base), "adapter_sha256": sha256(weights).hexdigest()}
     with writing(folder):
-        (folder / "README.md").write_text(merged_card(base, config), encoding="utf-8")
+        (folder / "README.md").write_text(card(base, config), encoding="utf-8")
         (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         # Without a run beside it the card is another program's, and may name folders of this machine.
         if config and (adapter / "README.md").is_file():

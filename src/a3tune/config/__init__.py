@@ -1,0 +1,27 @@
+"""Every setting of a run. Light: what needs no model starts at once."""
+
+from a3tune.config.reading import dump_config, given_settings, load_config
+from a3tune.config.settings import (
+    AdapterConfig,
+    AlignmentConfig,
+    DataConfig,
+    EvaluationConfig,
+    LabelsConfig,
+    ModelConfig,
+    RunConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "AdapterConfig",
+    "AlignmentConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "LabelsConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "dump_config",
+    "given_settings",
+    "load_config",
+]

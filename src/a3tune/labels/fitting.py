@@ -1,0 +1,101 @@
+"""Which labels of a store a run means: what a user said, against what labels were made with. Makes no labels."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from a3tune.config import LabelsConfig
+from a3tune.config.settings import LABEL_MAKING
+from a3tune.errors import LabelError
+from a3tune.labels.store import StoredSettings, stored_settings
+from a3tune.models import folder_hash, shipped
+
+
+def fitting_settings(folder: Path, labels: LabelsConfig, said: Collection[str] = LABEL_MAKING) -> StoredSettings:
+    """The settings of a store's labels that do not contradict what was said.
+
+    Args:
+        labels: settings of a run; of `LABEL_MAKING` those in `said` count, the others are defaults that nobody chose.
+
+    Raises:
+        LabelError: the folder holds no labels, none that fit, or several that do.
+    """
+    stored = stored_settings(folder)
+    if not stored:
+        raise LabelError(f"{folder}: expected finished region labels, found none; make them with `a3tune label`")
+    contradictions = [list(_contradictions(found, labels, said)) for found in stored]
+    fitting = [found for found, against in zip(stored, contradictions, strict=True) if not against]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:
+        nearest = min(contradictions, key=len)
+        raise LabelError(
+            f"{folder}: holds no labels of these settings: {'; '.join(nearest)}. Label with them, or leave out what "
+            "differs to take the labels as they are"
+        )
+    raise LabelError(
+        f"{folder}: holds labels of {len(fitting)} settings, say which: {' or '.join(_differences(fitting))}"
+    )
+
+
+def adopt(folder: Path, labels: LabelsConfig, said: Collection[str]) -> LabelsConfig:
+    """The settings of a run with those that the labels in its store were made with, where the user said nothing.
+
+    Raises what `fitting_settings` raises.
+    """
+    given = fitting_settings(folder, labels, said).given
+    taken = {name: value for name, value in given.items() if name in LABEL_MAKING and name not in said}
+    if taken.get("weights") is not None:
+        taken["weights"] = Path(taken["weights"])
+    return replace(labels, **taken)
+
+
+def _contradictions(stored: StoredSettings, labels: LabelsConfig, said: Collection[str]) -> Iterator[str]:
+    """What was said and is not so, in words."""
+    proposer, ranker = stored.settings["proposer"], stored.settings["ranker"]
+    plain = {"proposer": proposer.get("name"), "visual_prompt": stored.settings["visual_prompt"], "query": stored.query}
+    for name, made in plain.items():
+        if name in said and getattr(labels, name) != made:
+            yield f"labels.{name} is {getattr(labels, name)}, theirs were made with {made}"
+    if "proposal" in said:
+        defaults = [name for name in stored.given.get("proposal", {}) if name not in labels.proposal]
+        other = [name for name, value in labels.proposal.items() if proposer.get(name) != value]
+        for name in dict.fromkeys([*defaults, *other]):
+            yield (
+                f"labels.proposal {name} is {labels.proposal.get(name, 'left out')}, theirs were made with "
+                f"{proposer.get(name)}"
+            )
+    if "weights" in said and not _same(labels.weights, stored.given, "weights", proposer.get("weights")):
+        yield f"labels.weights is {labels.weights}, which is not the model that theirs were made with"
+    place = shipped("ranker") if labels.ranker == "tiny" else Path(labels.ranker)
+    if "ranker" in said and not _same(place, stored.given, "ranker", ranker.get("content")):
+        yield f"labels.ranker is {labels.ranker}, which is not the model that theirs were made with"
+
+
+def _same(folder: Path | None, given: Mapping[str, Any], name: str, content: str | None) -> bool:
+    """Whether a model is the one that labels were made with: by its content, or by its name where it is not here."""
+    if folder is None or content is None:
+        return given.get(name) is None or content is None
+    if folder.is_dir():
+        return folder_hash(folder) == content
+    return str(folder) == given.get(name)
+
+
+def _differences(stored: list[StoredSettings]) -> list[str]:
+    """For each of some settings the overrides that choose it."""
+    rows = [
+        {name: found.given.get(name) for name in LABEL_MAKING}
+        | {"visual_prompt": found.settings["visual_prompt"], "query": found.query}
+        for found in stored
+    ]
+    differing = [name for name in LABEL_MAKING if len({str(row[name]) for row in rows}) > 1]
+    return [" ".join(f"labels.{name}={_written(row[name])}" for name in differing) for row in rows]
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, Mapping):
+        return "'{" + ", ".join(f"{name}: {item}" for name, item in value.items()) + "}'"
+    return f"'{value}'" if " " in str(value) or "{" in str(value) else str(value)

@@ -1,0 +1,148 @@
+"""Evaluated runs -> one page about them, or a table. Reads what the runs left; loads no model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from a3tune.config import RunConfig
+from a3tune.config.public import public_settings
+from a3tune.data.images import load_image
+from a3tune.data.rows import read_rows, read_split
+from a3tune.errors import DataError, RunError
+from a3tune.evaluation.predictions import read_cost
+from a3tune.evaluation.results import classes
+from a3tune.labels.make import make_maker
+from a3tune.machine.files import write_atomic
+from a3tune.report.gather import (
+    Method,
+    choose_cases,
+    counts,
+    draw_cases,
+    method_results,
+    question_only,
+    read_method,
+    stored_quality,
+)
+from a3tune.report.html import render
+from a3tune.report.records import Cases, ReportData
+from a3tune.report.table import comparison_tables
+from a3tune.run.folder import RunFolder, read_json, read_settings
+from a3tune.types import Labels, Sample
+from a3tune.vlm.load import load_boxes
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a report says beside what its runs left."""
+
+    title: str
+    command: str
+    """That makes the page again."""
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """Of the runs, by the names of their folders; the others are called by these names."""
+    reference: str | None = None
+    """Run that the others are compared with; None is the first."""
+    shown: str | None = None
+    """Run whose cases are drawn; None is the last."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    synthetic: bool = False
+
+
+def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
+    """One page about evaluated runs, in this order.
+
+    Raises RunError when a folder holds no evaluated run, two have one name, or the runs answered different questions.
+    """
+    folders = _named(runs)
+    reference, shown = page.reference or next(iter(folders)), page.shown or list(folders)[-1]
+    config = _evaluation(folders[shown])
+    samples = read_split(config.data, "test")
+    methods = [read_method(name, page.titles.get(name, name), folder, samples) for name, folder in folders.items()]
+    data = ReportData(
+        title=page.title,
+        methods=method_results(methods, samples, reference),
+        reference=reference,
+        counts=counts(samples),
+        seeds=1,
+        command=page.command,
+        settings=public_settings(config),
+        seconds=page.seconds,
+        tau=config.evaluation.tau,
+        normalisation=config.evaluation.normalisation,
+        question_only=question_only(read_rows(config.data.train), samples) if config.data.train else None,
+        labels=stored_quality(config),
+        cases=_cases(config, methods, samples, shown, reference) if shown != reference else None,
+        synthetic=page.synthetic,
+        environment=_environment(folders[shown]),
+    )
+    write_atomic(out, render(data).encode())
+    return data
+
+
+def compare(runs: Sequence[Path], forms: Sequence[str], by: str | None = None) -> list[str]:
+    """A table of evaluated runs in this order, compared with the first, in each of `forms` (`report.table.FORMATS`).
+
+    `by` is a field of `meta`: a table for each of its values.
+
+    Raises as `write_report`; DataError when no question has the field.
+    """
+    folders = _named(runs)
+    reference = next(iter(folders))
+    config = _evaluation(folders[reference])
+    samples = read_split(config.data, "test")
+    methods = [read_method(name, name, folder, samples) for name, folder in folders.items()]
+    costs = {name: read_cost(folder) for name, folder in folders.items()}
+    chosen = {"": list(range(len(samples)))} if by is None else classes(samples, by)
+    if not chosen:
+        known = sorted({name for sample in samples for name in sample.meta})
+        raise DataError(f"meta.{by}: expected a field of the questions, they have {', '.join(known) or 'none'}")
+    results = {
+        name: method_results(
+            [replace(method, predictions=tuple(method.predictions[i] for i in indices)) for method in methods],
+            [samples[i] for i in indices],
+            reference,
+        )
+        for name, indices in chosen.items()
+    }
+    return [comparison_tables(results, costs, reference, form) for form in forms]
+
+
+def _named(runs: Sequence[Path]) -> dict[str, RunFolder]:
+    folders = {path.resolve().name: RunFolder.open(path) for path in runs}
+    if len(folders) < len(runs):
+        raise RunError(f"runs: expected folders of different names, got {', '.join(map(str, runs))}; rename one")
+    return folders
+
+
+def _evaluation(folder: RunFolder) -> RunConfig:
+    path = folder.evaluation
+    if not path.is_file():
+        raise RunError(f"{folder.path}: holds no {path.name}: it was not evaluated; use `a3tune eval` first")
+    return read_settings(path)
+
+
+def _cases(
+    config: RunConfig, methods: Sequence[Method], samples: Sequence[Sample], shown: str, reference: str
+) -> Cases:
+    """The cases with their weak labels, which are made now and kept nowhere: only training data was labelled."""
+    chosen = choose_cases(methods, shown, reference)
+    labels: dict[str, Labels] = {}
+    if config.labels.source == "weak":
+        maker, settings = make_maker(config.labels, config.model.device), config.labels
+        ids = {choice.id for choice in chosen.choices}
+        labels = {
+            sample.id: maker.find(load_image(sample.image), sample).labels(
+                sample.id, settings.top_k, settings.threshold
+            )
+            for sample in samples
+            if sample.id in ids
+        }
+    return draw_cases(chosen, methods, samples, labels, load_boxes(config.model.path))
+
+
+def _environment(folder: RunFolder) -> dict[str, str]:
+    if not folder.environment.is_file():
+        return {}
+    found = read_json(folder.environment, "delete it")
+    flat = {name: value for name, value in found.items() if isinstance(value, str | int)} | found.get("packages", {})
+    return {name: str(value) for name, value in flat.items()}
