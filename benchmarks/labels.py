@@ -22,6 +22,7 @@ from PIL import Image
 from a3tune.data.images import load_image
 from a3tune.data.phantom.dataset import write_phantom
 from a3tune.data.rows import read_rows
+from a3tune.labels.make import LabelMaker
 from a3tune.labels.propose import Superpixels
 from a3tune.labels.rank import make_ranker
 from a3tune.labels.store import label_images
@@ -81,7 +82,6 @@ def measure(
                 asked,
                 LabelMaker(Superpixels(max_segments=segments), ranker),
                 Path(folder),
-                visual_prompt="dim",
                 workers=workers,
                 backend=backend,
             )

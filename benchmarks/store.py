@@ -9,7 +9,6 @@ machines; the last column multiplies, nothing more.
 
 import argparse
 import hashlib
-import json
 import random
 import tempfile
 import time
@@ -21,9 +20,10 @@ import torch
 from labels import SIDE, phantoms
 
 from a3tune.data.images import content_hash
+from a3tune.labels.make import LabelMaker
 from a3tune.labels.propose import Superpixels
 from a3tune.labels.rank import make_ranker
-from a3tune.labels.store import CURRENT, SHARD_IMAGES, TABLES, label_images, open_table
+from a3tune.labels.store import SHARD_IMAGES, TABLES, StoredSettings, label_images, open_table, stored_settings
 from a3tune.labels.table import Table
 from a3tune.models import shipped
 from a3tune.types import Sample
@@ -32,7 +32,7 @@ QUESTIONS = 5
 SEGMENTS = 64
 WIDTH = 512
 WANTED = 10_000_000
-CURRENT_NAMES = {"segments": "s", "ranking": "r"}
+NAMES = StoredSettings("s", "r", "{question}", {}, {})
 READS = 1000
 
 
@@ -41,9 +41,8 @@ def real_rows(images: int) -> tuple[list[dict], bytes]:
     samples = phantoms(images)
     ranker = make_ranker(shipped("ranker"), "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        label_images(samples, LabelMaker(Superpixels(max_segments=SEGMENTS), ranker), Path(folder), visual_prompt="dim")
-        current = json.loads((Path(folder) / CURRENT).read_bytes())
-        segments = open_table(Path(folder), "segments", current)
+        label_images(samples, LabelMaker(Superpixels(max_segments=SEGMENTS), ranker), Path(folder))
+        segments = open_table(Path(folder), "segments", *stored_settings(Path(folder)))
         hashes = dict.fromkeys(content_hash(sample.image) for sample in samples)
         return [row for row in map(segments.get, hashes) if row], samples[0].image
 
@@ -57,7 +56,7 @@ def question_of(number: int, question: int) -> str:
 
 
 def write(folder: Path, rows: list[dict], images: int) -> None:
-    tables = {name: open_table(folder, name, CURRENT_NAMES) for name in TABLES}
+    tables = {name: open_table(folder, name, NAMES) for name in TABLES}
     drawn = random.Random(0)
     # As many as a shard holds: what is alike in a shard takes no room.
     vectors = [drawn.randbytes(2 * WIDTH * SEGMENTS) for _ in range(SHARD_IMAGES)]
@@ -114,9 +113,9 @@ def measure(images: int) -> list[tuple[str, float, str]]:
         found.append(("files", sum(map(len, shards.values())) / images, ""))
 
         start = time.process_time()
-        tables = {table: open_table(folder, table, CURRENT_NAMES) for table in TABLES}
+        tables = {table: open_table(folder, table, NAMES) for table in TABLES}
         found.append(("open, processor time", (time.process_time() - start) / images, "s"))
-        index = held(lambda: [open_table(folder, table, CURRENT_NAMES) for table in TABLES])
+        index = held(lambda: [open_table(folder, table, NAMES) for table in TABLES])
         found.append(("index in memory", index / images, "B"))
         for order, numbers in (
             ("in order", list(range(READS))),

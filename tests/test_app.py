@@ -3,6 +3,7 @@ import io
 import json
 import sys
 import threading
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -197,7 +198,7 @@ def test_a_box_without_pixels_is_refused(image: Image.Image, corners, error):
 
 def test_the_question_picks_segments_of_the_image(image: Image.Image):
     picks = Segmenter(LabelsConfig(top_k=3)).pick(image, QUESTION)
-    assert len(picks.best) == 3 < len(picks.segments)
+    assert len(picks.best) == 3 < len(picks.ranked.segments)
     assert list(picks.similarity[list(picks.best)]) == sorted(picks.similarity, reverse=True)[:3]
     assert picks.mask(0).shape == (image.height, image.width) and 0 < picks.mask(0).mean() < 1
 
@@ -256,7 +257,7 @@ def test_whatever_people_and_models_write_is_text(image: Image.Image, answer: An
     )
     session = Session(image, HOSTILE, {0: hostile}, np.ones((image.height, image.width), bool), HOSTILE)
     session.picks = Segmenter(LabelsConfig()).pick(image, "liver")
-    session.picks = type(session.picks)(HOSTILE, session.picks.segments, session.picks.similarity, session.picks.best)
+    session.picks = replace(session.picks, question=HOSTILE)
     parts = [
         view.answer_text(HOSTILE, HOSTILE, HOSTILE, done=False),
         view.words(hostile, 0),

@@ -1,6 +1,5 @@
 """Label -> train -> eval -> ask on every family: what users do, on tiny random models and two phantom patients."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +9,13 @@ from PIL import Image
 
 from a3tune.commands.ask import ask
 from a3tune.commands.evaluate import evaluate_run
-from a3tune.commands.label import label, quality_file
+from a3tune.commands.label import label
 from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig, load_config
 from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows, write_rows
 from a3tune.evaluation.predictions import read_maps
+from a3tune.labels.store import read_quality
 from a3tune.run.folder import RunFolder
 from zoo import ZOO
 
@@ -57,9 +57,11 @@ def test_the_quality_of_labels_is_kept_for_each_k(settings: RunConfig):
     recall = {}
     for k in (1, 64):
         own = replace(settings, labels=replace(settings.labels, top_k=k))
-        label(own, silent)
-        recall[k] = json.loads(quality_file(own).read_text())["all"]["recall"]
-    assert quality_file(settings).is_file()
+        run, _ = label(own, silent)
+        found = read_quality(own.label_store, run.settings, k)
+        assert found is not None
+        recall[k] = found["all"].recall
+    assert len(list((settings.label_store / "quality").iterdir())) == 3
     assert recall[1] < recall[64]
 
 

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from a3tune import commands
 from a3tune.cli import app
 from a3tune.data.phantom import write_phantom
 from a3tune.decoding import DECODERS
@@ -345,7 +344,7 @@ def test_ctrl_c_says_how_to_go_on(run: Run, data, monkeypatch: pytest.MonkeyPatc
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "label", interrupted)
+    monkeypatch.setattr("a3tune.commands.label.label", interrupted)
     result = run("label", data["train"], "--out", "labels")
     assert result.exit_code == 130
     assert "the same command goes on from there" in result.stderr
@@ -355,7 +354,7 @@ def test_the_message_of_an_interruption_is_shown(run: Run, data, monkeypatch: py
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt("stopped after step 3 of 9")
 
-    monkeypatch.setattr(commands, "fine_tune", interrupted)
+    monkeypatch.setattr("a3tune.commands.train.fine_tune", interrupted)
     result = run("train", f"data.train={data['train']}")
     assert result.exit_code == 130
     assert "a3tune: stopped after step 3 of 9" in result.stderr

@@ -8,6 +8,7 @@ from pycocotools.coco import COCO
 
 from a3tune.data.images import content_hash
 from a3tune.labels.export import export_coco, export_overlays
+from a3tune.labels.make import LabelMaker
 from a3tune.labels.store import LabelStore, label_images
 from test_store import BRIGHT, Brightness, Quarters, make_samples
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from a3tune.config import DataConfig, LabelsConfig, RunConfig
+from a3tune.config.public import public_settings
 from a3tune.metrics.stats import Estimate
 from a3tune.report.html import _difference, _ranks, duration, render
 from a3tune.report.records import (
@@ -27,7 +28,6 @@ from a3tune.report.records import (
     experts_from_log,
     heads_from_log,
     public_command,
-    public_settings,
 )
 from a3tune.report.summary import number, summary
 

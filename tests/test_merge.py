@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 from a3tune.adapters import add_adapter, load_adapter
 from a3tune.cli import app
+from a3tune.commands.merge import merge_adapter as merge
 from a3tune.convert import merge as module
-from a3tune.convert.merge import ADAPTER_CARD, MARKER, merge
+from a3tune.convert.merge import ADAPTER_CARD, MARKER
 from a3tune.data.phantom import write_phantom
 from a3tune.errors import AdapterError, ModelError, OutputError
 from a3tune.vlm.encode import encode

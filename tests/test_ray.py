@@ -69,6 +69,7 @@ def test_an_error_arrives_as_it_was_raised_and_a_deadly_task_ends_the_run(two_wo
 
 def test_a_killed_worker_changes_nothing_in_the_store(two_workers, tmp_path, monkeypatch):
     from a3tune.labels import store
+    from a3tune.labels.make import LabelMaker
     from test_store import Brightness, Quarters, SlowQuarters, content, make_samples
 
     monkeypatch.setattr(store, "SHARD_IMAGES", 4)

@@ -16,8 +16,10 @@ from PIL import Image
 from a3tune.data.images import content_hash
 from a3tune.errors import ConfigError, LabelError, OutputError, RunError
 from a3tune.labels import store
+from a3tune.labels.make import LabelMaker
 from a3tune.labels.rank import ClipRanker
-from a3tune.labels.store import LabelStore, label_images, truth_labels
+from a3tune.labels.store import LabelStore, label_images
+from a3tune.labels.truth import truth_labels
 from a3tune.masks import box_mask, decode_mask, encode_mask
 from a3tune.types import Region, Sample, Segment
 
@@ -131,12 +133,12 @@ def test_a_changed_setting_makes_again_just_what_depends_on_it(tmp_path):
     folder = tmp_path / "store"
 
     def cost(proposer, ranker, **options):
-        label_images(samples, LabelMaker(proposer, ranker), folder, **options)
+        label_images(samples, LabelMaker(proposer, ranker, **options), folder)
         return proposer.calls, ranker.images, ranker.texts
 
     assert cost(Quarters(), Brightness()) == (3, 12, 2)
     assert cost(Quarters(), Brightness(), query="{organ}: {question}") == (0, 0, 2)
-    assert cost(Quarters(), Brightness(), visual_prompt="dim") == (0, 12, 2)
+    assert cost(Quarters(), Brightness(), visual_prompt="crop") == (0, 12, 2)
     assert cost(Quarters(), Brightness(size=2)) == (0, 12, 2)
     assert cost(Quarters(grid=2), Brightness()) == (3, 12, 2)
     assert cost(Quarters(), Brightness()) == (0, 0, 0)
@@ -170,7 +172,7 @@ import os, stat, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from a3tune.labels import store
-from a3tune.labels.rank import ClipRanker
+from a3tune.labels.make import LabelMaker
 from test_store import Brightness, Quarters, make_samples
 folder = Path(sys.argv[2])
 store.SHARD_IMAGES = 2
@@ -184,7 +186,7 @@ def dies(descriptor):
         os._exit(9)
     whole(descriptor)
 os.fsync = dies
-store.label_images(make_samples(folder, 4), Quarters(), Brightness(), folder / "store")
+store.label_images(make_samples(folder, 4), LabelMaker(Quarters(), Brightness()), folder / "store")
 """
 
 
@@ -257,9 +259,9 @@ def test_what_is_asked_wrongly_stops_before_any_work(tmp_path):
     samples = make_samples(tmp_path, 1)
     proposer = Quarters()
     with pytest.raises(ConfigError, match="visual_prompt: expected one of crop"):
-        label_images(samples, LabelMaker(proposer, Brightness()), tmp_path / "store", visual_prompt="corp")
+        label_images(samples, LabelMaker(proposer, Brightness(), "corp"), tmp_path / "store")
     with pytest.raises(LabelError, match="plane"):
-        label_images(samples, LabelMaker(proposer, Brightness()), tmp_path / "store", query="{plane}")
+        label_images(samples, LabelMaker(proposer, Brightness(), query="{plane}"), tmp_path / "store")
     assert proposer.calls == 0
     assert not (tmp_path / "store").exists()
 
@@ -275,9 +277,11 @@ def test_a_damaged_or_foreign_store_is_named(tmp_path):
     shard.write_bytes(shard.read_bytes()[:20])
     with pytest.raises(LabelError, match=f"{shard.name}.*delete this file"):
         LabelStore(folder)
-    (folder / "current.json").write_text("[]")
-    with pytest.raises(LabelError, match=r"current\.json"):
-        LabelStore(folder)
+    (settings,) = (folder / "settings").iterdir()
+    for text in ("[]", "7", "{}", settings.read_text().replace("{question}", "{organ}")):
+        settings.write_text(text)
+        with pytest.raises(LabelError, match=f"{settings.name}: expected the settings of a label run"):
+            LabelStore(folder)
 
 
 def test_true_regions_become_labels():
@@ -319,6 +323,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from a3tune.labels import store
+from a3tune.labels.make import LabelMaker
 from test_store import Brightness, Quarters, SlowQuarters, make_samples
 folder = Path(sys.argv[2])
 store.SHARD_IMAGES = 3

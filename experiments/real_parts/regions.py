@@ -10,6 +10,7 @@ from pathlib import Path
 from ranker import VISUAL_PROMPT, RidgeRanker
 
 from a3tune.data.rows import read_rows
+from a3tune.labels.make import LabelMaker
 from a3tune.labels.propose import make_proposer
 from a3tune.labels.quality import label_quality
 from a3tune.labels.store import LabelStore, label_images
@@ -36,9 +37,8 @@ def main() -> None:
     started = time.perf_counter()
     run = label_images(
         [*held_out, *asked],
-        LabelMaker(proposer, ranker),
+        LabelMaker(proposer, ranker, VISUAL_PROMPT),
         options.out,
-        visual_prompt=VISUAL_PROMPT,
         progress=lambda done, total: print(f"{done}/{total}", end="\r", flush=True),
     )
     seconds = time.perf_counter() - started
