@@ -199,7 +199,8 @@ def test_a_box_without_pixels_is_refused(image: Image.Image, corners, error):
 def test_the_question_picks_segments_of_the_image(image: Image.Image):
     picks = Segmenter(LabelsConfig(top_k=3)).pick(image, QUESTION)
     assert len(picks.best) == 3 < len(picks.ranked.segments)
-    assert list(picks.similarity[list(picks.best)]) == sorted(picks.similarity, reverse=True)[:3]
+    similarity = picks.ranked.similarity
+    assert list(similarity[list(picks.best)]) == sorted(similarity, reverse=True)[:3]
     assert picks.mask(0).shape == (image.height, image.width) and 0 < picks.mask(0).mean() < 1
 
 
