@@ -22,7 +22,7 @@ from a3tune.app.regions import Segmenter, box_region
 from a3tune.app.session import LARGEST, Session
 from a3tune.cli import app
 from a3tune.cli import explorer as command
-from a3tune.config import EvaluationConfig, LabelsConfig, ModelConfig, load_config
+from a3tune.config import AdapterConfig, EvaluationConfig, LabelsConfig, ModelConfig, load_config
 from a3tune.errors import ConfigError, DataError, LabelError, ModelError
 from a3tune.evaluation.evaluate import evaluate
 from a3tune.types import Sample
@@ -40,7 +40,7 @@ def asker(tmp_path_factory: pytest.TempPathFactory) -> Asker:
     folder = tmp_path_factory.mktemp("adapters") / "mine"
     base = load_models(ModelConfig(device="cpu"), {})[BASE]
     torch.manual_seed(0)
-    adapted = add_adapter(copy.deepcopy(base.model), lora_rank=2, expert_rank=2, control_ids=base.control_ids)
+    adapted = add_adapter(copy.deepcopy(base.model), AdapterConfig(rank=2, expert_rank=2), control_ids=base.control_ids)
     for name, weight in adapted.named_parameters():
         if name.endswith((".B.weight", "lora_B.default.weight")):
             torch.nn.init.normal_(weight, std=0.5)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from a3tune.adapters import add_adapter
 from a3tune.attention.capture import use_capture
+from a3tune.config import AdapterConfig
 from a3tune.data.images import load_image
 from a3tune.errors import ConfigError, DataError, LabelError, ModelError, RunError
 from a3tune.evaluation.evaluate import evaluate
@@ -343,7 +344,7 @@ def test_with_an_adapter(samples, kind):
     plain = make_vlm()
     before = evaluate(plain, samples, **SHORT)
     torch.manual_seed(0)
-    model = add_adapter(plain.model, kind, lora_rank=4, expert_rank=4)
+    model = add_adapter(plain.model, AdapterConfig(kind, rank=4, expert_rank=4))
     for vlm in (plain, replace(plain, model=model)):
         assert [p.prediction for p in evaluate(vlm, samples, **SHORT).predictions] == [
             p.prediction for p in before.predictions
