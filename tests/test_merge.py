@@ -180,7 +180,7 @@ def test_weights_that_are_no_numbers_are_refused(adapter: Path, tmp_path: Path) 
     weights = load_file(adapter / "adapter_model.safetensors")
     weights[next(iter(weights))][0] = torch.nan
     save_file(weights, tmp_path / "run" / "adapter" / "adapter_model.safetensors")
-    with pytest.raises(AdapterError, match="cannot be merged"):
+    with pytest.raises(AdapterError, match="no numbers"):
         merge(tmp_path / "run" / "adapter", tmp_path / "merged")
 
 

@@ -5,10 +5,12 @@ import itertools
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, LlavaForConditionalGeneration, Trainer, TrainingArguments
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -213,7 +215,7 @@ def test_routing_of_the_wrong_shape_or_missing_is_refused():
     with pytest.raises(AdapterError, match=r"shape of input_ids.*\(4, 3\)"):
         model(**inputs, routing=Routing(mask, mask))
     embeds = model.get_input_embeddings()(torch.tensor([[BOS, 20]]))
-    with pytest.raises(AdapterError, match="keyword `routing`"):
+    with pytest.raises(AdapterError, match="inputs_embeds alone takes routing="):
         model(inputs_embeds=embeds)
     with pytest.raises(AdapterError, match="within a batch"):
         model(**inputs, adapter_names=["default"] * 4)
@@ -262,10 +264,10 @@ def test_static_cache_generates_the_same_and_forgets_the_last_prompt():
         assert torch.equal(static, model.generate(**inputs, **how))
 
 
-def step(model: PeftModel, cache: DynamicCache, mask: Tensor, *tokens: int) -> Tensor:
+def step(model: PeftModel, cache: DynamicCache, mask: Tensor, *tokens: int, **more: Any) -> Tensor:
     ids = torch.tensor([tokens] * len(mask))
     mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-    return model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits
+    return model(input_ids=ids, attention_mask=mask, past_key_values=cache, **more).logits
 
 
 def prefill(model: PeftModel, prompts=PROMPTS) -> tuple[DynamicCache, Tensor]:
@@ -310,7 +312,11 @@ def test_alpha_follows_the_batch_of_its_cache():
 def test_a_continued_prefill_keeps_the_alpha_of_the_prompt():
     model = adapted()
     cache, mask = prefill(model, PROMPTS[:1])
-    continued = step(model, cache, mask, 60, 61, 62)
+    with pytest.raises(AdapterError, match="3 more tokens of one come at once"):
+        step(model, cache, mask, 60, 61, 62)
+    cache, mask = prefill(model, PROMPTS[:1])
+    nothing = torch.zeros(1, 3, dtype=torch.bool)
+    continued = step(model, cache, mask, 60, 61, 62, routing=Routing(nothing, None))
     whole = batch(PROMPTS[:1], answer=(60, 61, 62))
     expected = model(**whole, routing=routing_of(whole, mask.shape[1])).logits[:, -3:]
     torch.testing.assert_close(continued, expected, rtol=0, atol=1e-5)
@@ -601,3 +607,116 @@ def test_plain_peft_calls_work():
     model = get_peft_model(base(), A3MoEConfig(r=4))
     assert torch.equal(model(**batch()).logits, base()(**batch()).logits)
     assert isinstance(LoraConfig(), type(model.peft_config["default"]).__mro__[1])
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_an_adapter_has_no_name_in_its_file_and_loads_under_any(tmp_path: Path):
+    model, inputs = adapted(), batch()
+    expected = model(**inputs).logits
+    model.save_pretrained(tmp_path)
+    assert not any(".default." in key for key in tensors_of(tmp_path))
+    other = get_peft_model(base(), A3MoEConfig(r=4, query_experts=2, key_experts=2), adapter_name="first").eval()
+    other.load_adapter(tmp_path, "second")
+    other.set_adapter("second")
+    assert torch.equal(other(**inputs).logits, expected)
+    other.save_pretrained(tmp_path / "saved", selected_adapters=["second"])
+    for folder in (tmp_path, tmp_path / "saved" / "second"):
+        assert torch.equal(load_adapter(base(), folder)(**inputs).logits, expected)
+
+
+def test_files_with_the_name_of_an_adapter_still_load(tmp_path: Path):
+    model, inputs = adapted(), batch()
+    model.save_pretrained(tmp_path)
+    for name in ("default", "A", "router"):
+        old = {
+            key.replace(".lora_experts.", f".lora_experts.{name}."): value
+            for key, value in tensors_of(tmp_path).items()
+        }
+        save_file(old, tmp_path / "adapter_model.safetensors")
+        assert torch.equal(load_adapter(base(), tmp_path)(**inputs).logits, model(**inputs).logits)
+        assert torch.equal(PeftModel.from_pretrained(base(), tmp_path)(**inputs).logits, model(**inputs).logits)
+        model.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["router.2.bias", "lora_experts.B.weight", "down_proj.lora_A.weight"])
+@pytest.mark.parametrize("kind", ["a3moe", "lora"])
+def test_an_adapter_that_lacks_tensors_or_has_others_is_refused(tmp_path: Path, kind: str, part: str):
+    adapted(kind).save_pretrained(tmp_path)
+    whole = tensors_of(tmp_path)
+    chosen = [key for key in whole if key.endswith(part)]
+    if not chosen:
+        pytest.skip("plain LoRA has no such tensor")
+    other = base()
+    names = [name for name, _ in other.named_modules()]
+    for changed in (
+        {key: value for key, value in whole.items() if key != chosen[0]},
+        whole | {chosen[0].replace(".lora_", ".stray.lora_"): whole[chosen[0]].clone()},
+    ):
+        save_file(changed, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(AdapterError, match="first difference"):
+            load_adapter(other, tmp_path)
+        assert [name for name, _ in other.named_modules()] == names
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_no_numbers_are_refused(tmp_path: Path, value: float):
+    adapted().save_pretrained(tmp_path)
+    tensors = tensors_of(tmp_path)
+    tensors[next(key for key in tensors if "router" in key)].view(-1)[0] = value
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match=r"router.* holds values that are no numbers"):
+        load_adapter(base(), tmp_path)
+
+
+def test_routed_adapters_cannot_be_weighted(tmp_path: Path):
+    model = adapted()
+    model.add_adapter("plain", A3MoEConfig(r=4, query_experts=0, key_experts=0))
+    with pytest.raises(AdapterError, match="'default': cannot be weighted"):
+        model.add_weighted_adapter(["default", "plain"], [0.5, 0.5], "mixed", combination_type="linear")
+    model.add_weighted_adapter(["plain"], [1.0], "same", combination_type="linear")
+    assert "same" in model.peft_config and "mixed" not in model.peft_config
+
+
+def test_a_refused_mixed_batch_leaves_the_model_as_it_was():
+    model, inputs = adapted(), batch()
+    expected = model(**inputs).logits
+    with pytest.raises(AdapterError, match="adapter_names: A3MoE adapters cannot be mixed"):
+        model(**inputs, adapter_names=["default"] * len(inputs["input_ids"]))
+    assert torch.equal(model(**inputs).logits, expected)
+
+
+def test_all_linear_means_the_language_model(tmp_path: Path):
+    model = get_peft_model(base(), A3MoEConfig(r=4, target_modules="all-linear"))
+    assert {name for name, _ in model.named_parameters() if "lora_" in name} == {
+        name for name, _ in get_peft_model(base(), A3MoEConfig(r=4)).named_parameters() if "lora_" in name
+    }
+    assert not any("vision" in name for name, _ in model.named_parameters() if "lora_" in name)
+
+
+@pytest.mark.parametrize("layers", [1, [0], [0, 1]])
+def test_an_adapter_of_some_layers_is_saved_and_loaded(tmp_path: Path, layers: int | list[int]):
+    model = get_peft_model(base(), A3MoEConfig(r=4, layers_to_transform=layers)).eval()
+    shake(model)
+    chosen = {f".layers.{layer}." for layer in ([layers] if isinstance(layers, int) else layers)}
+    adapted_names = [name for name, _ in model.named_parameters() if "lora_" in name]
+    assert adapted_names and all(any(layer in name for layer in chosen) for name in adapted_names)
+    model.save_pretrained(tmp_path)
+    inputs = batch()
+    assert torch.equal(load_adapter(base(), tmp_path)(**inputs).logits, model(**inputs).logits)
+
+
+def test_a_prompt_in_parts_is_refused():
+    model, inputs = adapted(), batch(PROMPTS[:1])
+    images = int((inputs["input_ids"] == IMAGE).nonzero()[:, 1].max()) + 1  # the model takes all images in one part
+    with pytest.raises(AdapterError, match="leave out prefill_chunk_size"):
+        model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=images)
+    whole = model.generate(**inputs, max_new_tokens=2)
+    prefix = {name: value[:, :-3] for name, value in inputs.items() if name != "pixel_values"}
+    cache = model(**prefix, pixel_values=inputs["pixel_values"], use_cache=True).past_key_values
+    with pytest.raises(AdapterError, match="start without a cached prefix"):
+        text = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        model.generate(**text, past_key_values=cache, max_new_tokens=2)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=2), whole)

@@ -47,8 +47,6 @@ class RoutedLinear(Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         call, self.call = self.call, None
-        if self.lora_experts and kwargs.get("adapter_names") is not None:
-            raise AdapterError("adapter_names: A3MoE adapters cannot be mixed within a batch. Use `set_adapter`.")
         result = super().forward(x, *args, **kwargs)
         if self.disable_adapters:
             return result
@@ -57,8 +55,9 @@ class RoutedLinear(Linear):
                 continue
             if call is None:
                 raise AdapterError(
-                    f"adapter {adapter!r}: expected the forward keyword `routing` (or `input_ids` to derive it from), "
-                    "got neither. Pass routing=Routing(prompt_mask, image_mask), or call the model with input_ids."
+                    f"adapter {adapter!r}: expected `input_ids`, from which the routing is derived, got none. Call the "
+                    "model, or `generate`, with input_ids; a forward pass over inputs_embeds alone takes "
+                    "routing=Routing(prompt_mask, image_mask), which `generate` does not."
                 )
             dtype = next(self.lora_experts[adapter].parameters()).dtype
             delta = self.delta(adapter, self._cast_input_dtype(x, dtype), call)
@@ -92,6 +91,13 @@ class RoutedQuery(RoutedLinear):
     def delta(self, adapter: str, x: Tensor, call: AttentionCall) -> Tensor:
         experts: QueryExperts = self.lora_experts[adapter]  # type: ignore[assignment]
         alpha = call.kept_alpha(adapter)
+        if alpha is not None and x.shape[1] > 1 and call.routing.prompt_mask.any():
+            raise AdapterError(
+                f"adapter {adapter!r}: the KV cache holds the gates of a prompt, and {x.shape[1]} more tokens of one "
+                "come at once. Q-MoE reads the whole prompt in one pass: leave out prefill_chunk_size, start without "
+                "a cached prefix, let no other model draft tokens; or, if these are no prompt, say so with "
+                "routing=Routing(prompt_mask, image_mask)."
+            )
         if alpha is None:
             alpha = experts.gate(x, call.routing.prompt_mask)
             call.keep_alpha(adapter, alpha)

@@ -1,12 +1,13 @@
 """The A3MoE tuner: injects the layers, installs the routing hooks, refuses what routing makes impossible."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import check_target_module_exists
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -15,6 +16,9 @@ from a3tune.adapters.layer import RoutedKey, RoutedLinear, RoutedQuery, hand_cal
 from a3tune.adapters.routing import derive_routing, image_token_id
 from a3tune.errors import AdapterError
 
+ALL_LINEAR = "all-linear"
+"""PEFT's word for all linear layers; here those of the language model."""
+_NAMED_EXPERTS = re.compile(r"(\.lora_experts)\.[^.]+(\.(?:A|B|router\.\d+)\.(?:weight|bias))$")
 ROUTED: dict[str, type[RoutedLinear]] = {"q_proj": RoutedQuery, "k_proj": RoutedKey}
 
 
@@ -25,15 +29,24 @@ def decoder_prefix(model: PreTrainedModel) -> str:
     return f"{path}." if path else ""
 
 
-def language_linears(model: PreTrainedModel) -> str:
-    """Regular expression of all linear layers of the language model: no vision tower, no projector, no output head."""
+def language_linears(model: PreTrainedModel, layers: Sequence[int] | None = None) -> str:
+    """Regular expression of all linear layers of the language model: no vision tower, no projector, no output head.
+
+    `layers` are the numbers of the decoder layers that are adapted; None is all of them.
+    """
     names = {
         # Also right on a model that carries an adapter: its layers hold the adapted one as `base_layer`.
         name.removesuffix(".base_layer").rpartition(".")[2]
         for name, module in model.get_decoder().named_modules()
         if isinstance(module, nn.Linear) and ".lora_" not in name
     }
-    return rf"{re.escape(decoder_prefix(model))}.*\.(?:{'|'.join(sorted(map(re.escape, names)))})"
+    within = ".*" if layers is None else rf"layers\.(?:{'|'.join(map(str, layers))})\..*"
+    return rf"{re.escape(decoder_prefix(model))}{within}\.(?:{'|'.join(sorted(map(re.escape, names)))})"
+
+
+def without_adapter_name(key: str) -> str:
+    """Key of an adapter's file without the adapter's name, which experts carried in files of earlier versions."""
+    return _NAMED_EXPERTS.sub(r"\1\2", key)
 
 
 class A3MoEModel(LoraModel):
@@ -59,8 +72,12 @@ class A3MoEModel(LoraModel):
 
     def _prepare_adapter_config(self, peft_config: A3MoEConfig, model_config: dict) -> A3MoEConfig:  # type: ignore[override]
         peft_config.base = fingerprint(self.model.config)
-        if peft_config.target_modules is None:
-            peft_config.target_modules = language_linears(self.model)
+        asked: Any = peft_config.target_modules
+        if asked is None or (isinstance(asked, str) and asked.lower() == ALL_LINEAR):
+            layers: Any = peft_config.layers_to_transform
+            peft_config.target_modules = language_linears(self.model, [layers] if isinstance(layers, int) else layers)
+            # The expression says it already, and PEFT takes no layers beside an expression when it reads the adapter.
+            peft_config.layers_to_transform = None
         targets = {name for name, _ in self.model.named_modules() if check_target_module_exists(peft_config, name)}
         for matrix, experts in {"q_proj": peft_config.query_experts, "k_proj": peft_config.key_experts}.items():
             if experts and not any(self._routed_class(name) is ROUTED[matrix] for name in targets):
@@ -119,6 +136,36 @@ class A3MoEModel(LoraModel):
                 "Keep the adapter beside the base model, or delete it before merging a plain one."
             )
         super()._check_merge_allowed()
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Files do not name their adapter: PEFT takes the name out of its own layers, but not out of ours."""
+        if f".lora_experts.{adapter_name}." in key:
+            return without_adapter_name(key)
+        return super()._remove_adapter_name_from_key(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        nameless = {without_adapter_name(key): value for key, value in state_dict.items()}
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, nameless)
+
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        # Before PEFT installs its hooks, which an error of the pass itself would leave behind.
+        if kwargs.get("adapter_names") is not None:
+            raise AdapterError("adapter_names: A3MoE adapters cannot be mixed within a batch. Use `set_adapter`.")
+        return super()._enable_peft_forward_hooks(*args, **kwargs)
+
+    def add_weighted_adapter(self, adapters: list[str], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        routed = [name for name in adapters if getattr(self.peft_config.get(name), "routed", False)]
+        if routed:
+            raise AdapterError(
+                f"adapter {', '.join(map(repr, routed))}: cannot be weighted into another adapter: its change of the "
+                "query and key weights depends on the prompt and on the image token (Eq. 5, 7), and a sum would drop "
+                "it. Combine plain LoRA adapters."
+            )
+        super().add_weighted_adapter(adapters, *args, **kwargs)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:  # type: ignore[override]
         model = super()._unload_and_optionally_merge(*args, **kwargs)

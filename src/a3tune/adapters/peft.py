@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError, safe_open
@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from a3tune.adapters.config import PEFT_TYPE, A3MoEConfig
-from a3tune.adapters.model import A3MoEModel, check_base, language_linears
+from a3tune.adapters.model import A3MoEModel, check_base, language_linears, without_adapter_name
 from a3tune.config import AdapterConfig
 from a3tune.errors import A3TuneError, AdapterError, ConfigError
 
@@ -70,8 +70,8 @@ def add_adapter(
 def load_adapter(model: PreTrainedModel, folder: Path | str, *, trainable: bool = False) -> PeftModel:
     """The base model with the A3MoE or LoRA adapter that `save_pretrained` left in `folder`.
 
-    Everything is checked before the model is touched. Raises AdapterError when the folder holds no such adapter, when
-    its weights are not safetensors, or when the adapter belongs to another base model.
+    Raises AdapterError when the folder holds no such adapter, when its weights are not safetensors, not numbers or not
+    all there, or when the adapter belongs to another base model. The model is then as it was.
     """
     folder = Path(folder)
     with _known_warnings(), _fitting(folder):
@@ -80,7 +80,15 @@ def load_adapter(model: PreTrainedModel, folder: Path | str, *, trainable: bool 
             check_base(config.base, model)
         _check_shapes(model, config, shapes, folder)
         _check_sizes(config, shapes, folder)
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        if missing := sorted(expected.keys() ^ shapes.keys()):
+            adapted.unload()
+            raise AdapterError(
+                f"{folder}: expected {len(expected)} tensors, as adapter_config.json asks for, got {len(shapes)} "
+                f"(first difference: {missing[0]}). What is missing would be random: copy the adapter anew."
+            )
+        return adapted
 
 
 def adapter_config(folder: Path) -> PeftConfig:
@@ -119,13 +127,18 @@ def _fitting(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _known_warnings() -> Iterator[None]:
-    """PEFT 0.21 asks the model by a name that transformers has deprecated; nobody but PEFT can mend that."""
+    """PEFT 0.21 asks the model by a name that transformers has deprecated; nobody but PEFT can mend that.
+
+    What it warns of when tensors are missing is an error here.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
 
 
 def _read_shapes(folder: Path) -> dict[str, list[int]]:
+    """By key, without the adapter's name. Raises AdapterError for weights that cannot be read, or are no numbers."""
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         pickled = (
@@ -136,7 +149,13 @@ def _read_shapes(folder: Path) -> dict[str, list[int]]:
         )
     try:
         with safe_open(path, framework="pt") as tensors:
-            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+            shapes: dict[str, list[int]] = {}
+            for key in tensors.keys():  # noqa: SIM118
+                values = tensors.get_tensor(key)
+                if not values.isfinite().all():
+                    raise AdapterError(f"{path}: {key} holds values that are no numbers. Copy the adapter anew.")
+                shapes[without_adapter_name(key)] = list(values.shape)
+            return shapes
     except SafetensorError as error:
         raise AdapterError(f"{path}: not a readable safetensors file ({error}). Copy the adapter anew.") from error
 

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 
+from a3tune.adapters.routing import Routing
 from a3tune.attention.capture import CaptureRequest
 from a3tune.config.ranges import Count, NonNegative, Positive
 from a3tune.decoding.base import Inputs, require_capture
@@ -302,6 +303,7 @@ class _Reader:
                 past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=1,
+                routing=Routing(torch.zeros_like(tokens_BC, dtype=torch.bool), None),  # no prompt, no image
             )
         rows_BGT = captured[0][..., :-1].amax(1)
         return self.allowed(outputs.logits[:, -1].float()), rows_BGT / rows_BGT.sum(-1, keepdim=True)
