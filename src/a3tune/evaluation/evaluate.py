@@ -29,8 +29,9 @@ from a3tune.evaluation.predictions import Cost, Map, PredictionLog
 from a3tune.evaluation.results import Results, make_prediction, summarise
 from a3tune.machine import processes
 from a3tune.masks import region_mask
-from a3tune.metrics.attention import Array, Normalisation, attention_metrics
-from a3tune.metrics.reports import report_scores
+from a3tune.metrics.attention import Array, Normalisation
+from a3tune.metrics.catalogue import ALL_HEADS, attention_metrics
+from a3tune.metrics.radiology import radiology_scores
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
 from a3tune.vlm.encode import TOKEN_MASKS, Example, PaddingSide, pad, prepare
@@ -40,8 +41,6 @@ from a3tune.vlm.patches import members, token_weights
 logger = logging.getLogger(__name__)
 PAPER_HEADS = 0.125
 """Share of the heads that the paper averages: R = 128 of 1,024."""
-ALL_HEADS = "_all_heads"
-"""Ends the name of an attention metric of the map over all heads."""
 
 
 def evaluate(
@@ -80,7 +79,8 @@ def evaluate(
             batches, and the answers do not depend on interruptions.
         rows: text rows whose attention is averaged.
         heads: R, or a fraction of all heads; None is the paper's share.
-        weights: folders of what report metrics need (`metrics.reports.weight_names`); a metric without them is absent.
+        weights: folders of what metrics of radiology reports need (`metrics.radiology.weight_names`); a metric without
+            them is absent.
         tau: threshold of Coverage.
         normalisation: of the map, before Coverage and Intensity.
         out_folder: run folder for `predictions.jsonl`, `maps/` and `results.json`; a stopped evaluation goes on in it.
@@ -191,7 +191,7 @@ def _score_reports(
     written = [book.predictions[sample.id] for sample in samples if sample.answer]
     if not written:
         return {}
-    found = report_scores([own.prediction for own in written], [own.answer for own in written], weights)
+    found = radiology_scores([own.prediction for own in written], [own.answer for own in written], weights)
     book.score_reports(
         {own.id: {name: values[row] for name, values in found.values.items()} for row, own in enumerate(written)}
     )

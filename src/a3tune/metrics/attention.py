@@ -17,19 +17,6 @@ Normalisation = Literal["max", "sum", "min-max"]
 Array = NDArray[np.float64]
 
 
-def attention_metrics(
-    map_BN: ArrayLike, region_BN: ArrayLike, *, tau: float = 0.15, normalisation: Normalisation = "max"
-) -> dict[str, Array]:
-    """All metrics of this file by name, each [B]."""
-    return {
-        "coverage": coverage(map_BN, region_BN, tau=tau, normalisation=normalisation),
-        "intensity": intensity(map_BN, region_BN, normalisation=normalisation),
-        "attention_mass": attention_mass(map_BN, region_BN),
-        "pointing": pointing(map_BN, region_BN),
-        "patch_auroc": patch_auroc(map_BN, region_BN),
-    }
-
-
 def coverage(
     map_BN: ArrayLike, region_BN: ArrayLike, *, tau: float = 0.15, normalisation: Normalisation = "max"
 ) -> Array:
