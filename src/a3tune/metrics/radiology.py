@@ -3,7 +3,7 @@
 Knows the order of things; which metrics there are stands in `catalogue`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +49,8 @@ def radiology_scores(
     """
     folders, functions = dict(weights or {}), computed("radiology")
     metrics = tuple(functions) if metrics is None else metrics
-    for kind, given, known in (("metric", metrics, tuple(functions)), ("weights", folders, weight_names())):
-        unknown = [name for name in given if name not in known]
-        if unknown:
-            raise ConfigError(f"{kind}: expected {', '.join(known)}, got {', '.join(unknown)}")
+    _refuse_unknown("metric", metrics, tuple(functions))
+    check_weights(folders)
     if len(predictions) != len(references):
         raise DataError(f"expected one prediction for each of {len(references)} references, got {len(predictions)}")
     cleaned = [clean(text) for text in predictions]
@@ -68,6 +66,11 @@ def radiology_scores(
     return RadiologyScores(values, absent)
 
 
+def check_weights(names: Iterable[str]) -> None:
+    """Raises ConfigError for a name that `weights` may not have."""
+    _refuse_unknown("weights", names, weight_names())
+
+
 def weight_names() -> tuple[str, ...]:
     """Names that `weights` may have: nltk's data, and every metric that has a folder of its own."""
     return (NLTK_DATA, *(name for name in computed("radiology") if name not in _NLTK))
@@ -77,3 +80,9 @@ def clean(prediction: str) -> str:
     """The report without an "Assistant:" before it; `NO_REPORT` if fewer than 10 characters remain."""
     text = prediction.strip().removeprefix(_PREFIX).strip()
     return text if len(text) >= _SHORTEST else NO_REPORT
+
+
+def _refuse_unknown(kind: str, given: Iterable[str], known: tuple[str, ...]) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ConfigError(f"{kind}: expected {', '.join(known)}, got {', '.join(unknown)}")

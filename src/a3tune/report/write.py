@@ -11,10 +11,8 @@ from a3tune.errors import DataError, RunError
 from a3tune.evaluation.predictions import read_cost
 from a3tune.evaluation.results import classes
 from a3tune.machine.files import write_atomic
-from a3tune.report.case_views import make_cases
 from a3tune.report.formats import written
 from a3tune.report.gather import counts, question_only, read_run, run_results, stored_quality
-from a3tune.report.html import render
 from a3tune.report.records import ReportData
 from a3tune.report.table import comparison_table
 from a3tune.run.folder import RunFolder, read_json, read_settings
@@ -45,6 +43,10 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
     folders = _named(runs)
     reference, shown = page.reference or next(iter(folders)), page.shown or list(folders)[-1]
     config = _evaluation(folders[shown])
+    # They draw, with matplotlib and the models' boxes: nobody waits for these to be told of a mistake.
+    from a3tune.report.case_views import make_cases
+    from a3tune.report.html import render
+
     samples = read_split(config.data, "test")
     evaluated = [read_run(name, page.titles.get(name, name), folder, samples) for name, folder in folders.items()]
     data = ReportData(
