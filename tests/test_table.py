@@ -87,6 +87,10 @@ def test_of_hallucination_the_lowest_is_best():
     assert ranks("open_recall", 0.4, 0.2) == [1, 2]
 
 
+def test_nobody_is_best_in_what_nobody_knows():
+    assert ranks("somebody's own", 0.4, 0.2) == [0, 0]
+
+
 def test_what_was_not_counted_is_a_dash():
     assert text(RESULTS, dict.fromkeys(COSTS, Cost())).count("| - | - |") == 3
 

@@ -43,7 +43,8 @@ class Cell:
     interval: str = ""
     """`[low, high]` as shown."""
     rank: int = 0
-    """1 is best, 2 second, as shown: equal numbers share a rank. 0: neither, or all numbers are equal."""
+    """1 is best, 2 second, as shown: equal numbers share a rank. 0: neither, all numbers are equal, or nobody
+    knows which way is better."""
     change: Change | None = None
     """None: nothing was compared, as with the reference itself."""
 
@@ -131,7 +132,8 @@ def ranked_cells(
     metric = describe(name)
     texts = ["" if estimate is None else metric.text(estimate.mean) for estimate in estimates]
     distinct = sorted({float(text) for text in texts if text}, reverse=not metric.lower_is_better)
-    ranks = {value: rank for value, rank in zip(distinct, (1, 2), strict=False) if len(distinct) > 1}
+    ranked = len(distinct) > 1 and metric.kind != "unknown"
+    ranks = dict(zip(distinct, (1, 2), strict=False)) if ranked else {}
     changes = [_change(metric, comparison) for comparison in comparisons or [None] * len(estimates)]
     return [
         Cell(estimate, text, _interval(metric, estimate), ranks.get(float(text), 0), change)
