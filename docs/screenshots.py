@@ -14,8 +14,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from a3tune.commands import Page, write_report  # noqa: E402
 from a3tune.demo.run import COMMAND, TITLES  # noqa: E402
+from a3tune.report.write import Page, write_report  # noqa: E402
 from browser import Browser, chromium, served  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"

@@ -10,8 +10,8 @@ from pathlib import Path
 from a3tune.commands.evaluate import evaluate_run
 from a3tune.config import load_config
 from a3tune.data.phantom import write_phantom
-from a3tune.metrics.vqa import ANSWER_METRICS, normalise
-from a3tune.report.records import METRICS, Metric
+from a3tune.metrics.catalogue import METRICS, Metric
+from a3tune.metrics.vqa import normalise
 from a3tune.report.write import compare
 
 
@@ -33,10 +33,8 @@ def main(out: Path, quick: bool) -> None:
     runs = [out / "short", out / "long"]
     print(compare(runs, [".md"])[0])
 
-    ANSWER_METRICS["exact_match"] = exact_match
-    ANSWER_METRICS["words"] = words
-    METRICS["exact_match"] = Metric("Exact match", percent=True, meaning="Share answered to the word.")
-    METRICS["words"] = Metric("Words", percent=False, meaning="Words of the answer.", lower_is_better=True)
+    METRICS["exact_match"] = Metric("Exact match", "Share answered to the word.", exact_match)
+    METRICS["words"] = Metric("Words", "Words of the answer.", words, percent=False, lower_is_better=True)
     print(compare(runs, [".md"])[0])  # nothing is asked again
 
 

@@ -213,6 +213,8 @@ def test_scores_are_measured_against_the_region(image: Image.Image, answer: Answ
     session.set_region(box_region(box, image), "peak")
     found = view.measure(session, answer, "selected", WHOLE, SHORT)
     assert found["coverage"] == found["intensity"] == 1.0 and 0 < (found["attention_mass"] or 0) < 1
+    shown = Tags(view.looked(session, 0, "selected", WHOLE, SHORT)).text
+    assert "Coverage100.0 %" in shown and "Intensity1.000" in shown and "Intensity1.000 %" not in shown
 
 
 def token_boxes_of_the_peak(answer: Answer) -> tuple[float, ...]:
@@ -293,7 +295,7 @@ def test_the_json_holds_the_numbers_and_nothing_else(image: Image.Image, answer:
     assert (own["question"], own["answer"], own["model"]) == (QUESTION, answer.text, BASE)
     np.testing.assert_allclose(np.mean(own["map_per_token"], 0), own["map"], rtol=5e-3, atol=1e-5)
     assert len(own["token_boxes"]) == len(own["map"]) == 100 and len(own["selected_heads"]) == 4
-    assert set(own["chosen"]) == {"word", "coverage", "intensity", "attention_mass"}
+    assert set(own["chosen"]) == {"word", "coverage", "intensity", "attention_mass", "pointing", "patch_auroc"}
 
 
 @pytest.mark.parametrize(

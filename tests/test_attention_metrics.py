@@ -8,13 +8,13 @@ from hypothesis.extra.numpy import arrays
 from a3tune.errors import ConfigError
 from a3tune.metrics.attention import (
     attention_mass,
-    attention_metrics,
     coverage,
     intensity,
     normalise,
     patch_auroc,
     pointing,
 )
+from a3tune.metrics.catalogue import attention_metrics
 
 MAP = np.array([[0.4, 0.04, 0.08, 0.0]])
 REGION = np.array([[1, 1, 0, 0]])

@@ -20,9 +20,7 @@ from a3tune.decoding import DECODERS
 from a3tune.decoding.strategy import STRATEGIES
 from a3tune.labels.propose import PROPOSERS
 from a3tune.labels.rank import RANKERS, VISUAL_PROMPTS
-from a3tune.metrics import reports
-from a3tune.metrics.vqa import ANSWER_METRICS
-from a3tune.report import records as report_data
+from a3tune.metrics.catalogue import METRICS
 from a3tune.vlm.families import FAMILIES
 from documents import read_blocks, run_page
 from lookups import ROOT, Wrong, check_prose, resolves
@@ -40,9 +38,7 @@ REGISTRIES: tuple[dict[Any, Any], ...] = (
     DECODERS,
     STRATEGIES,
     FAMILIES,
-    ANSWER_METRICS,
-    reports.METRICS,
-    report_data.METRICS,
+    METRICS,
 )
 PATIENTS = {"train": 10, "validation": 2, "test": 3}
 """The most that are drawn for a page."""

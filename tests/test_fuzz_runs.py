@@ -19,7 +19,7 @@ from a3tune.convert.sentencepiece import read_sentencepiece
 from a3tune.convert.stream import open_checkpoint
 from a3tune.evaluation.predictions import read_cost, read_maps, read_predictions
 from a3tune.evaluation.results import summarise
-from a3tune.report.gather import read_method
+from a3tune.report.gather import read_run
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
 from a3tune.vlm.load import load_vlm
@@ -55,7 +55,7 @@ def test_predictions(run, data, maps, log):
             [sample], [item for item in read_predictions(run) if item.id == "1"][:1] or [Prediction(**_PREDICTION)]
         )
         read_maps(run)
-        read_method("r", "r", run, [sample])
+        read_run("r", "r", run, [sample])
 
 
 @fuzz

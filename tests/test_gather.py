@@ -8,8 +8,9 @@ from a3tune.errors import RunError
 from a3tune.evaluation.results import make_prediction
 from a3tune.labels.quality import Quality
 from a3tune.masks import encode_mask
+from a3tune.report.case_views import draw_cases
 from a3tune.report.cases import Choice, Selection
-from a3tune.report.gather import Method, draw_cases, label_scores, method_results, question_only, read_method
+from a3tune.report.gather import EvaluatedRun, label_scores, question_only, read_run, run_results
 from a3tune.run.folder import RunFolder
 from a3tune.types import Labels, Region, Sample, Segment
 
@@ -38,17 +39,17 @@ def samples(tmp_path: Path) -> list[Sample]:
     return found
 
 
-def method(name: str, samples: list[Sample], right: bool, mass: float) -> Method:
+def evaluated(name: str, samples: list[Sample], right: bool, mass: float) -> EvaluatedRun:
     predictions = tuple(
         make_prediction(sample, sample.answer if right else "no idea", {"attention_mass": mass}) for sample in samples
     )
     maps = {sample.id: np.array([1, 0, 0.5, 0], dtype=np.float16) for sample in samples}
-    return Method(name, name.title(), predictions, maps, ())
+    return EvaluatedRun(name, name.title(), predictions, maps, ())
 
 
 def test_differences_are_against_the_reference_on_the_same_questions(samples):
-    methods = [method("base", samples, False, 0.1), method("ours", samples, True, 0.4)]
-    base, ours = method_results(methods, samples, "base")
+    runs = [evaluated("base", samples, False, 0.1), evaluated("ours", samples, True, 0.4)]
+    base, ours = run_results(runs, samples, "base")
     assert base.differences == {}
     assert base.scores["open_recall"].mean == 0
     assert ours.scores["open_recall"].mean == ours.scores["closed_accuracy"].mean == 1
@@ -65,10 +66,10 @@ def test_differences_are_against_the_reference_on_the_same_questions(samples):
 
 
 def test_p_values_are_adjusted_over_all_comparisons(samples):
-    ours, other = method("ours", samples, True, 0.4), method("other", samples, True, 0.1)
-    base = method("base", samples, False, 0.1)
-    alone = method_results([base, ours], samples, "base")[1]
-    among = method_results([base, ours, other], samples, "base")[1]
+    ours, other = evaluated("ours", samples, True, 0.4), evaluated("other", samples, True, 0.1)
+    base = evaluated("base", samples, False, 0.1)
+    alone = run_results([base, ours], samples, "base")[1]
+    among = run_results([base, ours, other], samples, "base")[1]
     assert among.differences["open_recall"].p > alone.differences["open_recall"].p
 
 
@@ -82,7 +83,7 @@ def test_a_case_shows_regions_labels_and_attention_on_the_pixels(samples):
     labels = {"3": Labels("3", (Segment(encode_mask(TOP)),), (0.9,))}
     boxes = np.array([[0, 0, 4, 4], [4, 0, 8, 4], [0, 4, 4, 8], [4, 4, 8, 8]], dtype=float)
     chosen = Selection((Choice("3", "random"), Choice("4", "random")), "the rule")
-    cases = draw_cases(chosen, [method("ours", samples, True, 0.4)], samples, labels, lambda height, width: boxes)
+    cases = draw_cases(chosen, [evaluated("ours", samples, True, 0.4)], samples, labels, lambda height, width: boxes)
     case, unlabelled = cases.cases
     assert cases.rule == "the rule"
     assert (case.region == LEFT).all()
@@ -108,15 +109,15 @@ def test_label_quality_by_body():
 def test_a_run_on_other_questions_cannot_be_compared(samples, tmp_path: Path):
     folder = RunFolder.create(tmp_path / "run")
     with pytest.raises(RunError, match="evaluate first"):
-        read_method("run", "Run", folder, samples)
+        read_run("run", "Run", folder, samples)
     folder.write_text(
         "predictions.jsonl",
         '{"id": "0", "prompt": "?", "answer": "yes", "answer_type": "closed", "prediction": "no", "cost": {}}\n',
     )
     with pytest.raises(RunError, match="19 of these questions are not among them"):
-        read_method("run", "Run", folder, samples)
-    (found,) = read_method("run", "Run", folder, samples[:1]).predictions
+        read_run("run", "Run", folder, samples)
+    (found,) = read_run("run", "Run", folder, samples[:1]).predictions
     assert found.prediction == "no"
     folder.write_text("metrics.jsonl", "{\n")
     with pytest.raises(RunError, match="one JSON object per line"):
-        read_method("run", "Run", folder, samples[:1])
+        read_run("run", "Run", folder, samples[:1])

@@ -10,10 +10,12 @@ import pytest
 
 from a3tune.config import DataConfig, LabelsConfig, RunConfig
 from a3tune.config.public import public_settings
+from a3tune.metrics.catalogue import METRICS
 from a3tune.metrics.stats import Estimate
-from a3tune.report.html import _difference, _ranks, duration, render
+from a3tune.report.formats import written
+from a3tune.report.html import duration, public_command, render
+from a3tune.report.logs import curves_from_log, experts_from_log, heads_from_log
 from a3tune.report.records import (
-    METRICS,
     Case,
     Cases,
     Comparison,
@@ -21,15 +23,12 @@ from a3tune.report.records import (
     ExpertUse,
     LabelQuality,
     LabelScores,
-    MethodResult,
     ReportData,
+    RunResult,
     View,
-    curves_from_log,
-    experts_from_log,
-    heads_from_log,
-    public_command,
 )
 from a3tune.report.summary import number, summary
+from a3tune.report.table import comparison_table
 
 NAN = float("nan")
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}"
@@ -61,12 +60,49 @@ class _Page(HTMLParser):
             self.text += data
 
 
+class _Tables(HTMLParser):
+    """Cells of every table as they are read: title of the row, title of the column, text after its meaning."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: list[dict[str, dict[str, str]]] = []
+        self._row, self._column, self._in = "", "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        own = dict(attrs)
+        if tag == "table":
+            self.tables.append({})
+        if tag == "th" and own.get("scope") == "row":
+            self._row, self._in = "", tag
+        if tag == "td":
+            self._column, self._in = str(own["data-label"]), tag
+            tone = f"{own['class']}: " if own.get("class") in ("good", "bad", "same") else ""
+            self.tables[-1].setdefault(self._row, {})[self._column] = tone
+        if tag == "span" and own.get("class") == "interval" and self._in == "td":
+            self.tables[-1][self._row][self._column] += " "
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self._in:
+            self._in = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._in == "th":
+            self._row += data.strip()
+        if self._in == "td":
+            self.tables[-1][self._row][self._column] += data
+
+
+def _tables(text: str) -> list[dict[str, dict[str, str]]]:
+    return _Tables(text).tables
+
+
 def _estimate(mean: float, half: float = 0.02) -> Estimate:
     return Estimate(mean, mean - half, mean + half, 120)
 
 
-def _method(name: str, level: float, differences: dict[str, Comparison] | None = None, text: str = "") -> MethodResult:
-    return MethodResult(
+def _result(name: str, level: float, differences: dict[str, Comparison] | None = None, text: str = "") -> RunResult:
+    return RunResult(
         name,
         text or name.upper(),
         {metric: _estimate(level) for metric in METRICS},
@@ -88,7 +124,7 @@ def _data(text: str = "", **changes: object) -> ReportData:
     better = {"open_recall": Comparison(_estimate(0.05)), "closed_accuracy": Comparison(_estimate(0.01))}
     data = ReportData(
         title=text or "A title",
-        methods=tuple(_method(*of, text=text) for of in (("base", 0.3), ("lora", 0.5), ("a3tune", 0.6, better))),
+        results=tuple(_result(*of, text=text) for of in (("base", 0.3), ("lora", 0.5), ("a3tune", 0.6, better))),
         reference="lora",
         counts={text or "questions": 2000},
         seeds=1,
@@ -97,7 +133,7 @@ def _data(text: str = "", **changes: object) -> ReportData:
         seconds={text or "train": 61.0},
         tau=0.15,
         normalisation="max",
-        question_only=MethodResult("q", text or "Question only", {"open_recall": _estimate(0.2)}),
+        question_only=RunResult("q", text or "Question only", {"open_recall": _estimate(0.2)}),
         labels=LabelQuality(4, 0.5, scores, {text or "chest": scores}),
         cases=Cases(text or "By rule.", (case,)),
         synthetic=True,
@@ -134,7 +170,7 @@ def test_pictures_and_tables_speak() -> None:
         if tag == "th":
             assert attributes.get("scope") in ("col", "row")
     tables = sum(tag == "table" for tag, _ in page.tags)
-    assert tables == 4 == sum(tag == "caption" for tag, _ in page.tags)
+    assert tables == 5 == sum(tag == "caption" for tag, _ in page.tags)
     for word in (
         "right: ",
         "partly: ",
@@ -150,9 +186,8 @@ def test_pictures_and_tables_speak() -> None:
 
 def test_best_is_bold_and_second_underlined() -> None:
     text = render(_data())
-    ranks = re.findall(r'class="(best|second)? ?"><span class="figure-cell"><span class="value">(\d+\.\d)', text)
-    assert ranks[:7:7] == [("", "30.0")]
-    assert ("best", "60.0") in ranks and ("second", "50.0") in ranks and ("best", "50.0") not in ranks
+    scores = [row["Open recall"].split("[")[0].strip() for row in _tables(text)[0].values()]
+    assert scores == ["30.0", "50.0 second", "60.0 best"]
 
 
 def test_summary_says_what_is_and_what_is_not_significant() -> None:
@@ -174,16 +209,17 @@ def test_summary_says_what_is_and_what_is_not_significant() -> None:
     ],
 )
 def test_significance(comparison: Comparison, wanted: str) -> None:
-    methods = (_method("lora", 0.5), _method("a3tune", 0.6, {"open_recall": comparison}))
-    assert wanted in " ".join(summary(_data(methods=methods, seeds=3)))
-    tone = re.search(r'class=" (good|bad|same)"', render(_data(methods=methods)))
-    assert tone and tone[1] == ("same" if "no " in wanted else "good" if "higher" in wanted else "bad")
+    results = (_result("lora", 0.5), _result("a3tune", 0.6, {"open_recall": comparison}))
+    assert wanted in " ".join(summary(_data(results=results, seeds=3)))
+    (change,) = _tables(render(_data(results=results)))[1].values()
+    tone = "same" if "no " in wanted else "good" if "higher" in wanted else "bad"
+    assert change["Open recall"].startswith(f"{tone}: ")
 
 
 def test_sections_without_data_are_left_out() -> None:
-    bare = MethodResult("lora", "LoRA", {"open_recall": Estimate(NAN, NAN, NAN, 0)})
+    bare = RunResult("lora", "LoRA", {"open_recall": Estimate(NAN, NAN, NAN, 0)})
     data = _data(
-        methods=(bare,), question_only=None, labels=None, cases=None, notes=(), environment={}, synthetic=False
+        results=(bare,), question_only=None, labels=None, cases=None, notes=(), environment={}, synthetic=False
     )
     text = render(data)
     _Page(text)
@@ -249,8 +285,41 @@ def test_heads_come_from_the_log():
 
 def test_where_lower_is_better_a_fall_is_good():
     fell = Comparison(Estimate(-0.2, -0.3, -0.1, 9), 0.01)
-    assert (_difference(fell, "hallucination").mark, _difference(fell, "hallucination").tone) == ("down", "good")
-    assert (_difference(fell, "open_recall").mark, _difference(fell, "open_recall").tone) == ("down", "bad")
-    high, low = (Estimate(mean, mean, mean, 9) for mean in (0.4, 0.2))
-    assert _ranks([high, low], lower_is_better=True) == ["second", "best"]
-    assert _ranks([high, low]) == ["best", "second"]
+    names = ("open_recall", "hallucination")
+    high, low = ({name: Estimate(mean, mean, mean, 9) for name in names} for mean in (0.4, 0.2))
+    results = (RunResult("lora", "LoRA", high), RunResult("a3tune", "A3Tune", low, dict.fromkeys(names, fell)))
+    scores, differences = _tables(render(_data(results=results)))[:2]
+    assert scores == {
+        "LoRA": {"Open recall": "40.0 best [40.0, 40.0]", "Hallucination": "40.0 second [40.0, 40.0]"},
+        "A3Tune": {"Open recall": "20.0 second [20.0, 20.0]", "Hallucination": "20.0 best [20.0, 20.0]"},
+    }
+    change = "▼-20.0 significantly lower [-30.0, -10.0]".replace("-", "\N{MINUS SIGN}")
+    assert differences == {"A3Tune": {"Open recall": f"bad: {change}", "Hallucination": f"good: {change}"}}
+
+
+def test_means_that_are_shown_alike_share_their_rank_as_in_the_other_formats():
+    means = {"a": 0.70004, "b": 0.69996, "c": 0.6}
+    results = tuple(
+        RunResult(name, name, {"open_recall": Estimate(mean, mean, mean, 9)}) for name, mean in means.items()
+    )
+    scores = _tables(render(_data(results=results, reference="a")))[0]
+    assert [row["Open recall"].split()[:2] for row in scores.values()] == [
+        ["70.0", "best"],
+        ["70.0", "best"],
+        ["60.0", "second"],
+    ]
+    assert written([comparison_table(results, "a")], ".md").count("**70.0**") == 2
+
+
+def test_further_scores_are_folded_and_explained():
+    scores = {
+        "open_recall": _estimate(0.5),
+        "open_recall_clipped": _estimate(0.4),
+        "intensity_all_heads": _estimate(0.3),
+    }
+    text = render(_data(results=(RunResult("lora", "LoRA", scores),)))
+    assert list(_tables(text)[0]["LoRA"]) == ["Open recall"]
+    further = _tables(text.partition("<details")[2])[0]
+    assert further["Open recall (clipped)"] == {"LoRA": "40.0 [38.0, 42.0]"}
+    assert further["Intensity (all heads)"] == {"LoRA": "0.300 [0.280, 0.320]"}
+    assert "no word counts more often" in text and "Of the map over all heads" in text

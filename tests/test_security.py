@@ -30,8 +30,9 @@ from a3tune.evaluation.predictions import Cost
 from a3tune.metrics.stats import Estimate
 from a3tune.report.card import model_card
 from a3tune.report.escape import latex, markdown, one_line, spreadsheet
-from a3tune.report.records import MethodResult
-from a3tune.report.table import FORMATS, comparison_tables
+from a3tune.report.formats import FORMATS, written
+from a3tune.report.records import RunResult
+from a3tune.report.table import comparison_table
 from a3tune.run.folder import environment
 from a3tune.types import Sample
 from a3tune.vlm.load import load_vlm
@@ -214,8 +215,9 @@ def test_errors_are_shown_text_only(capsys, monkeypatch):
 
 
 def tables(title: str, form: str) -> str:
-    results = [MethodResult(name, title, {"open_recall": Estimate(0.5, 0.4, 0.6, 9)}) for name in ("r", "m")]
-    return comparison_tables({"": results, title: results}, dict.fromkeys("rm", Cost(1, 1, 1)), "r", form)
+    results = [RunResult(name, title, {"open_recall": Estimate(0.5, 0.4, 0.6, 9)}) for name in ("r", "m")]
+    costs = dict.fromkeys("rm", Cost(1, 1, 1))
+    return written([comparison_table(results, "r", title=own, costs=costs) for own in ("", title)], form)
 
 
 @pytest.mark.parametrize("form", FORMATS)

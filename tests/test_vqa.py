@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from a3tune.metrics.catalogue import METRICS, Metric, answer_scores
 from a3tune.metrics.vqa import (
-    ANSWER_METRICS,
-    answer_scores,
     choice_accuracy,
     closed_accuracy,
     normalise,
@@ -181,7 +180,7 @@ def test_a_score_of_ones_own_stands_beside_the_others(monkeypatch):
     def exact(prediction, answer, answer_type, options):
         return float(prediction == answer) if answer_type == "open" else None
 
-    monkeypatch.setitem(ANSWER_METRICS, "exact", exact)
+    monkeypatch.setitem(METRICS, "exact", Metric("Exact", "The same text.", exact))
     assert answer_scores("left lung", "left lung", "open")["exact"] == 1.0
     assert answer_scores("lung", "left lung", "open").keys() == {"open_recall", "open_recall_clipped", "exact"}
     assert "exact" not in answer_scores("yes", "yes", "closed")

@@ -88,6 +88,6 @@ class Prediction:
     attention: Mapping[str, float] = field(default_factory=dict)
     """Attention metrics of this sample, when its true regions are known."""
     report: Mapping[str, float] = field(default_factory=dict)
-    """Report metrics of this answer (`metrics.reports`), when it is a report."""
+    """Metrics of this answer as a radiology report (`metrics.radiology`), when it is one."""
     options: tuple[str, ...] = ()
     """Of the sample."""

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from a3tune.app.model import WHOLE, Answer, Heads
 from a3tune.app.session import Session
 from a3tune.config import EvaluationConfig
-from a3tune.metrics.attention import attention_metrics
+from a3tune.metrics.catalogue import attention_metrics, describe, in_order
 from a3tune.report.figures import case_panel, head_grid, overlay, scan_definition
+from a3tune.report.summary import number
 from a3tune.vlm.patches import paint
 
-METRICS = {"coverage": "Coverage", "intensity": "Intensity", "attention_mass": "Attention inside"}
 END = "(end)"
 """Stands for the token that ends an answer."""
 
@@ -141,7 +141,11 @@ def measure(
         return {}
     map_1N, region_1N = answer.attention(heads, row)[None], answer.holds(session.region)[None]
     found = attention_metrics(map_1N, region_1N, tau=settings.tau, normalisation=settings.normalisation)
-    return {name: float(found[name][0]) if np.isfinite(found[name][0]) else None for name in METRICS}
+    return {
+        name: float(found[name][0]) if np.isfinite(found[name][0]) else None
+        for name in in_order(found)
+        if describe(name).main
+    }
 
 
 def png(session: Session, pane: int, heads: Heads, row: int) -> bytes:
@@ -197,11 +201,17 @@ def _record(session: Session, answer: Answer, heads: Heads, row: int, settings: 
 
 def _scores(session: Session, answer: Answer, heads: Heads, row: int, settings: EvaluationConfig) -> Markup:
     found = measure(session, answer, heads, row, settings)
-    shown = {name: "undefined" if value is None else f"{100 * value:.0f} %" for name, value in found.items()}
     cells = Markup().join(
-        Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(METRICS[name], value) for name, value in shown.items()
+        Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(describe(name).title, _shown(name, value))
+        for name, value in found.items()
     )
     return Markup('<dl class="facts">{}</dl>').format(cells) if found else Markup()
+
+
+def _shown(name: str, value: float | None) -> str:
+    if value is None:
+        return "undefined"
+    return number(value, name) + (" %" if describe(name).percent else "")
 
 
 def _heat(session: Session, answer: Answer, heads: Heads, row: int) -> NDArray[np.float32]:

@@ -21,9 +21,9 @@ from a3tune.errors import LabelError
 from a3tune.labels.fitting import fitting_settings
 from a3tune.labels.quality import Quality
 from a3tune.labels.store import read_quality
+from a3tune.metrics.catalogue import describe
 from a3tune.models import shipped
 from a3tune.report.gather import question_only
-from a3tune.report.records import METRICS
 from a3tune.report.summary import number
 from a3tune.report.write import Page, write_report
 from a3tune.run.folder import RunFolder, read_json
@@ -156,7 +156,7 @@ def _inputs(demo: Demo) -> Iterator[str]:
     train, test = (read_rows(demo.folder / "data" / f"{split}.jsonl") for split in ("train", "test"))
     prior = question_only(train, test).scores
     yield "Without the image (most frequent answer to the question): " + ", ".join(
-        f"{METRICS[metric].title.lower()} {number(prior[metric].mean, metric)} %"
+        f"{describe(metric).title.lower()} {number(prior[metric].mean, metric)} %"
         for metric in ("open_recall", "closed_accuracy")
         if metric in prior
     )
@@ -169,10 +169,10 @@ def _inputs(demo: Demo) -> Iterator[str]:
 
 
 def _table(found: Mapping[str, Any]) -> Iterator[str]:
-    names = {metric: METRICS[metric].title for metric in SUMMARY_METRICS}
-    yield " " * 22 + "".join(f"{title:>18}" for title in names.values())
+    titles = {metric: describe(metric).title for metric in SUMMARY_METRICS}
+    yield " " * 22 + "".join(f"{title:>18}" for title in titles.values())
     for method, scores in found["methods"].items():
-        values = [number(scores[metric]["mean"], metric) if metric in scores else "-" for metric in names]
+        values = [number(scores[metric]["mean"], metric) if metric in scores else "-" for metric in titles]
         yield f"{TITLES.get(method, method):22}" + "".join(f"{value:>18}" for value in values)
 
 

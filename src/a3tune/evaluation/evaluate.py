@@ -30,8 +30,9 @@ from a3tune.evaluation.predictions import Cost, Map, PredictionLog
 from a3tune.evaluation.results import Results, make_prediction, summarise
 from a3tune.machine import processes
 from a3tune.masks import region_mask
-from a3tune.metrics.attention import Array, attention_metrics
-from a3tune.metrics.reports import report_scores
+from a3tune.metrics.attention import Array
+from a3tune.metrics.catalogue import ALL_HEADS, attention_metrics
+from a3tune.metrics.radiology import radiology_scores
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
 from a3tune.vlm.encode import TOKEN_MASKS, Example, PaddingSide, pad, prepare
@@ -41,8 +42,6 @@ from a3tune.vlm.patches import members, token_weights
 logger = logging.getLogger(__name__)
 DECISIVE = ("heads", "rows", "tau", "normalisation", "max_new_tokens", "decode", "decoding", "strategy", "seed")
 """Settings that answers and their attention depend on: an evaluation goes on only with the same."""
-ALL_HEADS = "_all_heads"
-"""Ends the name of an attention metric of the map over all heads."""
 
 
 def evaluate(
@@ -151,7 +150,7 @@ def _score_reports(book: PredictionLog, samples: Sequence[Sample], settings: Eva
     if not written:
         return {}
     weights = {name: Path(str(place)) for name, place in settings.weights.items()}
-    found = report_scores([own.prediction for own in written], [own.answer for own in written], weights)
+    found = radiology_scores([own.prediction for own in written], [own.answer for own in written], weights)
     book.score_reports(
         {own.id: {name: values[row] for name, values in found.values.items()} for row, own in enumerate(written)}
     )

@@ -11,8 +11,8 @@ import numpy as np
 
 from a3tune.data.images import content_hash
 from a3tune.evaluation.predictions import Cost, Map
+from a3tune.metrics.catalogue import answer_scores
 from a3tune.metrics.stats import Estimate, mean_interval
-from a3tune.metrics.vqa import answer_scores
 from a3tune.types import Prediction, Sample
 
 BREAKDOWN = ("question_type", "modality", "body", "organ")
@@ -37,7 +37,7 @@ class Results:
     cost: Cost = field(default_factory=Cost)
     """Of all answers, earlier sessions included."""
     absent: Mapping[str, str] = field(default_factory=dict)
-    """Report metrics that could not be computed: why, and how to get what they need."""
+    """Metrics of radiology reports that could not be computed: why, and how to get what they need."""
 
     def as_json(self) -> dict[str, Any]:
         """Content of `results.json`; undefined numbers are null."""

@@ -9,25 +9,11 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from a3tune.errors import ConfigError
 
 Normalisation = Literal["max", "sum", "min-max"]
 Array = NDArray[np.float64]
-
-
-def attention_metrics(
-    map_BN: ArrayLike, region_BN: ArrayLike, *, tau: float = 0.15, normalisation: Normalisation = "max"
-) -> dict[str, Array]:
-    """All metrics of this file by name, each [B]."""
-    return {
-        "coverage": coverage(map_BN, region_BN, tau=tau, normalisation=normalisation),
-        "intensity": intensity(map_BN, region_BN, normalisation=normalisation),
-        "attention_mass": attention_mass(map_BN, region_BN),
-        "pointing": pointing(map_BN, region_BN),
-        "patch_auroc": patch_auroc(map_BN, region_BN),
-    }
 
 
 def coverage(
@@ -66,6 +52,8 @@ def patch_auroc(map_BN: ArrayLike, region_BN: ArrayLike) -> Array:
 
     Undefined as well when the region is the whole view.
     """
+    from scipy.stats import rankdata  # slow to import, and records need only the names in this file
+
     map_BN, region_BN = _arrays(map_BN, region_BN)
     inside_B = region_BN.sum(-1)
     outside_B = region_BN.shape[-1] - inside_B

@@ -7,13 +7,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
-from functools import partial
 from typing import Literal
 
 from a3tune.types import AnswerType, Sample
 
 ClosedMode = Literal["llava-med", "strict"]
-AnswerMetric = Callable[[str, str, AnswerType, Sequence[str]], float | None]
+AnswerScore = Callable[[str, str, AnswerType, Sequence[str]], float | None]
 """(prediction, answer, the question's type, its options) -> score; None where the question has no such score."""
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -87,12 +86,31 @@ def choice_accuracy(prediction: str, answer: str, options: Sequence[str]) -> flo
     return float(_most_similar(options, prediction) == _most_similar(options, answer))
 
 
-def answer_scores(
-    prediction: str, answer: str, answer_type: AnswerType, options: Sequence[str] = ()
-) -> dict[str, float]:
-    """Every score of `ANSWER_METRICS` that this question has, by name, in [0, 1]; reports have none of ours."""
-    found = {name: score(prediction, answer, answer_type, options) for name, score in ANSWER_METRICS.items()}
-    return {name: value for name, value in found.items() if value is not None}
+def of_type(kind: AnswerType, score: Callable[[str, str], float]) -> AnswerScore:
+    """A score of (prediction, answer) that every question of this type has."""
+    return lambda prediction, answer, answer_type, options: score(prediction, answer) if answer_type == kind else None
+
+
+def published_closed(prediction: str, answer: str, answer_type: AnswerType, options: Sequence[str]) -> float | None:
+    """`closed_accuracy` as the paper's numbers count it: of the closed questions whose answer holds "yes" or "no".
+
+    Inside a word counts as well: published numbers are shares of these questions (355 of SLAKE's 416 closed test
+    questions, 254 of VQA-RAD's 272).
+    """
+    truth = normalise(answer)
+    defined = answer_type == "closed" and ("yes" in truth or "no" in truth)
+    return closed_accuracy(prediction, answer) if defined else None
+
+
+def published_choice(prediction: str, answer: str, answer_type: AnswerType, options: Sequence[str]) -> float | None:
+    """`choice_accuracy` of the multiple-choice questions whose options are known."""
+    return choice_accuracy(prediction, answer, options) if answer_type == "choice" and options else None
+
+
+def hallucination(prediction: str, answer: str, answer_type: AnswerType, options: Sequence[str]) -> float | None:
+    """1.0 if a closed question with the answer "no" is answered "yes"; 0 is good."""
+    defined = answer_type == "closed" and normalise(answer) == "no"
+    return closed_accuracy(prediction, "yes", "strict") if defined else None
 
 
 def prior_baseline(train: Sequence[Sample], test: Sequence[Sample]) -> list[str]:
@@ -116,42 +134,6 @@ def _prior_keys(sample: Sample) -> list[tuple[str, ...]]:
     kind = sample.answer_type
     question_type = [("question type", kind, sample.meta["question_type"])] if "question_type" in sample.meta else []
     return [("prompt", kind, sample.prompt), *question_type, ("answer type", kind), ("any",)]
-
-
-def _published_closed(prediction: str, answer: str, answer_type: AnswerType, options: Sequence[str]) -> float | None:
-    """Not defined where the answer holds neither a "yes" nor a "no", not even inside a word: published numbers are
-    shares of the others (355 of SLAKE's 416 closed test questions, 254 of VQA-RAD's 272)."""
-    truth = normalise(answer)
-    defined = answer_type == "closed" and ("yes" in truth or "no" in truth)
-    return closed_accuracy(prediction, answer) if defined else None
-
-
-def _hallucination(prediction: str, answer: str, answer_type: AnswerType, options: Sequence[str]) -> float | None:
-    """A closed question answered "yes" where the truth is "no"; 0 is good."""
-    defined = answer_type == "closed" and normalise(answer) == "no"
-    return closed_accuracy(prediction, "yes", "strict") if defined else None
-
-
-def _published_choice(prediction: str, answer: str, answer_type: AnswerType, options: Sequence[str]) -> float | None:
-    return choice_accuracy(prediction, answer, options) if answer_type == "choice" and options else None
-
-
-def _of(kind: AnswerType, score: Callable[[str, str], float]) -> AnswerMetric:
-    """A score of (prediction, answer) that every question of this type has."""
-    return lambda prediction, answer, answer_type, options: score(prediction, answer) if answer_type == kind else None
-
-
-ANSWER_METRICS: dict[str, AnswerMetric] = {
-    "open_recall": _of("open", open_recall),
-    "open_recall_clipped": _of("open", partial(open_recall, clipped=True)),
-    "closed_accuracy": _published_closed,
-    "closed_accuracy_strict": _of("closed", partial(closed_accuracy, mode="strict")),
-    "hallucination": _hallucination,
-    "choice_accuracy": _published_choice,
-    "choice_accuracy_strict": _of("choice", partial(closed_accuracy, mode="strict")),
-}
-"""By name. `choice_accuracy_strict` asks for the answer's words in the prediction. A new score is a line here, or
-`ANSWER_METRICS["mine"] = mine` in code of your own (docs/howto/own-metric.md)."""
 
 
 def _most_similar(options: Sequence[str], text: str) -> int:

@@ -6,7 +6,7 @@ Knows settings and numbers; nothing of the machine or the patients behind them.
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from a3tune.config import RunConfig
 from a3tune.config.public import is_hub_name, public_name, public_settings
 from a3tune.errors import OutputError
 from a3tune.machine.files import write_atomic
+from a3tune.metrics.catalogue import SCALED, describe, in_order
 from a3tune.metrics.stats import Estimate
 from a3tune.report.escape import markdown, one_line
-from a3tune.report.records import METRICS, SCALED, LabelQuality
+from a3tune.report.records import LabelQuality
 from a3tune.report.summary import number
 
 _RESEARCH = "Research only. This is **not a medical device**: no one may be diagnosed or treated by its answers."
@@ -46,7 +47,7 @@ class Evaluation:
     questions: int
     config: RunConfig
     scores: Mapping[str, Estimate]
-    """By metric; those of `report.data.METRICS` are shown."""
+    """By metric (`metrics.catalogue`)."""
 
 
 def model_card(
@@ -189,12 +190,14 @@ def _introduction(config: RunConfig, base: str) -> str:
 def _loading(config: RunConfig) -> str:
     path = one_line(public_name(config.model.path)).replace("`", "'")
     if config.adapter.kind == "a3moe":
-        first = "`import a3tune` first: it makes the adapter type known. Without it PEFT raises `KeyError: 'A3MOE'`."
+        first = (
+            "The adapter needs the package `a3tune`: importing `a3tune.adapters` makes its type known to PEFT, which "
+            "otherwise raises `KeyError: 'A3MOE'`."
+        )
     else:
         first = "Plain PEFT can load this adapter too."
     return (
         f"{first}\n\n```python\n"
-        "import a3tune  # before PEFT loads the adapter\n"
         "from a3tune.adapters import load_adapter\n"
         "from a3tune.vlm.load import load_vlm\n\n"
         f"vlm = load_vlm({path!r})\n"
@@ -215,13 +218,8 @@ def _quality(labels: LabelQuality) -> str:
 
 def _results(evaluation: Evaluation) -> str:
     settings = evaluation.config.evaluation
-    rows = {
-        METRICS[name].title + (", %" if METRICS[name].percent else ""): (
-            f"{number(e.mean, name)} [{number(e.low, name)}, {number(e.high, name)}]"
-        )
-        for name, e in evaluation.scores.items()
-        if name in METRICS
-    }
+    names = in_order(evaluation.scores)
+    main, further = ([name for name in names if describe(name).main is wanted] for wanted in (True, False))
     changed = settings.decoding | ({"strategy": settings.strategy} if settings.strategy else {})
     notes = [f"{evaluation.questions:,} questions."]
     if changed:
@@ -231,7 +229,18 @@ def _results(evaluation: Evaluation) -> str:
     if "coverage" in evaluation.scores:
         notes.append(f"Coverage counts attention from {settings.tau:g} on, {SCALED[settings.normalisation]}.")
     notes.append("One training run: another seed may give other numbers.")
-    return _table(("Metric", "Mean [95 % interval]"), rows) + "\n\n" + markdown(" ".join(notes))
+    parts = [_scores(evaluation, main), markdown(" ".join(notes))]
+    if further:
+        parts += ["<details><summary>Further scores</summary>", _scores(evaluation, further), "</details>"]
+    return "\n\n".join(parts)
+
+
+def _scores(evaluation: Evaluation, names: Sequence[str]) -> str:
+    def shown(name: str, found: Estimate) -> str:
+        return f"{number(found.mean, name)} [{number(found.low, name)}, {number(found.high, name)}]"
+
+    rows = {describe(name).heading: shown(name, evaluation.scores[name]) for name in names}
+    return _table(("Metric", "Mean [95 % interval]"), rows)
 
 
 def _limits(synthetic: bool) -> str:

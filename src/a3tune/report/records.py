@@ -1,88 +1,16 @@
-"""What a report is made of: frozen records that the pipeline fills in, and the names of everything in them.
+"""What a report is made of: frozen records that the pipeline fills in.
 
 Nothing here holds a path, a patient or a sample's id, so nothing of them can reach the page.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from a3tune.metrics.attention import Normalisation
 from a3tune.metrics.stats import Estimate
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """How a metric is called and shown."""
-
-    title: str
-    percent: bool
-    """Shown times 100, with a % sign in running text."""
-    meaning: str
-    """The formula in words; `{tau}` and `{scaled}` are filled in."""
-    lower_is_better: bool = False
-
-
-METRICS = {
-    "open_recall": Metric(
-        "Open recall",
-        True,
-        "Share of the words of the reference answer that stand in the model's answer, averaged over the open "
-        "questions. Both are lower-cased, without punctuation and articles, number words as digits (as LLaVA-Med).",
-    ),
-    "closed_accuracy": Metric("Closed accuracy", True, "Share of the yes/no questions that are answered right."),
-    "choice_accuracy": Metric(
-        "Choice accuracy", True, "Share of the multiple-choice questions whose answer is most like the right option."
-    ),
-    "choice_accuracy_strict": Metric(
-        "Choice accuracy (strict)", True, "Share of the multiple-choice questions whose answer holds the right option."
-    ),
-    "hallucination": Metric(
-        "Hallucination",
-        True,
-        'Share of the closed questions with the answer "no" that are answered "yes"; the lower the better.',
-        lower_is_better=True,
-    ),
-    "bleu": Metric("BLEU", True, "Sentence BLEU-4 of the reports (smoothing method 4), averaged."),
-    "rouge_l": Metric("ROUGE-L", True, "F1 of the longest common subsequence of words, stemmed."),
-    "meteor": Metric("METEOR", True, "Matched words, stems and synonyms, with a penalty for broken order."),
-    "bertscore": Metric("BERTScore", True, "F1 of the best cosine match of each token's RoBERTa features."),
-    "chexbert": Metric("CheXbert", True, "Cosine similarity of CheXbert's features of both reports."),
-    "radgraph": Metric("RadGraph", True, "Mean F1 of the entities and of the relations that RadGraph finds."),
-    "ratescore": Metric("RaTEScore", True, "Similarity of the medical entities of both reports."),
-    "coverage": Metric(
-        "Coverage",
-        True,
-        "Share of the true region on which the attention, {scaled}, is at least {tau}; averaged over the questions "
-        "with a true region. A map that is bright everywhere covers everything: read it with the attention mass.",
-    ),
-    "intensity": Metric(
-        "Intensity",
-        False,
-        "Mean attention inside the true region, {scaled}; averaged over the questions with a true region.",
-    ),
-    "attention_mass": Metric(
-        "Attention mass",
-        True,
-        "Of all attention on the image, the share that falls inside the true region. Even attention gives the region's "
-        "share of the image.",
-    ),
-    "pointing": Metric(
-        "Pointing", True, "How often the patch with the most attention lies inside the true region (the pointing game)."
-    ),
-    "patch_auroc": Metric(
-        "Patch AUROC",
-        False,
-        "Probability that a patch of the true region gets more attention than one outside it; 0.5 is chance.",
-    ),
-}
-"""Metrics that the page knows, in the order in which it shows them."""
-
-ANSWERS = ("open_recall", "closed_accuracy", "choice_accuracy", "choice_accuracy_strict")
-"""Metrics that are broken down by question type, modality and organ."""
 
 CURVES = {
     "loss_llm": "Answer loss L_LLM",
@@ -92,17 +20,10 @@ CURVES = {
 }
 """Lines of `metrics.jsonl` that are drawn, and their titles."""
 
-SCALED: dict[Normalisation, str] = {
-    "max": "divided by its largest value",
-    "sum": "divided by its sum",
-    "min-max": "stretched to the range 0 to 1",
-}
-"""What happened to a map before Coverage and Intensity, in words."""
-
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A method minus the reference method, on the same questions."""
+    """A run minus the reference run, on the same questions."""
 
     difference: Estimate
     p: float | None = None
@@ -136,17 +57,17 @@ class ExpertUse:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MethodResult:
-    """One column of every comparison: a model, or a baseline without one."""
+class RunResult:
+    """What came out of an evaluated run, or of a baseline without a model: one row of every comparison."""
 
     name: str
     title: str
     scores: Mapping[str, Estimate]
-    """By metric, see `METRICS`; in the metric's own unit (shares, not percent)."""
+    """By metric (`metrics.catalogue`), in the metric's own unit (shares, not percent)."""
     differences: Mapping[str, Comparison] = field(default_factory=dict)
     """By metric, against `ReportData.reference`; empty for the reference itself."""
     breakdown: Mapping[str, Mapping[str, Mapping[str, Estimate]]] = field(default_factory=dict)
-    """By field (`question_type`, `modality`, ...) and its value: scores of answers by metric, see `ANSWERS`."""
+    """By field (`question_type`, `modality`, ...) and its value: scores of answers by metric."""
     curves: Mapping[str, Curve] = field(default_factory=dict)
     """By name, see `CURVES`; empty for a model that was not trained."""
     experts: Mapping[Literal["query", "key"], ExpertUse] = field(default_factory=dict)
@@ -178,7 +99,7 @@ class LabelQuality:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """How one method answered a case, and where it looked."""
+    """How one run answered a case, and where it looked."""
 
     title: str
     answer: str
@@ -222,10 +143,10 @@ class ReportData:
     """Everything on the page."""
 
     title: str
-    methods: tuple[MethodResult, ...]
+    results: tuple[RunResult, ...]
     """Best read in the order base, LoRA, A3Tune."""
     reference: str
-    """Name of the method that the others are compared with."""
+    """Name of the run that the others are compared with."""
     counts: Mapping[str, int]
     """Such as questions, images and patients, for the summary: name -> number in the test set."""
     seeds: int
@@ -238,7 +159,7 @@ class ReportData:
     """Wall-clock time by stage."""
     tau: float
     normalisation: Normalisation
-    question_only: MethodResult | None = None
+    question_only: RunResult | None = None
     """Answers without the image; only the metrics of answers."""
     labels: LabelQuality | None = None
     cases: Cases | None = None
@@ -248,36 +169,3 @@ class ReportData:
     """Further limits and remarks, one sentence or more each."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions and hardware, without names of hosts and users."""
-
-
-def curves_from_log(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
-    """The curves of `CURVES` in the lines of `metrics.jsonl`; one that was never logged is missing."""
-    logged = [line for line in lines if "step" in line]
-    found: dict[str, Curve] = {}
-    for name in CURVES:
-        points = [(line["step"], line[name]) for line in logged if line.get(name) is not None]
-        if points:
-            steps, values = zip(*points, strict=True)
-            found[name] = Curve(np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64))
-    return found
-
-
-def heads_from_log(lines: Iterable[Mapping[str, Any]]) -> np.ndarray | None:
-    """Share of the logged steps in which each head was aligned, float [L, H]; None if the run aligned nothing."""
-    selected = [[list(map(int, row)) for row in line["heads_selected"]] for line in lines if "heads_selected" in line]
-    return np.mean(selected, axis=0) if selected else None
-
-
-def experts_from_log(lines: Iterable[Mapping[str, Any]]) -> dict[Literal["query", "key"], ExpertUse]:
-    """The experts' use in the last line of `metrics.jsonl` that holds it."""
-    found: dict[Literal["query", "key"], ExpertUse] = {}
-    for line in lines:
-        for kind in ("query", "key"):
-            if f"{kind}_use" in line:
-                found[kind] = ExpertUse(tuple(line[f"{kind}_use"]), line[f"{kind}_entropy"])
-    return found
-
-
-def public_command(command: str) -> str:
-    """A command line whose paths are cut down to their last part."""
-    return re.sub(r"[^\s=\"']*/([^\s/\"']*)", r"…/\1", command)

@@ -4,34 +4,33 @@ import math
 from collections.abc import Sequence
 
 from a3tune.metrics.attention import Normalisation
-from a3tune.report.records import METRICS, SCALED, MethodResult, ReportData
+from a3tune.metrics.catalogue import describe, in_order
+from a3tune.report.records import ReportData, RunResult
 
 NOTHING = "\N{EN DASH}"
 """Stands where there is no number."""
 
 
 def number(value: float, metric: str, *, signed: bool = False) -> str:
-    """A value of a metric as tables show it: percent with one decimal or a plain number with three."""
-    if not math.isfinite(value):
-        return NOTHING
-    text = f"{100 * value:.1f}" if METRICS[metric].percent else f"{value:.3f}"
-    if float(text) == 0:
-        text = text.lstrip("-")
-    elif signed and value > 0:
-        text = f"+{text}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    """A value of a metric as people read it (`Metric.text`), without its unit."""
+    return typographic(describe(metric).text(value, signed=signed))
+
+
+def typographic(text: str) -> str:
+    """A number or interval as tables write it, with a real minus sign; a dash where there is none."""
+    return text.replace("-", "\N{MINUS SIGN}") or NOTHING
 
 
 def summary(data: ReportData) -> tuple[str, ...]:
     """One paragraph, sentence by sentence."""
-    reference = next(method for method in data.methods if method.name == data.reference)
+    reference = next(result for result in data.results if result.name == data.reference)
     counts = _listed([f"{count:,} {name}" for name, count in data.counts.items()])
     kind = "synthetic scans" if data.synthetic else "the test set"
     sentences = [
-        f"{_listed([method.title for method in data.methods])} answered the same questions about {kind} ({counts}); "
+        f"{_listed([result.title for result in data.results])} answered the same questions about {kind} ({counts}); "
         f"differences are counted question by question against {reference.title}."
     ]
-    sentences += [_outcome(method, reference) for method in data.methods]
+    sentences += [_outcome(result, reference) for result in data.results]
     sentences.append(_trust(data.seeds))
     return tuple(filter(None, sentences))
 
@@ -55,9 +54,9 @@ def limits(data: ReportData) -> tuple[str, ...]:
 
 
 def glossary(tau: float, normalisation: Normalisation, metrics: Sequence[str]) -> dict[str, str]:
-    """Every name on the page, with its formula in words; `metrics` are those of `METRICS` that it shows."""
-    shown = [METRICS[name] for name in metrics]
-    terms = {m.title: m.meaning.format(tau=f"{tau:g}", scaled=SCALED[normalisation]) for m in shown}
+    """Every name on the page, with its formula in words; `metrics` are the names of those that it shows."""
+    known = [describe(name) for name in metrics]
+    terms = {metric.title: metric.explained(tau, normalisation) for metric in known}
     return terms | {
         "95 % interval": "From a bootstrap that resamples whole groups (images or patients), since questions about "
         "one image are not independent. Of a paired difference: from the differences question by question.",
@@ -77,28 +76,28 @@ def glossary(tau: float, normalisation: Normalisation, metrics: Sequence[str]) -
     }
 
 
-def _outcome(method: MethodResult, reference: MethodResult) -> str:
-    """Where a method is better, worse, or not to be told apart from the reference."""
+def _outcome(result: RunResult, reference: RunResult) -> str:
+    """Where a run is better, worse, or not to be told apart from the reference."""
     higher, lower, same = [], [], []
-    for metric, known in METRICS.items():
-        comparison = method.differences.get(metric)
-        if comparison is None or not math.isfinite(comparison.difference.mean):
+    for metric in in_order(result.differences):
+        comparison = result.differences[metric]
+        if not math.isfinite(comparison.difference.mean):
             continue
         if comparison.significant:
-            (higher if comparison.difference.mean > 0 else lower).append(_levels(metric, method, reference))
+            (higher if comparison.difference.mean > 0 else lower).append(_levels(metric, result, reference))
         else:
-            same.append(_inline(known.title))
+            same.append(_inline(describe(metric).title))
     if not higher and not lower:
-        return f"{method.title}: no significant difference from {reference.title} in {_listed(same)}." if same else ""
+        return f"{result.title}: no significant difference from {reference.title} in {_listed(same)}." if same else ""
     parts = [f"{way} in {_listed(changed)}" for way, changed in (("higher", higher), ("lower", lower)) if changed]
-    sentence = f"{method.title} is significantly {' and '.join(parts)}"
+    sentence = f"{result.title} is significantly {' and '.join(parts)}"
     return sentence + (f"; there is no significant difference in {_listed(same)}." if same else ".")
 
 
-def _levels(metric: str, method: MethodResult, reference: MethodResult) -> str:
-    known = METRICS[metric]
-    own, other = (number(m.scores[metric].mean, metric) for m in (method, reference))
-    return f"{_inline(known.title)} ({own} against {other}{' %' if known.percent else ''})"
+def _levels(metric: str, result: RunResult, reference: RunResult) -> str:
+    known = describe(metric)
+    level, reference_level = (number(each.scores[metric].mean, metric) for each in (result, reference))
+    return f"{_inline(known.title)} ({level} against {reference_level}{' %' if known.percent else ''})"
 
 
 def _trust(seeds: int) -> str:

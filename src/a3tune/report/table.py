@@ -1,147 +1,165 @@
-"""Compared methods as one table in the paper's layout: Markdown, LaTeX or CSV.
+"""Compared results as one table: which columns, how numbers are rounded, who is best, what differs significantly.
 
-Knows records and formats; reads no run.
+Built once; `formats/` and `html` write it down. Knows no markup.
 """
 
-import csv
-import io
+import math
 from collections.abc import Mapping, Sequence
-
-import numpy as np
+from dataclasses import dataclass, field
+from typing import Literal
 
 from a3tune.evaluation.predictions import Cost
+from a3tune.metrics.catalogue import Metric, describe, in_order
 from a3tune.metrics.stats import Estimate
-from a3tune.report.escape import latex, markdown, spreadsheet
-from a3tune.report.records import METRICS, MethodResult
+from a3tune.report.records import Comparison, RunResult
 
 FORMATS = (".md", ".tex", ".csv")
-"""Ends of the file names that say how a table is written."""
-_ESCAPE = {".md": markdown, ".tex": latex}
-_MARK = "*"
-_LEGEND = (
-    "Best bold, second underlined; 95 % bootstrap intervals over images or patients; * differs from {reference} "
-    "(paired permutation test, Holm-adjusted over all comparisons of this table, p < .05). Passes and seconds of "
-    "answering are relative to {reference}."
-)
+"""Ends of the file names that say how a table is written (`formats.written`)."""
+NO_INTERVAL = "no interval"
+_NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan, 0)
 
 
-def comparison_tables(
-    classes: Mapping[str, Sequence[MethodResult]], costs: Mapping[str, Cost], reference: str, form: str = ".md"
-) -> str:
-    """A table for each class of questions (a modality, an organ): the methods as rows, what was measured as columns.
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A result minus that of the reference, on the same questions."""
 
-    Args:
-        classes: name -> results of the methods (`gather.method_results`); metrics that none of them has are left out.
-            The name "" is all questions, and has no heading.
-        costs: by method name, of all questions.
-        reference: the method that the others were compared with.
-        form: one of `FORMATS`.
+    comparison: Comparison
+    text: str
+    """The mean as shown, with its sign."""
+    interval: str
+    direction: Literal["higher", "lower", "same"]
+    """`same`: no significant difference."""
+    good: bool
+    """A significant difference to the better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A score of a result."""
+
+    estimate: Estimate
+    text: str = ""
+    """The mean as shown; empty if there is none."""
+    interval: str = ""
+    """`[low, high]` as shown."""
+    rank: int = 0
+    """1 is best, 2 second, as shown: equal numbers share a rank. 0: neither, all numbers are equal, or nobody
+    knows which way is better."""
+    change: Change | None = None
+    """None: nothing was compared, as with the reference itself."""
+
+    @property
+    def significant(self) -> bool:
+        """Whether it differs from the reference."""
+        return self.change is not None and self.change.direction != "same"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A metric that at least one result has."""
+
+    name: str
+    metric: Metric
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A result."""
+
+    name: str
+    title: str
+    cells: Mapping[str, Cell]
+    """By name of the column, each column of the table."""
+    cost: Cost | None = None
+    relative: tuple[str, str] = ("", "")
+    """Passes and seconds of answering over those of the reference, as shown; empty where nothing was counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Results as rows, metrics as columns."""
+
+    title: str
+    """Class of questions; empty for all of them."""
+    reference: str
+    """Title of the result that the others are compared with."""
+    main: tuple[Column, ...]
+    further: tuple[Column, ...]
+    """Scores that are not tested, and those of metrics that nobody here knows."""
+    rows: tuple[Row, ...] = field(default_factory=tuple)
+
+
+def comparison_table(
+    results: Sequence[RunResult], reference: str, *, title: str = "", costs: Mapping[str, Cost] | None = None
+) -> Table:
+    """The table of results compared with `reference`, the name of one of them; metrics that none has are left out.
+
+    `costs` are those of answering all questions, by name of the result.
     """
-    if form == ".csv":
-        return _csv(classes, costs)
-    heading = "% {}\n" if form == ".tex" else "### {}\n\n"
-    tables = [
-        (heading.format(_ESCAPE[form](name)) if name else "") + _table(methods, costs, reference, form)
-        for name, methods in classes.items()
-    ]
-    return "\n".join(tables)
-
-
-def _table(methods: Sequence[MethodResult], costs: Mapping[str, Cost], reference: str, form: str) -> str:
-    metrics = _metrics(methods)
-    titles = ["Method", *(METRICS[name].title for name in metrics), "Passes", "Seconds"]
-    emphasis = {name: _ranks([_goodness(method, name) for method in methods]) for name in metrics}
+    names = in_order(name for result in results for name, found in result.scores.items() if math.isfinite(found.mean))
+    columns = [Column(name, describe(name)) for name in names]
+    cells = {
+        name: ranked_cells(
+            name,
+            [result.scores.get(name) for result in results],
+            [result.differences.get(name) for result in results],
+        )
+        for name in names
+    }
     rows = [
-        [
-            _ESCAPE[form](method.title),
-            *(_cell(method, name, emphasis[name][row], form) for name in metrics),
-            *_relative(costs[method.name], costs[reference]),
-        ]
-        for row, method in enumerate(methods)
+        Row(
+            result.name,
+            result.title,
+            {name: cells[name][index] for name in names},
+            costs[result.name] if costs else None,
+            _relative(costs[result.name], costs[reference]) if costs else ("", ""),
+        )
+        for index, result in enumerate(results)
     ]
-    title = next(method.title for method in methods if method.name == reference)
-    legend = _LEGEND.format(reference=_ESCAPE[form](title))
-    return _latex(titles, rows, legend) if form == ".tex" else _markdown(titles, rows, legend)
-
-
-def _metrics(methods: Sequence[MethodResult]) -> list[str]:
-    return [name for name in METRICS if any(np.isfinite(_mean(method, name)) for method in methods)]
-
-
-def _mean(method: MethodResult, metric: str) -> float:
-    return method.scores[metric].mean if metric in method.scores else float("nan")
-
-
-def _goodness(method: MethodResult, metric: str) -> float:
-    return -_mean(method, metric) if METRICS[metric].lower_is_better else _mean(method, metric)
-
-
-def _ranks(values: Sequence[float]) -> list[int]:
-    """1 for the best values, 2 for the next, 0 for the rest; equal values (as shown) share a rank."""
-    shown = [round(value, 3) for value in values]
-    best = sorted({value for value in shown if np.isfinite(value)}, reverse=True)[:2]
-    return [best.index(value) + 1 if value in best else 0 for value in shown]
-
-
-def _cell(method: MethodResult, metric: str, rank: int, form: str) -> str:
-    found = method.scores.get(metric)
-    if found is None or not np.isfinite(found.mean):
-        return "-"
-    scale, digits = (100, 1) if METRICS[metric].percent else (1, 3)
-    mean = f"{scale * found.mean:.{digits}f}"
-    difference = method.differences.get(metric)
-    mark = _MARK if difference is not None and difference.significant else ""
-    interval = f"[{scale * found.low:.{digits}f}, {scale * found.high:.{digits}f}]"
-    if form == ".tex":
-        mean = {1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}.get(rank, mean)
-        return rf"{mean}{mark} {{\scriptsize {interval}}}"
-    mean = {1: f"**{mean}**", 2: f"<u>{mean}</u>"}.get(rank, mean)
-    return f"{mean}{mark.replace(_MARK, '&ast;')} {interval}"
-
-
-def _relative(cost: Cost, reference: Cost) -> list[str]:
-    pairs = ((cost.passes, reference.passes), (cost.answer_seconds, reference.answer_seconds))
-    return [f"{own / other:.2f}x" if other else "-" for own, other in pairs]
-
-
-def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]], legend: str) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{legend.replace('*', '&ast;')}\n"
-
-
-def _latex(titles: Sequence[str], rows: Sequence[Sequence[str]], legend: str) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(cells) + r" \\"
-
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{l{'c' * (len(titles) - 1)}}}",
-            r"\toprule",
-            line(titles),
-            r"\midrule",
-            *map(line, rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            f"% {legend}",
-            "",
-        ]
+    return Table(
+        title,
+        next(result.title for result in results if result.name == reference),
+        tuple(column for column in columns if column.metric.main),
+        tuple(column for column in columns if not column.metric.main),
+        tuple(rows),
     )
 
 
-def _csv(classes: Mapping[str, Sequence[MethodResult]], costs: Mapping[str, Cost]) -> str:
-    """One line per class, method and metric, unrounded."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    columns = ["class", "method", "metric", "mean", "low", "high", "count", "difference", "p", "passes", "seconds"]
-    writer.writerow(columns)
-    for own, method in ((own, method) for own, methods in classes.items() for method in methods):
-        for name in _metrics(classes[own]):
-            found = method.scores.get(name, Estimate(float("nan"), float("nan"), float("nan"), 0))
-            compared = method.differences.get(name)
-            cost = costs[method.name]
-            writer.writerow(
-                [spreadsheet(own), spreadsheet(method.title), name, found.mean, found.low, found.high, found.count]
-                + (["", ""] if compared is None else [compared.difference.mean, compared.p])
-                + [cost.passes, cost.answer_seconds]
-            )
-    return text.getvalue()
+def ranked_cells(
+    name: str, estimates: Sequence[Estimate | None], comparisons: Sequence[Comparison | None] | None = None
+) -> list[Cell]:
+    """Estimates of one metric as cells, ranked among each other; None and NaN are cells without a number."""
+    metric = describe(name)
+    texts = ["" if estimate is None else metric.text(estimate.mean) for estimate in estimates]
+    distinct = sorted({float(text) for text in texts if text}, reverse=not metric.lower_is_better)
+    ranked = len(distinct) > 1 and metric.kind != "unknown"
+    ranks = dict(zip(distinct, (1, 2), strict=False)) if ranked else {}
+    changes = [_change(metric, comparison) for comparison in comparisons or [None] * len(estimates)]
+    return [
+        Cell(estimate, text, _interval(metric, estimate), ranks.get(float(text), 0), change)
+        if estimate is not None and text
+        else Cell(_NO_ESTIMATE, change=change)
+        for estimate, text, change in zip(estimates, texts, changes, strict=True)
+    ]
+
+
+def _change(metric: Metric, comparison: Comparison | None) -> Change | None:
+    if comparison is None or not math.isfinite(comparison.difference.mean):
+        return None
+    found = comparison.difference
+    higher = found.mean > 0
+    direction = ("higher" if higher else "lower") if comparison.significant else "same"
+    good = direction != "same" and higher != metric.lower_is_better
+    return Change(comparison, metric.text(found.mean, signed=True), _interval(metric, found), direction, good)
+
+
+def _interval(metric: Metric, estimate: Estimate) -> str:
+    low, high = metric.text(estimate.low), metric.text(estimate.high)
+    return f"[{low}, {high}]" if low and high else NO_INTERVAL
+
+
+def _relative(cost: Cost, reference: Cost) -> tuple[str, str]:
+    def over(own: float, other: float) -> str:
+        return f"{own / other:.2f}x" if other else ""
+
+    return over(cost.passes, reference.passes), over(cost.answer_seconds, reference.answer_seconds)

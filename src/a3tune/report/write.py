@@ -6,29 +6,16 @@ from pathlib import Path
 
 from a3tune.config import RunConfig
 from a3tune.config.public import public_settings
-from a3tune.data.images import load_image
 from a3tune.data.rows import read_rows, read_split
 from a3tune.errors import DataError, RunError
 from a3tune.evaluation.predictions import read_cost
 from a3tune.evaluation.results import classes
-from a3tune.labels.make import make_maker
 from a3tune.machine.files import write_atomic
-from a3tune.report.gather import (
-    Method,
-    choose_cases,
-    counts,
-    draw_cases,
-    method_results,
-    question_only,
-    read_method,
-    stored_quality,
-)
-from a3tune.report.html import render
-from a3tune.report.records import Cases, ReportData
-from a3tune.report.table import comparison_tables
+from a3tune.report.formats import written
+from a3tune.report.gather import counts, question_only, read_run, run_results, stored_quality
+from a3tune.report.records import ReportData
+from a3tune.report.table import comparison_table
 from a3tune.run.folder import RunFolder, read_json, read_settings
-from a3tune.types import Labels, Sample
-from a3tune.vlm.load import load_boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +43,15 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
     folders = _named(runs)
     reference, shown = page.reference or next(iter(folders)), page.shown or list(folders)[-1]
     config = _evaluation(folders[shown])
+    # They draw, with matplotlib and the models' boxes: nobody waits for these to be told of a mistake.
+    from a3tune.report.case_views import make_cases
+    from a3tune.report.html import render
+
     samples = read_split(config.data, "test")
-    methods = [read_method(name, page.titles.get(name, name), folder, samples) for name, folder in folders.items()]
+    evaluated = [read_run(name, page.titles.get(name, name), folder, samples) for name, folder in folders.items()]
     data = ReportData(
         title=page.title,
-        methods=method_results(methods, samples, reference),
+        results=run_results(evaluated, samples, reference),
         reference=reference,
         counts=counts(samples),
         seeds=1,
@@ -71,7 +62,7 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
         normalisation=config.evaluation.normalisation,
         question_only=question_only(read_rows(config.data.train), samples) if config.data.train else None,
         labels=stored_quality(config),
-        cases=_cases(config, methods, samples, shown, reference) if shown != reference else None,
+        cases=make_cases(config, evaluated, samples, shown, reference) if shown != reference else None,
         synthetic=page.synthetic,
         environment=_environment(folders[shown]),
     )
@@ -90,21 +81,18 @@ def compare(runs: Sequence[Path], forms: Sequence[str], by: str | None = None) -
     reference = next(iter(folders))
     config = _evaluation(folders[reference])
     samples = read_split(config.data, "test")
-    methods = [read_method(name, name, folder, samples) for name, folder in folders.items()]
+    evaluated = [read_run(name, name, folder, samples) for name, folder in folders.items()]
     costs = {name: read_cost(folder) for name, folder in folders.items()}
-    chosen = {"": list(range(len(samples)))} if by is None else classes(samples, by)
-    if not chosen:
+    indices_of = {"": list(range(len(samples)))} if by is None else classes(samples, by)
+    if not indices_of:
         known = sorted({name for sample in samples for name in sample.meta})
         raise DataError(f"meta.{by}: expected a field of the questions, they have {', '.join(known) or 'none'}")
-    results = {
-        name: method_results(
-            [replace(method, predictions=tuple(method.predictions[i] for i in indices)) for method in methods],
-            [samples[i] for i in indices],
-            reference,
-        )
-        for name, indices in chosen.items()
-    }
-    return [comparison_tables(results, costs, reference, form) for form in forms]
+    tables = []
+    for value, indices in indices_of.items():
+        part = [replace(run, predictions=tuple(run.predictions[index] for index in indices)) for run in evaluated]
+        results = run_results(part, [samples[index] for index in indices], reference)
+        tables.append(comparison_table(results, reference, title=value, costs=costs))
+    return [written(tables, form) for form in forms]
 
 
 def _named(runs: Sequence[Path]) -> dict[str, RunFolder]:
@@ -121,28 +109,10 @@ def _evaluation(folder: RunFolder) -> RunConfig:
     return read_settings(path)
 
 
-def _cases(
-    config: RunConfig, methods: Sequence[Method], samples: Sequence[Sample], shown: str, reference: str
-) -> Cases:
-    """The cases with their weak labels, which are made now and kept nowhere: only training data was labelled."""
-    chosen = choose_cases(methods, shown, reference)
-    labels: dict[str, Labels] = {}
-    if config.labels.source == "weak":
-        maker, settings = make_maker(config.labels, config.model.device), config.labels
-        ids = {choice.id for choice in chosen.choices}
-        labels = {
-            sample.id: maker.find(load_image(sample.image), sample).labels(
-                sample.id, settings.top_k, settings.threshold
-            )
-            for sample in samples
-            if sample.id in ids
-        }
-    return draw_cases(chosen, methods, samples, labels, load_boxes(config.model.path))
-
-
 def _environment(folder: RunFolder) -> dict[str, str]:
     if not folder.environment.is_file():
         return {}
-    found = read_json(folder.environment, "delete it")
-    flat = {name: value for name, value in found.items() if isinstance(value, str | int)} | found.get("packages", {})
+    written_then = read_json(folder.environment, "delete it")
+    flat = {name: value for name, value in written_then.items() if isinstance(value, str | int)}
+    flat |= written_then.get("packages", {})
     return {name: str(value) for name, value in flat.items()}

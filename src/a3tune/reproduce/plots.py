@@ -20,7 +20,7 @@ from a3tune.metrics.stats import Estimate
 from a3tune.report.escape import one_line
 from a3tune.reproduce.experiments import Experiment
 from a3tune.reproduce.places import REGIONS
-from a3tune.reproduce.tables import Cell, Table, estimate_text, in_percent, metric_title
+from a3tune.reproduce.tables import Cell, Table, column_metric, estimate_text
 
 _INK, _MUTED = "#1b1d22", "#5b616b"
 _STYLE: dict[Any, Any] = {
@@ -165,8 +165,7 @@ def _whiskers(found: Sequence[tuple[int, Estimate]]) -> np.ndarray:
 
 
 def _title(table: Table, at: int) -> str:
-    metric = table.measured[at].metric
-    return metric_title(metric) + (", %" if in_percent(metric) else "")
+    return column_metric(table.measured[at].metric).heading
 
 
 def _caption(experiment: Experiment, table: Table) -> str:

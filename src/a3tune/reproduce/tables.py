@@ -12,9 +12,9 @@ import numpy as np
 from a3tune.data.rows import read_rows
 from a3tune.evaluation.predictions import read_predictions
 from a3tune.evaluation.results import classes, clusters, scores
+from a3tune.metrics.catalogue import Metric, describe
 from a3tune.metrics.stats import Estimate, seeds_interval
 from a3tune.report.escape import markdown
-from a3tune.report.records import METRICS
 from a3tune.reproduce.experiments import Column, Experiment, Row
 from a3tune.reproduce.grid import run_of
 from a3tune.reproduce.places import REGIONS, Places
@@ -23,6 +23,7 @@ from a3tune.types import Sample
 
 ANSWER = "answer"
 """Metric of a column: right answers of any question, open recall or strict closed accuracy."""
+_ANSWER = Metric("Right answers", "Open recall of open questions, strict accuracy of closed ones.", main=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +117,9 @@ def as_json(table: Table) -> str:
     return json.dumps(tree, indent=1) + "\n"
 
 
-def metric_title(metric: str) -> str:
-    """What a metric of a column is called."""
-    return "Right answers" if metric == ANSWER else METRICS[metric].title if metric else ""
-
-
-def in_percent(metric: str) -> bool:
-    """Whether a table shows a metric times 100."""
-    return metric == ANSWER or METRICS[metric].percent
+def column_metric(name: str) -> Metric:
+    """What is known of a column's metric: the catalogue's entry, or `ANSWER`, which only these tables have."""
+    return _ANSWER if name == ANSWER else describe(name)
 
 
 def _known_table(places: Places, experiment: Experiment, value: Callable[[str, str], float]) -> Table:
@@ -166,7 +162,8 @@ def _columns(places: Places, experiment: Experiment) -> list[tuple[Column, int |
 
 def _heading(column: Column) -> str:
     where = ", ".join("/".join(values) for values in column.where.values())
-    return ", ".join(part for part in (column.data.removesuffix(REGIONS), where, metric_title(column.metric)) if part)
+    metric = column_metric(column.metric).title if column.metric else ""
+    return ", ".join(part for part in (column.data.removesuffix(REGIONS), where, metric) if part)
 
 
 def _questions(places: Places, column: Column) -> list[Sample]:
@@ -192,7 +189,7 @@ def _estimate(runs: Sequence[dict[str, dict[str, float]]], samples: Sequence[Sam
         return None
     values_SN = np.array([[run[sample.id].get(metric, np.nan) for sample in samples] for run in runs])
     estimate = seeds_interval(values_SN, clusters(samples))
-    scale = 100 if in_percent(metric) else 1
+    scale = 100 if column_metric(metric).percent else 1
     return Estimate(scale * estimate.mean, scale * estimate.low, scale * estimate.high, estimate.count)
 
 

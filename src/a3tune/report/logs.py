@@ -1,0 +1,54 @@
+"""`metrics.jsonl`, the log of a training -> what the report shows of it: curves, heads, experts."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from a3tune.errors import RunError
+from a3tune.report.records import CURVES, Curve, ExpertUse
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Complete lines of a training log; none if there is no file. Raises RunError where the report cannot use them."""
+    if not path.is_file():
+        return []
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        for read in (curves_from_log, experts_from_log, heads_from_log):
+            read(lines)  # what the page takes from them
+        return lines
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
+        raise RunError(
+            f"{path}: expected one JSON object per line, as training logs them: {error}; train again"
+        ) from None
+
+
+def curves_from_log(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
+    """The curves of `CURVES` in the lines of `metrics.jsonl`; one that was never logged is missing."""
+    logged = [line for line in lines if "step" in line]
+    found: dict[str, Curve] = {}
+    for name in CURVES:
+        points = [(line["step"], line[name]) for line in logged if line.get(name) is not None]
+        if points:
+            steps, values = zip(*points, strict=True)
+            found[name] = Curve(np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64))
+    return found
+
+
+def heads_from_log(lines: Iterable[Mapping[str, Any]]) -> np.ndarray | None:
+    """Share of the logged steps in which each head was aligned, float [L, H]; None if the run aligned nothing."""
+    selected = [[list(map(int, row)) for row in line["heads_selected"]] for line in lines if "heads_selected" in line]
+    return np.mean(selected, axis=0) if selected else None
+
+
+def experts_from_log(lines: Iterable[Mapping[str, Any]]) -> dict[Literal["query", "key"], ExpertUse]:
+    """The experts' use in the last line of `metrics.jsonl` that holds it."""
+    found: dict[Literal["query", "key"], ExpertUse] = {}
+    for line in lines:
+        for kind in ("query", "key"):
+            if f"{kind}_use" in line:
+                found[kind] = ExpertUse(tuple(line[f"{kind}_use"]), line[f"{kind}_entropy"])
+    return found
