@@ -90,7 +90,7 @@ def test_too_many_heads_name_the_maximum():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"heads": 0}, r"set alignment\.weight to 0"),
+        ({"heads": 0}, "set the loss weight to 0"),
         ({"heads": 1.0}, "write 1 for one head, or 100% for all"),
         ({"heads": 1.5}, "> 0 and < 1, got 1.5"),
         ({"heads": -0.1}, "> 0 and < 1, got -0.1"),

@@ -56,7 +56,8 @@ def _check(heads: int | float | str) -> None:
     try:
         check_heads(heads)
     except ValueError as error:
-        raise ConfigError(f"heads: {error}") from None
+        hint = "; for no alignment set the loss weight to 0" if heads == 0 else ""
+        raise ConfigError(f"heads: {error}{hint}") from None
 
 
 class HeadSelector:

@@ -22,10 +22,9 @@ def check_heads(value: Any) -> int | float | str:
         or (percent and 0 < float(percent[1]) <= 100)
     ):
         return value
-    hint = "; for no alignment set alignment.weight to 0" if value == 0 else ""
     raise ValueError(
         "expected an integer >= 1, a percentage such as 12.5% (at most 100%), or a number > 0 and < 1, got "
-        f"{json.dumps(value, default=str)[:80]}{hint}"
+        f"{json.dumps(value, default=str)[:80]}"
     )
 
 
@@ -37,6 +36,10 @@ NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, des
 Share = Annotated[float, Field(strict=True, ge=0, le=1, description="a number >= 0 and <= 1")]
 Fraction = Annotated[float, Field(strict=True, gt=0, le=1, description="a number > 0 and <= 1")]
 Heads = Annotated[int | float | str, PlainValidator(check_heads)]
+GivenHeads = Annotated[
+    int | float | str | None, PlainValidator(lambda value: None if value is None else check_heads(value))
+]
+"""`Heads`, or null; not a union, of which every branch would complain."""
 Cosine = Annotated[float, Field(strict=True, ge=-1, le=1, description="a number >= -1 and <= 1")]
 Dropout = Annotated[float, Field(strict=True, ge=0, lt=1, description="a number >= 0 and < 1")]
 Switch = Annotated[bool, Field(strict=True, description="true or false")]

@@ -96,10 +96,9 @@ def make_maker(settings: LabelsConfig, device: str = "auto") -> LabelMaker:
     Raises what `make_proposer` and `make_ranker` raise.
     """
     ranker = shipped("ranker") if settings.ranker == "tiny" else Path(settings.ranker)
-    place = None if device == "auto" else device
     return LabelMaker(
-        make_proposer(settings.proposer, settings.weights, settings.proposal, place),
-        make_ranker(ranker, place),
+        make_proposer(settings.proposer, settings.weights, settings.proposal, device),
+        make_ranker(ranker, device),
         settings.visual_prompt,
         settings.query,
     )
