@@ -60,17 +60,17 @@ def labels_of(share: float, samples: Sequence[Sample], seed: int) -> Iterator[No
     """While this is open, trainings have the labels of some of the patients only."""
     patients = sorted({sample.meta["patient"] for sample in samples})
     kept = set(random.Random(seed).sample(patients, max(1, round(share * len(patients)))))
-    source = train.label_source
+    source = train.region_source
 
-    def label_source(config: RunConfig) -> train.LabelsFor:
-        labels_for = source(config)
+    def region_source(config: RunConfig) -> train.RegionSource:
+        regions_for = source(config)
 
         def some(sample: Sample, height: int, width: int) -> Labels | None:
-            return labels_for(sample, height, width) if sample.meta["patient"] in kept else None
+            return regions_for(sample, height, width) if sample.meta["patient"] in kept else None
 
         return some
 
-    with patch.object(train, "label_source", label_source):
+    with patch.object(train, "region_source", region_source):
         yield
 
 

@@ -39,7 +39,7 @@ ABLATIONS = {
     "no Q-MoE": ["adapter.query_experts=0"],
     "no K-MoE": ["adapter.key_experts=0"],
     "no A3MoE": ["adapter.kind=lora"],
-    "all heads": ["alignment.heads=1.0"],
+    "all heads": ["alignment.heads=100%"],
 }
 """What each takes away from A3Tune with weak labels."""
 QUICK = ["patients.train=2", "patients.test=3", "training.max_steps=1", "evaluation.max_new_tokens=3"]

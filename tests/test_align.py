@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a3tune.attention.align import alignment_loss, averaged_map, labelled
+from a3tune.attention.align import alignment_loss, averaged_map, inside_share, labelled
 from a3tune.errors import ConfigError
 
 
@@ -88,3 +88,11 @@ def test_a_wrong_variant_or_map_is_refused():
         alignment_loss(torch.rand(1, 4), segments, "code")
     with pytest.raises(ValueError, match="2 axes"):
         alignment_loss(torch.rand(1, 2, 4), segments)
+
+
+def test_the_share_inside_is_that_of_the_union():
+    maps = torch.tensor([[0.1, 0.2, 0.3, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    segments = torch.tensor([[[1.0, 0, 0, 0], [1, 1, 0, 0]], [[1, 0, 0, 0], [0, 0, 0, 0]]])
+    torch.testing.assert_close(inside_share(maps, segments), torch.tensor([0.5, 0.0]))
+    torch.testing.assert_close(inside_share(torch.stack([maps, maps * 3], 1), segments), torch.tensor([0.5, 0.0]))
+    assert inside_share(maps, segments[:, :0]).tolist() == [0.0, 0.0]

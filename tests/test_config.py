@@ -46,6 +46,7 @@ def test_file_then_overrides(tmp_path):
     config = load(tmp_path, text, "training.epochs=5", "data.train=a b.jsonl", "labels.threshold=null")
     assert config.labels == LabelsConfig()
     assert config.alignment.heads == 0.125
+    assert load(tmp_path, "alignment: {heads: 12.5%}").alignment.heads == "12.5%"
     assert config.training == TrainingConfig(learning_rate=2e-4, epochs=5.0)
     assert config.data.train == Path("a b.jsonl")
 
@@ -60,7 +61,11 @@ def test_file_then_overrides(tmp_path):
         ("output=2024", Path("2024")),
         ("labels.store=null", None),
         ("alignment.heads=1", 1),
-        ("alignment.heads=1.0", 1.0),
+        ("alignment.heads=0.125", 0.125),
+        ("alignment.heads=100%", "100%"),
+        ("alignment.heads=12.5%", "12.5%"),
+        ("evaluation.heads=100%", "100%"),
+        ("evaluation.heads=null", None),
         ("training.bf16=auto", "auto"),
         ("training.bf16=true", True),
     ],
@@ -83,8 +88,19 @@ def test_override_values(override, value):
         ("labels: {source: None}", 'run.yaml: labels.source: expected weak, truth or none, got "None"'),
         (
             "alignment: {heads: 2.5}",
-            "run.yaml: alignment.heads: expected an integer >= 1 or a number > 0 and <= 1, got 2.5",
+            "run.yaml: alignment.heads: expected an integer >= 1, a percentage such as 12.5% (at most 100%), "
+            "or a number > 0 and < 1, got 2.5",
         ),
+        (
+            "alignment: {heads: 1.0}",
+            "run.yaml: alignment.heads: 1.0 could be one head or all of them: write 1 for one head, or 100% for all",
+        ),
+        ("alignment: {heads: 0}", "or a number > 0 and < 1, got 0"),
+        ("alignment: {heads: 120%}", '< 1, got "120%"'),
+        ("alignment: {heads: '12.5'}", '< 1, got "12.5"'),
+        ("alignment: {heads: true}", "< 1, got true"),
+        ("alignment: {heads: [1]}", "< 1, got [1]"),
+        ("evaluation: {heads: 1.0}", "run.yaml: evaluation.heads: 1.0 could be one head or all of them"),
         ("training: {max_steps: -1}", "run.yaml: training.max_steps: expected an integer >= 1 or null, got -1"),
         ("training: {learning_rate: .nan}", "run.yaml: training.learning_rate: expected a number > 0, got NaN"),
         ("output: 7", "run.yaml: output: expected a path, got 7"),
@@ -167,6 +183,11 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.sampl
     ]
 )
 PATHS = TEXTS.map(Path)
+HEADS = (
+    st.integers(1, 2000)
+    | st.floats(0, 1, exclude_min=True, exclude_max=True)
+    | st.integers(1, 1000).map(lambda tenths: f"{tenths / 10}%")
+)
 CONFIGS = st.builds(
     RunConfig,
     model=st.builds(ModelConfig, path=TEXTS, device=st.sampled_from(["auto", "cpu", "cuda:1"])),
@@ -178,7 +199,7 @@ CONFIGS = st.builds(
         store=st.none() | PATHS,
     ),
     adapter=st.builds(AdapterConfig, top_experts=st.integers(1, 8), router_hidden=st.integers(1, 99)),
-    alignment=st.builds(AlignmentConfig, heads=st.integers(1, 2000) | st.floats(0, 1, exclude_min=True)),
+    alignment=st.builds(AlignmentConfig, heads=HEADS),
     training=st.builds(
         TrainingConfig,
         learning_rate=st.floats(0, 1, exclude_min=True),

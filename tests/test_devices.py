@@ -7,7 +7,7 @@ import runpy
 import signal
 import socket
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,34 +23,29 @@ from safetensors.numpy import load_file
 from a3tune.commands.evaluate import evaluate_run
 from a3tune.config import AlignmentConfig, DataConfig, EvaluationConfig, RunConfig
 from a3tune.data.rows import write_rows
-from a3tune.errors import ConfigError, DataError, RunError
+from a3tune.errors import DataError, RunError
 from a3tune.evaluation.predictions import read_maps
 from a3tune.evaluation.results import Results
 from a3tune.run.folder import RunFolder
-from a3tune.training import trainer as trainer_room
+from a3tune.training import step
 from a3tune.training.interrupt import Interrupted
 from a3tune.training.train import train
-from a3tune.training.trainer import A3Trainer
 from injection import context
-from test_trainer import At, Gradients, config_of, make_trainer, metrics, samples, write_base
+from trainings import (
+    CASES,
+    At,
+    History,
+    Learnt,
+    assert_alike,
+    case_for,
+    config_of,
+    learner,
+    metrics,
+    samples,
+    write_base,
+)
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "devices"
-LABELLED = (0, 1, 4)
-"""So few that a process often has no label at all."""
-SGD: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0}
-"""Adam makes much of gradients that are zero but for rounding."""
-BATCH = AlignmentConfig(weight=0.5, heads=3, head_selection="batch")
-CASES: list[dict[str, Any]] = [
-    {"alignment": BATCH, "max_steps": 3, "global": (4, 1)},
-    {"alignment": replace(BATCH, head_selection="running", variant="code"), "max_steps": 2, "global": (2, 3)},
-    {
-        "alignment": replace(BATCH, head_selection="fixed"),
-        "max_steps": 1,
-        "global": (2, 2),
-        "activation_checkpointing": True,
-    },
-]
-"""`global`: samples per pass over all processes, and passes per step. 10 samples leave a short end of each epoch."""
 
 
 def together(job: Callable[..., Any], *arguments: Any, recipe: str | None = None) -> list[Any]:
@@ -113,62 +108,19 @@ def variables(recipe: str) -> dict[str, str]:
     return {name: x for name, x in launch.prepare_multi_gpu_env(launched(recipe)).items() if before.get(name) != x}
 
 
-class History(Gradients):
-    """The gradients of every step."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, np.ndarray]] = []
-
-    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().on_pre_optimizer_step(*args, **kwargs)
-        self.steps.append({name: value.numpy() for name, value in self.found.items()})
-
-
-def learner(folder: Path, case: Mapping[str, Any], *callbacks: Any) -> A3Trainer:
-    few = [replace(s, regions=s.regions if i in LABELLED else None) for i, s in enumerate(samples(10))]
-    trainer = make_trainer(folder, few, callbacks=list(callbacks), **SGD | dict(case))
-    with torch.no_grad():  # LoRA's zero matrices would leave most gradients zero
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad and not parameter.any():
-                parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(parameter.numel()))
-    return trainer
-
-
-Learnt = tuple[list[dict[str, np.ndarray]], list[dict[str, Any]], dict[str, np.ndarray]]
-
-
 def learn(folder: Path, cases: list[dict[str, Any]]) -> list[Learnt]:
     """Gradients of every step, log lines and the selector's scores."""
     found = []
     for index, case in enumerate(cases):
         history = History()
         trainer = learner(folder / str(index), case, history)
-        assert trainer.selector is not None
-        if trainer.alignment.head_selection == "fixed":
+        assert trainer.alignment is not None
+        if trainer.alignment.selector.mode == "fixed":
             trainer.calibrate_heads()
         trainer.train()
-        scores = {name: value.numpy() for name, value in trainer.selector.state_dict().items()}
+        scores = {name: value.numpy() for name, value in trainer.alignment.selector.state_dict().items()}
         found.append((history.steps, trainer.state.log_history[:-1], scores))
     return found
-
-
-def case_for(case: dict[str, Any], processes: int) -> dict[str, Any]:
-    size, accumulation = case["global"]
-    rest = {name: value for name, value in case.items() if name != "global"}
-    return rest | {"per_device_train_batch_size": size // processes, "gradient_accumulation_steps": accumulation}
-
-
-def assert_alike(mine: Learnt, other: Learnt) -> None:
-    for step, (ours, theirs) in enumerate(zip(mine[0], other[0], strict=True)):
-        assert ours.keys() == theirs.keys()
-        for name, value in ours.items():
-            np.testing.assert_allclose(value, theirs[name], atol=1e-5, rtol=1e-4, err_msg=f"{step} {name}")
-    for ours, theirs in zip(mine[1], other[1], strict=True):
-        assert ours["heads_selected"] == theirs["heads_selected"]
-        for name in ("loss", "loss_llm", "loss_align", "labelled", "attention_inside", "grad_norm", "epoch"):
-            assert ours.get(name) == pytest.approx(theirs.get(name), rel=1e-4), name
-    for name, score in mine[2].items():
-        np.testing.assert_allclose(score, other[2][name], rtol=1e-5)
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
@@ -226,18 +178,18 @@ def refused(config: RunConfig) -> str:
 
 def lose(config: RunConfig) -> str:
     """A run whose loss is NaN on the second process alone, in step 2."""
-    right = trainer_room.alignment_loss
+    right = step.alignment_loss
 
     def wrong(*args: Any) -> torch.Tensor:
         return right(*args) * torch.nan
 
     def spoil() -> None:
         if os.environ["RANK"] == "1":
-            trainer_room.alignment_loss = wrong
+            step.alignment_loss = wrong
 
     with pytest.raises(RunError) as told:
         train(config, callbacks=[At(2, spoil)])
-    trainer_room.alignment_loss = right
+    step.alignment_loss = right
     return str(told.value)
 
 
@@ -325,72 +277,6 @@ def test_recipes_say_what_accelerate_understands() -> None:
     assert variables("fsdp2")["FSDP_STATE_DICT_TYPE"] == "FULL_STATE_DICT"
     assert [launched(f"zero{stage}").zero_stage for stage in (2, 3)] == [2, 3]
     assert launched("zero3").zero3_save_16bit_model
-
-
-def test_zero3_cannot_rank_heads_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = learner(tmp_path, case_for(CASES[2], 1))
-    monkeypatch.setattr(trainer_room, "is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(ConfigError, match=r"head_selection: fixed .* ZeRO-3"):
-        trainer.calibrate_heads()
-
-
-class Small:
-    """A device that has too little memory for more than `most` samples in a pass."""
-
-    def __init__(self, trainer: A3Trainer, most: int, where: str) -> None:
-        self.most, self.where = most, where
-        self.passes: list[int] = []
-        forward, backward = trainer.model.forward, trainer.accelerator.backward
-
-        def forward_in_memory(**inputs: Any) -> Any:
-            self.passes.append(len(inputs["input_ids"]))
-            if where == "forward":
-                self.refuse()
-            return forward(**inputs)
-
-        def backward_in_memory(loss: torch.Tensor, **options: Any) -> None:
-            backward(loss, **options)  # the worst moment: some gradients are there
-            if where == "backward":
-                self.refuse()
-
-        trainer.model.forward = forward_in_memory
-        trainer.accelerator.backward = backward_in_memory
-
-    def refuse(self) -> None:
-        if self.passes[-1] > self.most:
-            raise torch.OutOfMemoryError("too little")
-
-
-@pytest.mark.parametrize("where", ["forward", "backward"])
-def test_too_little_memory_halves_the_passes_and_changes_nothing_else(
-    tmp_path: Path, where: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    case = case_for({"alignment": replace(BATCH, head_selection="fixed"), "max_steps": 2, "global": (4, 2)}, 1)
-    found: list[Learnt] = []
-    for most in (4, 1):
-        history = History()
-        trainer = learner(tmp_path / str(most), case, history)
-        small = Small(trainer, most, where)
-        trainer.train()
-        found.append((history.steps, trainer.state.log_history[:-1], {}))
-    assert_alike(*found)
-    # 10 samples are two steps of (4, 4) and (2); the second pass of 2 samples, and all later ones, are single.
-    assert small.passes == [4, 2, *[1] * 8, *[1] * 2]
-    assert len(caplog.messages) == 2
-    assert "going on with 1" in caplog.messages[-1]
-
-
-def test_memory_that_never_suffices_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = case_for(CASES[0], 1)
-    trainer = learner(tmp_path, case)
-    Small(trainer, 0, "forward")
-    with pytest.raises(RunError, match=r"too little memory for one sample \("):
-        trainer.train()
-    several = learner(tmp_path, case)
-    Small(several, 2, "forward")
-    monkeypatch.setattr(A3Trainer, "alone", False)
-    with pytest.raises(RunError, match=r"training\.batch_size=2 and 2 times the training\.accumulation"):
-        several.train()
 
 
 def test_batch_size_and_accumulation_may_change_together(base: Path, tmp_path: Path) -> None:

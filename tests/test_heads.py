@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a3tune.attention.heads import HeadSelector, overlap, visual_ratio, votes
+from a3tune.attention.heads import HeadSelector, head_count, overlap, visual_ratio, votes
 from a3tune.errors import ConfigError
 
 ALL = torch.tensor([True])
@@ -50,9 +50,23 @@ def test_ratios_per_group_are_averaged_without_the_padding():
     assert torch.equal(HeadSelector(3).select(many, counted), HeadSelector(3).select(many.mean(-1), counted))
 
 
-@pytest.mark.parametrize(("heads", "count"), [(1, 1), (5, 5), (8, 8), (1.0, 8), (0.5, 4), (0.3, 2), (0.001, 1)])
-def test_an_integer_is_a_number_and_a_float_is_a_share(heads, count):
+@pytest.mark.parametrize(
+    ("heads", "count"),
+    [
+        *[(1, 1), (5, 5), (8, 8), (0.5, 4), (0.3, 2), (0.001, 1)],
+        *[("100%", 8), ("100.0%", 8), ("50%", 4), ("12.5%", 1), (".1%", 1)],
+    ],
+)
+def test_an_integer_is_a_number_and_percent_or_a_fraction_a_share(heads, count):
     assert HeadSelector(heads).select(torch.rand(1, 2, 4), ALL).sum() == count
+    assert head_count(heads, 8) == count
+
+
+@given(st.integers(1, 10**6), st.integers(1, 2000))
+def test_a_share_means_the_same_in_percent_and_as_a_fraction(millionths, total):
+    fraction = millionths / 10**6
+    as_fraction = total if fraction == 1 else head_count(fraction, total)
+    assert abs(head_count(f"{millionths / 10**4:f}%", total) - as_fraction) <= (fraction * total % 1 == 0.5)
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.data())
@@ -77,8 +91,13 @@ def test_too_many_heads_name_the_maximum():
     ("arguments", "message"),
     [
         ({"heads": 0}, "set the loss weight to 0"),
-        ({"heads": 1.5}, r"\(0, 1\]"),
-        ({"heads": -0.1}, r"\(0, 1\]"),
+        ({"heads": 1.0}, "write 1 for one head, or 100% for all"),
+        ({"heads": 1.5}, "> 0 and < 1, got 1.5"),
+        ({"heads": -0.1}, "> 0 and < 1, got -0.1"),
+        ({"heads": "0%"}, "at most 100%"),
+        ({"heads": "101%"}, "at most 100%"),
+        ({"heads": "50"}, 'got "50"'),
+        ({"heads": True}, "got true"),
         ({"heads": 1, "mode": "mean"}, "batch, running, fixed"),
         ({"heads": 1, "momentum": 1.0}, "momentum"),
     ],

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from a3tune.adapters import load_adapter
-from a3tune.attention.capture import capture_request
+from a3tune.attention.capture import capture_request, stack
 from a3tune.attention.heads import HeadSelector
 from a3tune.config import AlignmentConfig, EvaluationConfig, ModelConfig
 from a3tune.decoding import generate
-from a3tune.evaluation.evaluate import answer_text, look, model_inputs
 from a3tune.vlm.encode import TOKEN_MASKS, Example, prepare
 from a3tune.vlm.load import Vlm, load_vlm
+from a3tune.vlm.look import answer_text, look, model_inputs
 from a3tune.vlm.patches import members, token_weights
 
 BASE = "base model"
@@ -173,7 +173,7 @@ def _look(vlm: Vlm, answered: Example, name: str, method: str, question: str, se
     kept = max(0, min(rows_BGS.shape[1], MAX_MAP_BYTES // row_bytes - 1))
     # The whole answer first: its ratio, and so the choice of heads, is then that of `evaluate` over answer rows.
     request = replace(request, row_weights=torch.cat([rows_BGS.mean(1, keepdim=True), rows_BGS[:, :kept]], 1))
-    captured = look(vlm, inputs, masks, request)
+    captured = stack(look(vlm.model, inputs, masks, request, logits_to_keep=1).attentions, request)
     ratio_BLH = captured.ratio_BLH[..., WHOLE]
     assert settings.heads is not None  # `over`
     selected_LH = HeadSelector(settings.heads).select(ratio_BLH, captured.counted_B)

@@ -53,5 +53,16 @@ def labelled(segments_BKN: Tensor) -> Tensor:
     return _present(segments_BKN).any(-1)
 
 
+def inside_share(map_BN: Tensor, segments_BKN: Tensor) -> Tensor:
+    """The share of each sample's attention on the image that falls into the union of its segments, [B].
+
+    A map per row, [B, G, N], counts with the mean of its rows. Without segments or without attention the share is 0.
+    """
+    if map_BN.ndim == 3:
+        map_BN = map_BN.mean(1)
+    union_BN = segments_BKN.amax(1) if segments_BKN.shape[1] else torch.zeros_like(map_BN)
+    return (map_BN * union_BN).sum(-1) / map_BN.sum(-1).clamp_min(torch.finfo(map_BN.dtype).tiny)
+
+
 def _present(segments_BKN: Tensor) -> Tensor:
     return segments_BKN.gt(0).any(-1)

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from a3tune.config.ranges import check_heads
 from a3tune.errors import ConfigError
 
 Selection = Literal["batch", "running", "fixed"]
@@ -36,30 +37,47 @@ def votes(ratio_BLH: Tensor, counted_B: Tensor) -> Tensor:
     return ratio_BLH[counted_B]
 
 
+def head_count(heads: int | float | str, total: int) -> int:
+    """R of Eq. 9 for a model of `total` = L * H heads, from 1 to `total`.
+
+    `heads`: an int >= 1 is R itself; text such as "12.5%" (> 0%, <= 100%) or a float > 0 and < 1 is its share of all
+    heads, rounded, at least one head. Raises ConfigError for anything else, and for more heads than there are.
+    """
+    _check(heads)
+    if isinstance(heads, int):
+        if heads > total:
+            raise ConfigError(f"heads: expected at most {total}, the number of heads of this model, got {heads}")
+        return heads
+    share = float(heads.removesuffix("%")) / 100 if isinstance(heads, str) else heads
+    return max(1, round(share * total))
+
+
+def _check(heads: int | float | str) -> None:
+    try:
+        check_heads(heads)
+    except ValueError as error:
+        hint = "; for no alignment set the loss weight to 0" if heads == 0 else ""
+        raise ConfigError(f"heads: {error}{hint}") from None
+
+
 class HeadSelector:
     """Chooses the R heads with the highest visual attention ratio (the indicator of Eq. 9).
 
-    `heads`: an int is R itself, from 1 to L * H; a float in (0, 1] is the share of all L * H heads (so 1 is one head
-    and 1.0 is all of them). `mode`: `batch` ranks by the mean over the batch's samples (the paper), `running` by an
-    exponential average over batches, `fixed` by what `calibrate` or `fix` was given. `momentum` in [0, 1) is the
-    weight of the past in `running`. `total` sums a tensor over all processes, so that their batches vote as one.
-    Raises ConfigError for values out of range.
+    `heads`: R, or its share of all L * H heads (`head_count`). `mode`: `batch` ranks by the mean over the batch's
+    samples (the paper), `running` by an exponential average over batches, `fixed` by what `calibrate` or `fix` was
+    given. `momentum` in [0, 1) is the weight of the past in `running`. `total` sums a tensor over all processes, so
+    that their batches vote as one. Raises ConfigError for values out of range.
     """
 
     def __init__(
         self,
-        heads: int | float,
+        heads: int | float | str,
         mode: Selection = "batch",
         *,
         momentum: float = 0.9,
-        total: Callable[[Tensor], Tensor] = lambda own: own,
+        total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ) -> None:
-        if isinstance(heads, float) and not 0 < heads <= 1:
-            raise ConfigError(f"heads: expected a share of all heads in (0, 1], or an integer >= 1, got {heads}")
-        if heads <= 0:
-            raise ConfigError(
-                f"heads: expected an integer >= 1, got {heads}; set the loss weight to 0 for no alignment"
-            )
+        _check(heads)
         if mode not in get_args(Selection):
             raise ConfigError(f"head_selection: expected one of {', '.join(get_args(Selection))}, got {mode!r}")
         if not 0 <= momentum < 1:
@@ -95,7 +113,7 @@ class HeadSelector:
                 f"head_selection: {self.mode}: scores are for {score_LH.shape[0]} layers of {score_LH.shape[1]} heads, "
                 f"but the model has {layers} layers of {heads}"
             )
-        return _top(score_LH.to(ratio_BLH.device), self._count(layers * heads))
+        return _top(score_LH.to(ratio_BLH.device), head_count(self.heads, layers * heads))
 
     def mean_vote(self, votes_BLH: Tensor) -> Tensor | None:
         """The mean over the votes of all processes, fp32 [L, H]; None if none of them has any. All must call this."""
@@ -124,7 +142,7 @@ class HeadSelector:
         outside = [pair for pair in chosen if not (0 <= pair[0] < layers and 0 <= pair[1] < heads)]
         if outside:
             raise ConfigError(f"heads: expected (layer, head) pairs below ({layers}, {heads}), got {outside[0]}")
-        count = self._count(layers * heads)
+        count = head_count(self.heads, layers * heads)
         if len(set(chosen)) != len(chosen) or len(chosen) != count:
             raise ConfigError(f"heads: expected {count} different (layer, head) pairs, got {len(set(chosen))}")
         score_LH = torch.zeros(layers, heads)
@@ -143,13 +161,6 @@ class HeadSelector:
         if batch_LH is None or self._score_LH is None:
             return self._score_LH if batch_LH is None else batch_LH
         return torch.lerp(batch_LH, self._score_LH.to(batch_LH.device), self.momentum)
-
-    def _count(self, total: int) -> int:
-        if isinstance(self.heads, float):
-            return max(1, round(self.heads * total))
-        if self.heads > total:
-            raise ConfigError(f"heads: expected at most {total}, the number of heads of this model, got {self.heads}")
-        return self.heads
 
 
 def overlap(previous_LH: Tensor, current_LH: Tensor) -> float:

@@ -1,9 +1,32 @@
 """Types of settings: what each may be, for pydantic and in words."""
 
+import json
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
+
+
+def check_heads(value: Any) -> int | float | str:
+    """A number of heads as `attention.heads.head_count` takes it; ValueError for what it does not.
+
+    A whole number is a count and a decimal one a share, so 1.0 would be all heads where 1 is one: it is refused.
+    """
+    if isinstance(value, float) and value == 1:
+        raise ValueError("1.0 could be one head or all of them: write 1 for one head, or 100% for all")
+    percent = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)%", value) if isinstance(value, str) else None
+    if (
+        (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
+        or (isinstance(value, float) and 0 < value < 1)
+        or (percent and 0 < float(percent[1]) <= 100)
+    ):
+        return value
+    raise ValueError(
+        "expected an integer >= 1, a percentage such as 12.5% (at most 100%), or a number > 0 and < 1, got "
+        f"{json.dumps(value, default=str)[:80]}"
+    )
+
 
 Count = Annotated[int, Field(strict=True, ge=1, description="an integer >= 1")]
 Natural = Annotated[int, Field(strict=True, ge=0, description="an integer >= 0")]
@@ -12,6 +35,11 @@ Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, descri
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, description="a number >= 0")]
 Share = Annotated[float, Field(strict=True, ge=0, le=1, description="a number >= 0 and <= 1")]
 Fraction = Annotated[float, Field(strict=True, gt=0, le=1, description="a number > 0 and <= 1")]
+Heads = Annotated[int | float | str, PlainValidator(check_heads)]
+GivenHeads = Annotated[
+    int | float | str | None, PlainValidator(lambda value: None if value is None else check_heads(value))
+]
+"""`Heads`, or null; not a union, of which every branch would complain."""
 Cosine = Annotated[float, Field(strict=True, ge=-1, le=1, description="a number >= -1 and <= 1")]
 Dropout = Annotated[float, Field(strict=True, ge=0, lt=1, description="a number >= 0 and < 1")]
 Switch = Annotated[bool, Field(strict=True, description="true or false")]

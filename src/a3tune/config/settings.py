@@ -18,6 +18,8 @@ from a3tune.config.ranges import (
     Dropout,
     FilePath,
     Fraction,
+    GivenHeads,
+    Heads,
     Natural,
     NonNegative,
     Options,
@@ -140,8 +142,8 @@ class AlignmentConfig(_Section):
 
     weight: NonNegative = 0.1
     """Lambda of Eq. 12: >= 0; Table 7 has .02 to .12."""
-    heads: Count | Fraction = 0.125
-    """R of Eq. 9: a count >= 1, or a fraction of all heads as a decimal number > 0 and <= 1 (1.0: all, 1: one).
+    heads: Heads = 0.125
+    """R of Eq. 9: a count >= 1, or a share of all heads, as `12.5%` (all: `100%`) or as a number > 0 and < 1.
 
     The paper has 128 of 1,024.
     """
@@ -209,7 +211,7 @@ class EvaluationConfig(_Section):
     """Coverage's threshold on the normalised map (Appendix D.2): > 0, <= 1."""
     normalisation: Literal["max", "sum", "min-max"] = "max"
     """Of the map, before Coverage and Intensity; the paper does not name its own."""
-    heads: Count | Fraction | None = None
+    heads: GivenHeads = None
     """Heads whose attention is averaged, as `alignment.heads`; null: those of the training."""
     rows: Literal["after_image", "answer", "prompt"] | None = None
     """Text rows whose attention is averaged, as `alignment.rows`; null: those of the training."""

@@ -10,17 +10,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from a3tune.adapters.routing import Routing
 from a3tune.attention.align import averaged_map
-from a3tune.attention.capture import Captured, CaptureRequest, capture_request, stack
+from a3tune.attention.capture import capture_request, stack
 from a3tune.attention.heads import HeadSelector
 from a3tune.config import AlignmentConfig, EvaluationConfig
 from a3tune.data.images import load_image
@@ -35,8 +32,9 @@ from a3tune.metrics.catalogue import ALL_HEADS, attention_metrics
 from a3tune.metrics.radiology import radiology_scores
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
-from a3tune.vlm.encode import TOKEN_MASKS, Example, PaddingSide, pad, prepare
+from a3tune.vlm.encode import TOKEN_MASKS, Example, prepare
 from a3tune.vlm.load import Vlm
+from a3tune.vlm.look import answer_text, look, model_inputs
 from a3tune.vlm.patches import members, token_weights
 
 logger = logging.getLogger(__name__)
@@ -104,37 +102,6 @@ def evaluate(
         if folder:
             folder.write_json(folder.results.name, results.as_json())
     return results
-
-
-def answer_text(vlm: Vlm, tokens: Tensor) -> str:
-    """What the tokens of an answer say, int64 `[S_new]`: without control tokens, up to a text that ends answers."""
-    text = vlm.tokenizer.decode(tokens, skip_special_tokens=True)
-    for stop in vlm.model.generation_config.stop_strings or ():
-        text = text.split(stop)[0]
-    return text.strip()
-
-
-def model_inputs(
-    vlm: Vlm, examples: Sequence[Example], padding_side: PaddingSide
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What the model takes, on its device and in its dtype, and the token masks (`TOKEN_MASKS`)."""
-    batch = pad(vlm, examples, padding_side).to(vlm.device, dtype=vlm.model.dtype)
-    masks = {name: batch.pop(name) for name in TOKEN_MASKS}
-    batch.pop("labels", None)
-    return dict(batch), masks
-
-
-def look(vlm: Vlm, inputs: dict[str, Any], masks: Mapping[str, Tensor], request: CaptureRequest) -> Captured:
-    """What one teacher-forced pass over questions and answers (`model_inputs`) captures."""
-    outputs = vlm.model(
-        **inputs,
-        routing=Routing(masks["prompt_mask"], masks["image_mask"]),
-        capture=request,
-        output_attentions=True,
-        use_cache=False,
-        logits_to_keep=1,
-    )
-    return stack(outputs.attentions, request)
 
 
 def _batches(vlm: Vlm, samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
@@ -250,7 +217,7 @@ def _attend(vlm: Vlm, answered: Sequence[Example], settings: EvaluationConfig) -
     inputs, masks = model_inputs(vlm, answered, "right")
     assert settings.rows is not None and settings.heads is not None  # `over`
     request = capture_request(settings.rows, *(masks[name] for name in TOKEN_MASKS))
-    captured = look(vlm, inputs, masks, request)
+    captured = stack(look(vlm.model, inputs, masks, request, logits_to_keep=1).attentions, request)
     selector = HeadSelector(settings.heads)
     selected, everywhere = [], []
     for index, example in enumerate(answered):

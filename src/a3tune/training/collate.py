@@ -1,10 +1,11 @@
-"""Samples and labels -> a training batch.
+"""Samples and their regions -> a training batch, and what is what in it.
 
-Knows samples, labels and the model's tokens; no losses.
+Knows samples, regions and the model's tokens; no losses. "Labels" of a batch are transformers' name for the ids of the
+tokens to learn; where to look is a batch's "segments".
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,16 @@ from a3tune.data.images import load_image
 from a3tune.errors import DataError, LabelError
 from a3tune.masks import decode_mask
 from a3tune.types import Labels, Sample
-from a3tune.vlm.encode import Example, pad, prepare
+from a3tune.vlm.encode import TOKEN_MASKS, Example, pad, prepare
 from a3tune.vlm.load import Vlm
 from a3tune.vlm.patches import members, token_weights
 
 CACHE_BYTES = 2**30
-LabelsFor = Callable[[Sample, int, int], Labels | None]
+IGNORED = -100
+"""In `labels`: a token that is not learnt."""
+FOR_THE_LOSSES = ("segments", "sample_ids")
+"""Keys of a batch that, like `TOKEN_MASKS`, are not inputs of the model."""
+RegionSource = Callable[[Sample, int, int], Labels | None]
 """(sample, image height, image width) -> where to look; None where nobody said."""
 
 
@@ -34,8 +39,8 @@ class _Item:
     @property
     def nbytes(self) -> int:
         example = self.example
-        own = (example.input_ids, example.boxes, self.segments, *example.images.values(), *example.token_types.values())
-        return sum(array.nbytes for array in own)
+        images, token_types = example.images.values(), example.token_types.values()
+        return sum(array.nbytes for array in (example.input_ids, example.boxes, self.segments, *images, *token_types))
 
 
 class Collator:
@@ -46,7 +51,7 @@ class Collator:
 
     Args:
         vlm: model and processor.
-        labels_for: where to look for a sample; a sample without labels, or with none, is unlabelled, which is no error.
+        regions_for: where to look for a sample; one without regions, or with none, is unlabelled, which is no error.
         membership: share of an image token's box that a segment must cover to hold the token (`patches.members`).
         cache_bytes: upper bound of the cache.
     """
@@ -54,13 +59,13 @@ class Collator:
     def __init__(
         self,
         vlm: Vlm,
-        labels_for: LabelsFor,
+        regions_for: RegionSource,
         *,
         membership: float = 0.5,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.vlm = vlm
-        self.labels_for = labels_for
+        self.regions_for = regions_for
         self.membership = membership
         self.cache_bytes = cache_bytes
         self._items: OrderedDict[str, _Item] = OrderedDict()
@@ -101,9 +106,9 @@ class Collator:
             example = prepare(self.vlm, [image], sample.prompt, sample.answer)
         except DataError as error:
             raise DataError(f"sample {sample.id}: {error}") from error
-        labels = self.labels_for(sample, image.height, image.width)
+        regions = self.regions_for(sample, image.height, image.width)
         weights = [np.zeros((0, len(example.boxes)), np.float32)]
-        for segment in labels.segments if labels else ():
+        for segment in regions.segments if regions else ():
             if segment.mask.size != (image.height, image.width):
                 height, width = segment.mask.size
                 raise LabelError(
@@ -114,8 +119,20 @@ class Collator:
         return _Item(example, torch.from_numpy(members(np.concatenate(weights), self.membership)))
 
 
+def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Inputs of the model and token masks (`TOKEN_MASKS`) of a batch; the rest is for the losses."""
+    masks = {name: batch[name] for name in TOKEN_MASKS}
+    inputs = {name: value for name, value in batch.items() if name not in (*TOKEN_MASKS, *FOR_THE_LOSSES)}
+    return inputs, masks
+
+
+def learning(batch: Mapping[str, Any]) -> torch.Tensor:
+    """Which samples have a token to learn, bool `[B]`: all but those that only fill up the last batch of an epoch."""
+    return batch["labels"].ne(IGNORED).any(1)
+
+
 def _pad_segments(segments: list[torch.Tensor]) -> torch.Tensor:
     """`[K, N]` of every sample -> `[B, K, N]`, with K and N of the largest."""
-    tokens = max(own.shape[1] for own in segments)
-    widened = [torch.nn.functional.pad(own, (0, tokens - own.shape[1])) for own in segments]
+    tokens = max(segments_KN.shape[1] for segments_KN in segments)
+    widened = [torch.nn.functional.pad(segments_KN, (0, tokens - segments_KN.shape[1])) for segments_KN in segments]
     return pad_sequence(widened, batch_first=True)

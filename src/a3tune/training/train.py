@@ -1,6 +1,5 @@
 """One run: configuration -> adapter, in a run folder. Knows the order of things; every step is another room's."""
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -20,12 +19,14 @@ from a3tune.errors import A3TuneError, ConfigError, RunError
 from a3tune.labels.fitting import fitting_settings
 from a3tune.labels.store import LabelStore
 from a3tune.labels.truth import truth_labels
-from a3tune.machine.files import sync_folder, sync_tree, write_atomic
+from a3tune.machine.files import sync_folder, sync_tree
 from a3tune.run.folder import RunFolder
-from a3tune.training.checkpoint import check_checkpoint, delete_others
-from a3tune.training.collate import Collator, LabelsFor
+from a3tune.training.checkpoint import check_checkpoint, delete_others, last_checkpoint, samples_of_step, state_of
+from a3tune.training.collate import Collator, RegionSource
 from a3tune.training.interrupt import Interrupted, StopOnRequest, stopping_on_interrupt
-from a3tune.training.trainer import STEP_FILE, A3Trainer, NonFiniteError, ProgressBar
+from a3tune.training.log import MetricsFile, ProgressBar
+from a3tune.training.nonfinite import NonFiniteError
+from a3tune.training.trainer import A3Trainer
 from a3tune.vlm.load import load_vlm
 from a3tune.vlm.quantize import is_quantized, prepare_for_training
 
@@ -120,13 +121,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
     )
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; its state file is written last, so one without it was cut short."""
-    complete = {step: path for path in folder.glob("checkpoint-*") if (step := _state(path).get("global_step"))}
-    return complete[max(complete)] if complete else None
-
-
-def label_source(config: RunConfig) -> LabelsFor:
+def region_source(config: RunConfig) -> RegionSource:
     """What `config.labels` means to the collator.
 
     Raises `LabelError` when weak labels of these settings were not made yet.
@@ -138,30 +133,6 @@ def label_source(config: RunConfig) -> LabelsFor:
         return lambda sample, height, width: None
     store = LabelStore(config.label_store, fitting_settings(config.label_store, labels).name)
     return lambda sample, height, width: store.labels(sample, labels.top_k, labels.threshold)
-
-
-class MetricsFile(TrainerCallback):
-    """Appends every log line to `metrics.jsonl`: one JSON object with `step`, `epoch` and what `A3Trainer` logs."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero and self.path.is_file():
-            # What was logged after the checkpoint comes again.
-            kept = [
-                line for line in self.path.read_text().splitlines(keepends=True) if _step(line) <= state.global_step
-            ]
-            write_atomic(self.path, "".join(kept).encode())
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or logs is None or "loss" not in logs:
-            return
-        finite = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in logs.items()
-        }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **finite}) + "\n")
 
 
 @contextmanager
@@ -200,25 +171,21 @@ def _accumulation(config: RunConfig, processes: int, checkpoint: Path) -> int:
 
     Raises RunError when they cannot share them evenly.
     """
-    own = config.training.batch_size * processes
-    try:
-        samples = json.loads((checkpoint / STEP_FILE).read_text())["samples"]
-    except (OSError, ValueError, TypeError, KeyError):
-        raise RunError(f"{checkpoint}: holds no valid {STEP_FILE}; remove this checkpoint") from None
-    if samples % own:
+    samples, pass_samples = samples_of_step(checkpoint), config.training.batch_size * processes
+    if samples % pass_samples:
         raise RunError(
             f"{checkpoint}: an optimiser step of this run takes {samples} samples, which {processes} processes cannot "
             f"share in batches of {config.training.batch_size}. Use a number of processes that divides "
             f"{samples // config.training.batch_size}"
         )
-    if samples // own != config.training.accumulation:
+    if samples // pass_samples != config.training.accumulation:
         logger.warning(
             "going on with %d processes: training.accumulation=%d keeps the %d samples of a step",
             processes,
-            samples // own,
+            samples // pass_samples,
             samples,
         )
-    return samples // own
+    return samples // pass_samples
 
 
 def _refuse_other_settings(folder: RunFolder, config: RunConfig) -> None:
@@ -247,7 +214,7 @@ def _prepare(
     config: RunConfig, args: TrainingArguments, folder: RunFolder, callbacks: list[TrainerCallback]
 ) -> tuple[A3Trainer, StopOnRequest]:
     samples = read_split(config.data, "train")
-    labels_for = label_source(config)
+    regions_for = region_source(config)
     device = "auto" if config.model.device_map else str(args.device)
     vlm = load_vlm(**asdict(replace(config.model, device=device)))
     if is_quantized(vlm.model):
@@ -261,7 +228,7 @@ def _prepare(
         model,
         args,
         samples,
-        Collator(vlm, labels_for, membership=config.alignment.membership),
+        Collator(vlm, regions_for, membership=config.alignment.membership),
         alignment=config.active_alignment,
         load_balance=config.training.load_balance,
         callbacks=[stop, MetricsFile(folder.metrics), *callbacks],
@@ -273,7 +240,7 @@ def _learn(
     trainer: A3Trainer, stop: StopOnRequest, folder: RunFolder, checkpoint: Path | None
 ) -> dict[str, Any] | None:
     """To the last step. Returns the model's weights, also if the processes share them out; None: as they are in it."""
-    if checkpoint is not None and (state := _state(checkpoint))["global_step"] >= state["max_steps"]:
+    if checkpoint is not None and (state := state_of(checkpoint))["global_step"] >= state["max_steps"]:
         # Killed after its last step: the Trainer would take one more.
         model: Any = trainer.model
         model.load_adapter(str(checkpoint), model.active_adapter)
@@ -282,7 +249,7 @@ def _learn(
         return None
     if checkpoint is not None:
         logger.info("going on from %s", checkpoint)
-    elif trainer.alignment.head_selection == "fixed":
+    elif trainer.alignment is not None and trainer.alignment.selector.mode == "fixed":
         trainer.calibrate_heads()
     with stopping_on_interrupt(stop, processes=trainer.args.world_size):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -307,17 +274,3 @@ def _save_adapter(model: Any, state: dict[str, Any] | None, base: str, folder: R
     sync_tree(unfinished)
     unfinished.rename(folder.adapter)
     sync_folder(folder.path)
-
-
-def _state(checkpoint: Path) -> dict[str, Any]:
-    try:
-        return json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # cut short when the run was killed
-        return math.inf

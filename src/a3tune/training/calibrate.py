@@ -1,0 +1,47 @@
+"""Fixed heads: ranked once, before the training, over samples of the training set. Knows batches, no Trainer."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from a3tune.attention.capture import capture_request, stack
+from a3tune.attention.heads import votes
+from a3tune.errors import ConfigError
+from a3tune.training.collate import split_batch
+from a3tune.training.step import Alignment
+from a3tune.types import Sample
+from a3tune.vlm.look import look
+
+SAMPLES = 64
+
+
+def evenly_spaced(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """At most `SAMPLES` of the training set."""
+    return samples[:: max(1, len(samples) // SAMPLES)][:SAMPLES]
+
+
+@torch.no_grad()
+def calibrate(alignment: Alignment, model: Any, batches: Iterable[Mapping[str, Any]], *, routed: bool = True) -> None:
+    """Rank the heads by their mean visual ratio (Eq. 8) over the samples of all processes' batches.
+
+    Every process calls this with its own batches, on its device, or with none; they agree on the ranking. Raises
+    ConfigError where no process holds the model.
+    """
+    if is_deepspeed_zero3_enabled():
+        raise ConfigError(
+            "alignment.head_selection: fixed ranks the heads before the training, when ZeRO-3 has shared out the "
+            "model already; use batch, running or another recipe"
+        )
+    # A process without a batch has no votes, but they need their shape.
+    text = model.config.get_text_config()
+    ratios = [torch.zeros(0, text.num_hidden_layers, text.num_attention_heads, device=model.device)]
+    model.eval()
+    for batch in batches:
+        inputs, masks = split_batch(batch)
+        request = capture_request(alignment.config.rows, **masks, each_row=False)
+        captured = stack(look(model, inputs, masks, request, routed=routed).attentions, request)
+        ratios.append(votes(captured.ratio_BLH, captured.counted_B))
+    selector = alignment.selector
+    selector.calibrate(selector.mean_vote(torch.cat(ratios)))
