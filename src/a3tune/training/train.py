@@ -20,6 +20,7 @@ from a3tune.labels.fitting import fitting_settings
 from a3tune.labels.store import LabelStore
 from a3tune.labels.truth import truth_labels
 from a3tune.machine.files import sync_folder, sync_tree
+from a3tune.models import choose_device
 from a3tune.run.folder import RunFolder
 from a3tune.training.checkpoint import check_checkpoint, delete_others, last_checkpoint, samples_of_step, state_of
 from a3tune.training.collate import Collator, RegionSource
@@ -91,7 +92,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         raise ConfigError(
             f"model.device: training takes cuda, mps, cpu or auto, got {device}; choose with CUDA_VISIBLE_DEVICES"
         )
-    use_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    use_cpu = choose_device(device).type == "cpu"
     has_bf16 = not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return TrainingArguments(
         output_dir=str(RunFolder(config.output).checkpoints),
