@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from a3tune.attention.capture import use_capture
+from a3tune.compat.generation import ENCODED
 from a3tune.decoding import generate
-from a3tune.decoding.branches import ENCODED, encode_images, image_columns, image_mask
+from a3tune.decoding.branches import encode_images, image_columns, image_mask
 from a3tune.decoding.controlmllm import ControlMllm
 from a3tune.errors import DataError, ModelError
 from a3tune.vlm.load import Vlm

@@ -11,8 +11,9 @@ from transformers import GenerationConfig
 
 from a3tune.adapters import Routing
 from a3tune.attention.capture import use_capture
+from a3tune.compat.generation import ENCODED
 from a3tune.decoding import generate
-from a3tune.decoding.branches import ENCODED, encode_images
+from a3tune.decoding.branches import encode_images
 from a3tune.decoding.loop import Branch
 from a3tune.decoding.opera import LARGEST_PENALTY, Opera, _Beams, _positions, _Reader, _Retrospection
 from a3tune.decoding.strategy import Strategy

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 
 from a3tune.adapters.config import A3MoEConfig
 from a3tune.adapters.experts import KeyExperts, QueryExperts, StackedExperts
 from a3tune.adapters.routing import AttentionCall
+from a3tune.compat.generation import CACHE
+from a3tune.compat.peft import Linear, LoraLayer
 from a3tune.errors import AdapterError
 
 
@@ -134,7 +135,7 @@ def hand_call(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tupl
     """
     kwargs = dict(kwargs)
     routing = kwargs.pop("routing", None)
-    call = routing and AttentionCall(routing, kwargs.get("past_key_values"), attention.layer_idx)  # type: ignore[arg-type]
+    call = routing and AttentionCall(routing, kwargs.get(CACHE), attention.layer_idx)  # type: ignore[arg-type]
     for layer in attention.children():
         if isinstance(layer, RoutedLinear):
             layer.call = call

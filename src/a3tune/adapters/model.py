@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from peft import LoraConfig
-from peft.tuners.lora import LoraModel
-from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -14,6 +12,7 @@ from transformers import PreTrainedModel
 from a3tune.adapters.config import A3MoEConfig, fingerprint
 from a3tune.adapters.layer import RoutedKey, RoutedLinear, RoutedQuery, hand_call
 from a3tune.adapters.routing import derive_routing, image_token_id
+from a3tune.compat.peft import LoraModel, check_target_module_exists, has_forward_pre_hook
 from a3tune.errors import AdapterError
 
 ALL_LINEAR = "all-linear"
@@ -124,7 +123,7 @@ class A3MoEModel(LoraModel):
         return derive_routing(model, args, kwargs, sorted(known))
 
     def _install(self, module: nn.Module, hook: Any) -> None:
-        if hook not in module._forward_pre_hooks.values():
+        if not has_forward_pre_hook(module, hook):
             self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def _check_merge_allowed(self) -> None:

@@ -10,21 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
 from a3tune.adapters.config import PEFT_TYPE, A3MoEConfig
 from a3tune.adapters.model import A3MoEModel, check_base, language_linears, without_adapter_name
+from a3tune.compat.peft import check_target_module_exists, register
 from a3tune.config import AdapterConfig
 from a3tune.errors import A3TuneError, AdapterError, ConfigError
 
-# PEFT's own `register_peft_method` accepts only the names in its enum.
-PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = A3MoEConfig  # type: ignore[index]
-PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = A3MoEModel  # type: ignore[index]
-PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = A3MoEModel.prefix  # type: ignore[index]
+register(PEFT_TYPE, A3MoEConfig, A3MoEModel)
 
 
 def add_adapter(

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from a3tune.attention.boost import Boost
 from a3tune.attention.heads import visual_ratio
+from a3tune.compat.attention import attention_implementation, sdpa_attention_forward, sdpa_mask
 from a3tune.errors import ConfigError, ModelError
 
 ATTENTION = "a3tune"
@@ -130,7 +129,7 @@ def use_capture(model: PreTrainedModel) -> None:
             f"{name}: expected a vision-language model with a `text_config`, found none in its configuration"
         )
     model.set_attn_implementation({"text_config": ATTENTION})
-    if model.config.text_config._attn_implementation != ATTENTION:
+    if attention_implementation(model) != ATTENTION:
         raise ModelError(f"{name}: does not take registered attention functions, so its attention cannot be captured")
 
 

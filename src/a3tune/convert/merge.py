@@ -15,10 +15,10 @@ from typing import Any
 
 from peft import PeftConfig
 from transformers import GenerationConfig, ProcessorMixin
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from a3tune.adapters import load_adapter
 from a3tune.adapters.peft import adapter_config
+from a3tune.compat.processing import processor_class
 from a3tune.config import RunConfig
 from a3tune.config.public import public_name
 from a3tune.convert.stream import writing
@@ -106,7 +106,7 @@ def _check_base(vlm: Vlm) -> None:
             f"{vlm.name}: its weights are quantised; what an adapter adds may be smaller than their steps and is then "
             "rounded away. Give the full weights that it was made from with --model"
         )
-    whole: Any = PROCESSOR_MAPPING.get(type(vlm.model.config), ProcessorMixin)
+    whole = processor_class(vlm.model.config) or ProcessorMixin
     if absent := set(whole.get_attributes()) - set(vlm.processor.get_attributes()):
         raise ModelError(
             f"{vlm.name}: its {', '.join(sorted(absent))} cannot be read here, and a server may need it. "

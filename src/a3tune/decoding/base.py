@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from a3tune.attention.capture import ATTENTION
+from a3tune.compat.attention import attention_implementation
 from a3tune.errors import ModelError
 from a3tune.vlm.load import Vlm
 
@@ -57,7 +58,7 @@ class Decoder(Protocol):
 
 def require_capture(vlm: Vlm, name: str) -> None:
     """ModelError, which calls the method `name`, when the model does not use our attention function."""
-    if vlm.model.config.text_config._attn_implementation != ATTENTION:
+    if attention_implementation(vlm.model) != ATTENTION:
         raise ModelError(
             f"{name}: needs the model's attention, but {vlm.name} was loaded without capture; "
             "use load_vlm(..., attention=True)"

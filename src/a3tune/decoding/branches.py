@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from a3tune.compat.generation import ENCODED, encoded_images
 from a3tune.decoding.base import Inputs
 from a3tune.vlm.encode import prepare
 from a3tune.vlm.load import Vlm
 
-ENCODED = "mm_encoder_outputs"
-"""Under this name models take images that have been through their vision tower and projector."""
 DIFFUSION_STEPS = 1000
 
 
@@ -48,13 +47,11 @@ def _noise(image: Tensor, seed: int) -> Tensor:
     return torch.stack([torch.randn(tile.shape, generator=generator) for tile in tiles]).view(image.shape)
 
 
-@torch.no_grad()
 def encode_images(vlm: Vlm, inputs: Inputs) -> Inputs:
     """The same with the images' features (`ENCODED`) in the place of their pixels, so that branches can share them."""
     if "pixel_values" not in inputs:
         return inputs
-    model: Any = vlm.model
-    encoded = model._prepare_multimodal_encoder_kwargs_for_generation(dict(inputs))[ENCODED]
+    encoded = encoded_images(vlm.model, inputs)
     return {name: value for name, value in inputs.items() if name != "pixel_values"} | {ENCODED: encoded}
 
 

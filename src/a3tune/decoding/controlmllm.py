@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from a3tune.attention.capture import CaptureRequest, stack
+from a3tune.compat.generation import ENCODED, first_pass, first_positions
 from a3tune.config.ranges import Natural, NonNegative, Positive, Share, Switch
 from a3tune.decoding.base import Inputs, require_capture
-from a3tune.decoding.branches import ENCODED, encode_images, image_columns, image_mask
+from a3tune.decoding.branches import encode_images, image_columns, image_mask
 from a3tune.decoding.loop import run
 from a3tune.errors import DataError
 from a3tune.vlm.load import Vlm
@@ -97,10 +98,8 @@ class ControlMllm:
         rows = inputs["attention_mask"].bool() & (ahead == 0)
         request = CaptureRequest(rows / rows.sum(1, keepdim=True).clamp_min(1), columns, rows)
         model: Any = vlm.model
-        positions = model._prepare_position_ids_for_generation(inputs["input_ids"], dict(inputs))
-        prepared = model.prepare_inputs_for_generation(
-            **inputs, position_ids=positions, is_first_iteration=True, use_cache=False, logits_to_keep=1
-        )
+        positions = first_positions(model, inputs)
+        prepared = first_pass(model, inputs, position_ids=positions, use_cache=False, logits_to_keep=1)
         outputs = model(**prepared, capture=request, output_attentions=True)
         return stack(outputs.attentions, request).map_BLHN.mean((1, 2))
 

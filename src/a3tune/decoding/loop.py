@@ -4,7 +4,7 @@ Knows caches, beams and forward keywords; not how a method makes its scores.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -18,12 +18,22 @@ from transformers import (
     StopStringCriteria,
 )
 
+from a3tune.compat.generation import (
+    CACHE,
+    CARRIED,
+    ENCODED,
+    after_pass,
+    decoding_loop,
+    first_pass,
+    first_positions,
+    next_pass,
+    reading_prompt,
+    repeated,
+)
 from a3tune.decoding.base import Inputs
-from a3tune.decoding.branches import ENCODED, encode_images
+from a3tune.decoding.branches import encode_images
 from a3tune.vlm.load import Vlm
 
-CARRIED = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids", "past_key_values", "use_cache")
-"""What a branch takes along after its prompt has been read; the image is in the cache then."""
 NEVER = -1e4
 """Score of a token that no answer may hold (`strategy.placeholders`); finite, since methods calculate with it."""
 
@@ -79,12 +89,11 @@ def run(
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> Tensor:
-        method = model._beam_search if beams > 1 else model._sample
         processors = list(logits_processor) if scorer is None else [never, scorer, *logits_processor]
-        cache = model_kwargs["past_key_values"]
+        cache = model_kwargs[CACHE]
         branch = Branch(vlm, prompt, beams, cache) if beams > 1 else None
         with _followed(cache, scorer), _read_once(model, branch, forward or {}):
-            return method(
+            return decoding_loop(model, beams)(
                 input_ids,
                 logits_processor=LogitsProcessorList(processors),
                 stopping_criteria=stopping_criteria,
@@ -116,17 +125,15 @@ class Branch:
         self.cache: Any = cache
         if cache is None:
             self.cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
-        positions = self.model._prepare_position_ids_for_generation(self.input_ids, dict(inputs))
+        positions = first_positions(self.model, inputs)
         self._carried: dict[str, Any] = {name: value for name, value in inputs.items() if name != "input_ids"}
-        self._carried |= {"position_ids": positions, "past_key_values": self.cache, "use_cache": True}
+        self._carried |= {"position_ids": positions, CACHE: self.cache, "use_cache": True}
 
     def prefill(self, **forward: Any) -> Any:
         """Read the prompt; `logits` `[B, 1, V]`, not yet one row per beam. `forward` are further forward keywords."""
-        outputs = self._pass(self.input_ids, {"is_first_iteration": True}, forward)
+        outputs = self._pass(first_pass, forward)
         self._carried = {name: self._carried[name] for name in CARRIED if name in self._carried}
-        self.input_ids, self._carried = self.model._expand_inputs_for_generation(
-            expand_size=self.beams, input_ids=self.input_ids, **self._carried
-        )
+        self.input_ids, self._carried = repeated(self.model, self.beams, self.input_ids, self._carried)
         if self.beams > 1:
             self.cache.batch_repeat_interleave(self.beams)
         return outputs
@@ -134,7 +141,7 @@ class Branch:
     def step(self, tokens_B: Tensor, **forward: Any) -> Any:
         """Read one more token per row; `logits` `[B, 1, V]`."""
         self.input_ids = torch.cat([self.input_ids, tokens_B[:, None].to(self.input_ids.device)], dim=1)
-        return self._pass(self.input_ids, {"next_sequence_length": 1}, forward)
+        return self._pass(next_pass, forward)
 
     def reorder(self, beam_B: Tensor) -> None:
         """Row b goes on from what was row `beam_B[b]`, which is of the same sample."""
@@ -142,12 +149,10 @@ class Branch:
         self.input_ids = self.input_ids[beam_B.to(self.input_ids.device)]
 
     @torch.no_grad()
-    def _pass(self, input_ids: Tensor, place: dict[str, Any], forward: dict[str, Any]) -> Any:
-        inputs = self.model.prepare_inputs_for_generation(
-            input_ids, **place, **self._carried, logits_to_keep=1, **forward
-        )
-        outputs = self.model(**inputs, return_dict=True)
-        self._carried = self.model._update_model_kwargs_for_generation(outputs, self._carried)
+    def _pass(self, arguments: Callable[..., dict[str, Any]], forward: dict[str, Any]) -> Any:
+        inputs = {"input_ids": self.input_ids, **self._carried}
+        outputs = self.model(**arguments(self.model, inputs, logits_to_keep=1, **forward), return_dict=True)
+        self._carried = after_pass(self.model, outputs, self._carried)
         return outputs
 
 
@@ -190,11 +195,8 @@ def _read_once(model: Any, branch: Branch | None, forward: Mapping[str, Any]) ->
         outputs.logits = outputs.logits.repeat_interleave(branch.beams, dim=0)
         return outputs
 
-    model._prefill = prefill
-    try:
+    with reading_prompt(model, prefill):
         yield
-    finally:
-        del model._prefill
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from a3tune.adapters.routing import Routing
 from a3tune.attention.capture import CaptureRequest
+from a3tune.compat.generation import CACHE
 from a3tune.config.ranges import Count, NonNegative, Positive
 from a3tune.decoding.base import Inputs, require_capture
 from a3tune.decoding.branches import image_mask
@@ -300,7 +301,7 @@ class _Reader:
                 input_ids=tokens_BC,
                 attention_mask=mask.expand(self.beams, 1, -1, -1),
                 position_ids=position.expand(*position.shape[:-2], self.beams, count),
-                past_key_values=self.cache,
+                **{CACHE: self.cache},
                 use_cache=True,
                 logits_to_keep=1,
                 routing=Routing(torch.zeros_like(tokens_BC, dtype=torch.bool), None),  # no prompt, no image

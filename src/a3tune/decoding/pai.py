@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from a3tune.attention.boost import Boost
+from a3tune.compat.generation import CACHE
 from a3tune.config.ranges import Natural, NonNegative, Share
 from a3tune.decoding.base import Inputs, require_capture
 from a3tune.decoding.branches import image_columns, without_images
@@ -59,7 +60,7 @@ class Pai:
             cache=cache,
             prompt=self.variant == "paper",
         )
-        positive = inputs | {"past_key_values": cache}
+        positive = inputs | {CACHE: cache}
         return run(vlm, positive, config, generator, scorer=scorer, forward={"boost": boost})
 
     def combine(self, positive_BV: Tensor, negative_BV: Tensor, step: int) -> Tensor:

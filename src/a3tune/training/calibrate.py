@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from a3tune.attention.capture import capture_request, stack
 from a3tune.attention.heads import votes
+from a3tune.compat.training import is_deepspeed_zero3_enabled
 from a3tune.errors import ConfigError
 from a3tune.training.collate import split_batch
 from a3tune.training.step import Alignment

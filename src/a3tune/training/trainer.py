@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from peft import PeftModel
-from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 
 from a3tune.adapters import A3MoEConfig
+from a3tune.compat.peft import disable_input_dtype_casting
+from a3tune.compat.training import one_device
 from a3tune.config import AlignmentConfig
 from a3tune.errors import ConfigError
 from a3tune.training.calibrate import calibrate, evenly_spaced
@@ -64,8 +65,7 @@ class A3Trainer(SmallerPassesTrainer):
     ) -> None:
         if args.label_smoothing_factor:
             raise ConfigError("label_smoothing_factor: expected 0; the answers are learnt as they are")
-        # DataParallel cannot split the masks that travel as keywords.
-        args._n_gpu = min(args.n_gpu, 1)
+        one_device(args)
         # Every adapted matrix takes part in every pass: no need to search for those that do not.
         args.ddp_find_unused_parameters = False
         # L_LLM is the mean over the tokens of all processes.

@@ -6,8 +6,8 @@ Knows what transformers needs to load a processor; not what the processor does t
 from typing import Any
 
 from transformers import AutoProcessor, Idefics3Processor, PretrainedConfig, ProcessorMixin
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.utils.import_utils import is_num2words_available, is_torchvision_available
+
+from a3tune.compat.processing import is_num2words_available, is_torchvision_available, processor_class
 
 IMAGE_ONLY: dict[str, type[ProcessorMixin]] = {"smolvlm": Idefics3Processor}
 """Families whose processor cannot even be made without video packages (SmolVLM counts frames in words, with
@@ -21,7 +21,7 @@ def load_processor(source: str, config: PretrainedConfig) -> Any:
     the whole processor of a family that also takes videos; its image half needs neither, so we take that. Raises what
     transformers raises.
     """
-    family: Any = PROCESSOR_MAPPING.get(type(config), None)
+    family = processor_class(config)
     if family is None or "video_processor" not in family.get_attributes() or _videos_readable(config.model_type):
         return AutoProcessor.from_pretrained(source, trust_remote_code=False)
     return image_only(config.model_type, family).from_pretrained(source, trust_remote_code=False)

@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 import numpy as np
-from transformers.image_processing_utils import select_best_resolution
 
+from a3tune.compat.processing import select_best_resolution
 from a3tune.errors import ModelError
 from a3tune.vlm.grids.llava import check_one_token_per_patch
 from a3tune.vlm.grids.resize import cells, grid

@@ -6,8 +6,8 @@ What follows inside the towers (patches sorted into blocks, windows of attention
 from typing import Any
 
 import numpy as np
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from a3tune.compat.processing import smart_resize
 from a3tune.errors import DataError
 from a3tune.vlm.grids.resize import cells, grid
 

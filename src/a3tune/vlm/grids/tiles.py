@@ -8,9 +8,8 @@ import math
 from typing import Any
 
 import numpy as np
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
-from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
 
+from a3tune.compat.processing import get_optimal_tiled_canvas, get_resize_output_image_size
 from a3tune.errors import ModelError
 from a3tune.vlm.grids.resize import cells, grid
 
