@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from a3tune.attention.capture import capture_request, stack
+from a3tune.compat.generation import CACHE
 from a3tune.vlm.encode import prepare
 from a3tune.vlm.load import Vlm, load_vlm
 from a3tune.vlm.look import answer_text, look, model_inputs
@@ -31,7 +32,7 @@ def test_a_look_is_the_models_own_pass_and_what_was_asked_for(vlm: Vlm) -> None:
     plain = vlm.model(**inputs, use_cache=False).logits
     unseen = look(vlm.model, inputs, masks)
     assert torch.equal(unseen.logits, plain)
-    assert unseen.past_key_values is None
+    assert unseen.get(CACHE) is None
     request = capture_request("answer", **masks)
     seen = look(vlm.model, inputs, masks, request, logits_to_keep=1)
     torch.testing.assert_close(seen.logits, plain[:, -1:])

@@ -17,6 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from a3tune.adapters import A3MoEConfig, KeyExperts, Routing, add_adapter, balance_loss, gate_loads, load_adapter
 from a3tune.adapters.layer import RoutedKey, RoutedLinear, RoutedQuery
+from a3tune.compat.generation import CACHE
 from a3tune.config import AdapterConfig
 from a3tune.errors import AdapterError, ConfigError
 from a3tune.vlm.tiny import random_vlm
@@ -267,12 +268,12 @@ def test_static_cache_generates_the_same_and_forgets_the_last_prompt():
 def step(model: PeftModel, cache: DynamicCache, mask: Tensor, *tokens: int, **more: Any) -> Tensor:
     ids = torch.tensor([tokens] * len(mask))
     mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-    return model(input_ids=ids, attention_mask=mask, past_key_values=cache, **more).logits
+    return model(input_ids=ids, attention_mask=mask, **{CACHE: cache}, **more).logits
 
 
 def prefill(model: PeftModel, prompts=PROMPTS) -> tuple[DynamicCache, Tensor]:
     cache, inputs = DynamicCache(), batch(prompts)
-    model(**inputs, past_key_values=cache)
+    model(**inputs, **{CACHE: cache})
     return cache, inputs["attention_mask"]
 
 
@@ -329,7 +330,7 @@ def test_an_emptied_cache_takes_the_next_prompt(empty):
     cache, _ = prefill(model, PROMPTS[:1])
     empty(cache)
     other = batch(PROMPTS[2:3])
-    torch.testing.assert_close(model(**other, past_key_values=cache).logits, model(**other).logits, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(**other, **{CACHE: cache}).logits, model(**other).logits, rtol=0, atol=1e-6)
 
 
 def test_a_cache_filled_without_the_adapter_is_refused():
@@ -715,8 +716,8 @@ def test_a_prompt_in_parts_is_refused():
         model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=images)
     whole = model.generate(**inputs, max_new_tokens=2)
     prefix = {name: value[:, :-3] for name, value in inputs.items() if name != "pixel_values"}
-    cache = model(**prefix, pixel_values=inputs["pixel_values"], use_cache=True).past_key_values
+    cache = model(**prefix, pixel_values=inputs["pixel_values"], use_cache=True)[CACHE]
     with pytest.raises(AdapterError, match="start without a cached prefix"):
         text = {name: value for name, value in inputs.items() if name != "pixel_values"}
-        model.generate(**text, past_key_values=cache, max_new_tokens=2)
+        model.generate(**text, **{CACHE: cache}, max_new_tokens=2)
     assert torch.equal(model.generate(**inputs, max_new_tokens=2), whole)

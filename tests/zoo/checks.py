@@ -20,6 +20,7 @@ from transformers import DynamicCache, GenerationConfig
 from a3tune.adapters import Routing, add_adapter, load_adapter
 from a3tune.adapters.layer import RoutedKey, RoutedQuery
 from a3tune.attention.capture import CaptureRequest, capture_request
+from a3tune.compat.generation import CACHE
 from a3tune.config import AdapterConfig
 from a3tune.vlm.encode import TOKEN_MASKS, encode, end_token_id, prepare
 from a3tune.vlm.grids import token_boxes
@@ -229,11 +230,11 @@ def capture_with_cache(folder: Path) -> float:
     aligned = {name for name, value in inputs.items() if value.shape == inputs["input_ids"].shape}
     with torch.no_grad():
         whole = _run(vlm.model, inputs, capture=last, output_attentions=True)
-        vlm.model(**{n: v[:, :-1] if n in aligned else v for n, v in inputs.items()}, past_key_values=cache)
+        vlm.model(**{n: v[:, :-1] if n in aligned else v for n, v in inputs.items()}, **{CACHE: cache})
         decoded = vlm.model(
             input_ids=inputs["input_ids"][:, -1:],
             position_ids=_position(vlm, length),
-            past_key_values=cache,
+            **{CACHE: cache},
             capture=step,
             output_attentions=True,
         )
