@@ -42,3 +42,13 @@ def test_what_is_not_there_is_found():
 def test_every_table_and_figure_has_its_command():
     named = set(re.findall(r"`((?:table|fig)\d+[ab]?)`", PAGES[0].read_text()))
     assert named == set(experiments())
+
+
+def test_the_readme_maps_every_room():
+    text = (ROOT / "README.md").read_text()
+    block = text[text.index("```text\ncli/") :].partition("```text\n")[2].partition("```")[0]
+    mapped = [line.split()[0] for line in block.splitlines()]
+    rooms = {f"{path.name}/" if path.is_dir() else path.name for path in (ROOT / "src" / "a3tune").iterdir()}
+    assert sorted(mapped) == sorted(room for room in rooms if not room.startswith("__") and room != "py.typed")
+    described = PAGES[1].read_text()
+    assert [room for room in mapped if f"`{room}`" not in described and room != "assets/"] == []
