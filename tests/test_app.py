@@ -319,4 +319,4 @@ def test_the_command_refuses_what_does_not_fit_on_the_page(tmp_path: Path):
 def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ModelError, match=r"a3tune\[app\]"):
-        server.serve(load_config(None), {}, server.LOOPBACK, None, print)
+        server.serve(load_config(None), {}, host.LOOPBACK, None, print)

@@ -9,7 +9,6 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from a3tune.errors import ConfigError
 
@@ -66,6 +65,8 @@ def patch_auroc(map_BN: ArrayLike, region_BN: ArrayLike) -> Array:
 
     Undefined as well when the region is the whole view.
     """
+    from scipy.stats import rankdata  # slow to import, and records need only the names in this file
+
     map_BN, region_BN = _arrays(map_BN, region_BN)
     inside_B = region_BN.sum(-1)
     outside_B = region_BN.shape[-1] - inside_B

@@ -3,16 +3,13 @@
 Knows the names of the metrics; each is a function of its own file.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from a3tune.errors import ConfigError, DataError, ModelError
-from a3tune.metrics.bertscore import bert_score
-from a3tune.metrics.chexbert import chexbert
-from a3tune.metrics.radgraph import radgraph
-from a3tune.metrics.ratescore import ratescore
-from a3tune.metrics.text import Scores, Texts, bleu, meteor, rouge_l
+from a3tune.machine.registry import Registry
+from a3tune.metrics.text import Scores, Texts
 
 NLTK_DATA = "nltk_data"
 """Key in `weights` of the folder with nltk's `punkt_tab` and `wordnet`; the other keys are names of metrics."""
@@ -21,15 +18,17 @@ NO_REPORT = "No report generated."
 _SHORTEST = 10
 _PREFIX = "Assistant:"
 
-METRICS: dict[str, Callable[[Texts, Texts, Path | None], Scores]] = {
-    "bleu": bleu,
-    "rouge_l": rouge_l,
-    "meteor": meteor,
-    "bertscore": bert_score,
-    "chexbert": chexbert,
-    "radgraph": radgraph,
-    "ratescore": ratescore,
-}
+METRICS: Registry[Callable[[Texts, Texts, Path | None], Scores]] = Registry(
+    {
+        "bleu": "a3tune.metrics.text:bleu",
+        "rouge_l": "a3tune.metrics.text:rouge_l",
+        "meteor": "a3tune.metrics.text:meteor",
+        "bertscore": "a3tune.metrics.bertscore:bert_score",
+        "chexbert": "a3tune.metrics.chexbert:chexbert",
+        "radgraph": "a3tune.metrics.radgraph:radgraph",
+        "ratescore": "a3tune.metrics.ratescore:ratescore",
+    }
+)
 """By name, in the paper's order (Table 3): (predictions, references, folder of weights) -> scores by name."""
 _NLTK = ("bleu", "rouge_l", "meteor")
 
@@ -63,10 +62,8 @@ def report_scores(
     """
     folders = dict(weights or {})
     metrics = tuple(METRICS) if metrics is None else metrics
-    for kind, given, known in (("metric", metrics, tuple(METRICS)), ("weights", folders, weight_names())):
-        unknown = [name for name in given if name not in known]
-        if unknown:
-            raise ConfigError(f"{kind}: expected {', '.join(known)}, got {', '.join(unknown)}")
+    _refuse_unknown("metric", metrics, tuple(METRICS))
+    check_weights(folders)
     if len(predictions) != len(references):
         raise DataError(f"expected one prediction for each of {len(references)} references, got {len(predictions)}")
     cleaned = [clean(text) for text in predictions]
@@ -80,6 +77,17 @@ def report_scores(
         else:
             values |= {key: tuple(scores) for key, scores in found.items()}
     return ReportScores(values, absent)
+
+
+def check_weights(names: Iterable[str]) -> None:
+    """Raises ConfigError for a name that `weights` may not have."""
+    _refuse_unknown("weights", names, weight_names())
+
+
+def _refuse_unknown(kind: str, given: Iterable[str], known: tuple[str, ...]) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ConfigError(f"{kind}: expected {', '.join(known)}, got {', '.join(unknown)}")
 
 
 def weight_names() -> tuple[str, ...]:

@@ -23,12 +23,10 @@ from a3tune.report.gather import (
     read_method,
     stored_quality,
 )
-from a3tune.report.html import render
 from a3tune.report.records import Cases, ReportData
 from a3tune.report.table import comparison_tables
 from a3tune.run.folder import RunFolder, read_json, read_settings
 from a3tune.types import Labels, Sample
-from a3tune.vlm.load import load_boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +54,8 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
     folders = _named(runs)
     reference, shown = page.reference or next(iter(folders)), page.shown or list(folders)[-1]
     config = _evaluation(folders[shown])
+    from a3tune.report.html import render  # draws with matplotlib: nobody waits for it to be told of a mistake
+
     samples = read_split(config.data, "test")
     methods = [read_method(name, page.titles.get(name, name), folder, samples) for name, folder in folders.items()]
     data = ReportData(
@@ -125,6 +125,8 @@ def _cases(
     config: RunConfig, methods: Sequence[Method], samples: Sequence[Sample], shown: str, reference: str
 ) -> Cases:
     """The cases with their weak labels, which are made now and kept nowhere: only training data was labelled."""
+    from a3tune.vlm.load import load_boxes
+
     chosen = choose_cases(methods, shown, reference)
     labels: dict[str, Labels] = {}
     if config.labels.source == "weak":
