@@ -5,6 +5,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from a3tune.config import dump_config, load_config
 from a3tune.data.rows import read_rows, write_rows
 from a3tune.evaluation.predictions import Cost, PredictionLog
 from a3tune.evaluation.results import make_prediction
+from a3tune.labels.store import StoredSettings
 from a3tune.models import A3MOE
 from a3tune.run.folder import RunFolder
 from a3tune.types import Sample
@@ -91,10 +93,10 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
 
 
 def scene(folder: Path) -> None:
-    """Rows and an image, two evaluated runs, one that is not, adapters, labels, checkpoints, and a folder of the user's."""
+    """Rows and an image, two evaluated runs and one that is not, adapters, labels, checkpoints, a folder not ours."""
     Image.new("RGB", (8, 8)).save(folder / "scan.png")
-    samples = [Sample(f"s{i}", folder / "scan.png", "Where?", "left", "open", meta={"modality": "CT"}) for i in range(2)]
-    write_rows(folder / ROWS, samples)
+    asked = Sample("first", folder / "scan.png", "Where?", "left", "open", meta={"modality": "CT"})
+    write_rows(folder / ROWS, [asked, replace(asked, id="second")])
     (folder / "broken.jsonl").write_text('{"id": "a", "image": "scan.png", "answer": "left"}\n')
     _write(folder / "thesis" / "thesis.txt", "years of work")
     _write(folder / "bert" / "config.json", {"model_type": "bert"})
@@ -118,12 +120,9 @@ def _evaluated(path: Path, rows: Path) -> None:
 
 
 def _labels(store: Path) -> None:
-    from a3tune.labels.store import StoredSettings
-
     settings = {"proposer": {"name": "superpixels"}, "visual_prompt": "dim", "ranker": {"name": "clip"}}
     found = StoredSettings("s", "r", "{question}", settings, {})
-    content = {name: getattr(found, name) for name in ("segments", "ranking", "query", "settings", "given")}
-    _write(store / "settings" / f"{found.name}.json", content)
+    _write(store / "settings" / f"{found.name}.json", asdict(found))
 
 
 def _write(path: Path, content: object) -> None:

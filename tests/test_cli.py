@@ -363,6 +363,6 @@ def test_the_message_of_an_interruption_is_shown(run: Run, data, monkeypatch: py
         raise KeyboardInterrupt("stopped after step 3 of 9")
 
     monkeypatch.setattr("a3tune.commands.train.fine_tune", interrupted)
-    result = run("train", f"data.train={data['train']}")
+    result = run("train", f"data.train={data['train']}", "labels.source=none")
     assert result.exit_code == 130
     assert "a3tune: stopped after step 3 of 9" in result.stderr

@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from a3tune.config import DataConfig, RunConfig, load_config, plain_yaml
-from a3tune.data.phantom import DEMO_PATIENTS, write_phantom
 from a3tune.data.rows import check_split, read_rows, write_rows
 from a3tune.errors import ConfigError
 from a3tune.reproduce.experiments import paper_asset
@@ -109,6 +108,8 @@ def phantom_places(
     out: Path, settings: Sequence[str], progress: Callable[[int, int], None], patients: Mapping[str, int] | None = None
 ) -> Places:
     """Phantom scans in `out` for every data set, the shipped tiny model for every model, the demo's settings."""
+    from a3tune.data.phantom import DEMO_PATIENTS, write_phantom
+
     paper = yaml.safe_load(paper_asset("settings.yaml"))
     folders = {False: out / "data" / "vqa", True: out / "data" / "reports"}
     for reports, folder in folders.items():
