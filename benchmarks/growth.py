@@ -30,6 +30,7 @@ from transformers.utils import logging
 
 from a3tune.adapters.experts import KeyExperts, QueryExperts
 from a3tune.attention import capture
+from a3tune.config import EvaluationConfig
 from a3tune.data.images import content_hash
 from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows
@@ -218,7 +219,7 @@ def evaluation_curves(quick: bool) -> list[Curve]:
         samples = read_rows(write_phantom(Path(folder), {"test": 1 if quick else 20})["test"])
 
         def asked(count: int) -> Results:
-            return evaluate(vlm, samples[:count], max_new_tokens=2 if quick else 8)
+            return evaluate(vlm, samples[:count], EvaluationConfig(max_new_tokens=2 if quick else 8))
 
         calls = {count: partial(asked, count) for count in counts}
         kept = [len(pickle.dumps(asked(count))) / 2**10 for count in counts]

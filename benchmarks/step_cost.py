@@ -36,7 +36,7 @@ from transformers.initialization import no_init_weights
 from a3tune.adapters import add_adapter
 from a3tune.adapters.model import language_linears
 from a3tune.attention.capture import use_capture
-from a3tune.config import AlignmentConfig
+from a3tune.config import AdapterConfig, AlignmentConfig
 from a3tune.machine.threads import choose_threads
 from a3tune.training.trainer import A3Trainer
 from a3tune.vlm.load import _in_one_piece
@@ -165,7 +165,7 @@ def our_step(side: str, base: LlavaForConditionalGeneration, shape: Shape, size:
     if side != "peft":
         use_capture(model)
     kind = "a3moe" if side == "a3tune" else "lora"
-    adapted = add_adapter(model, kind, lora_rank=shape.rank, expert_alpha=EXPERT_ALPHA, **EXPERTS)
+    adapted = add_adapter(model, AdapterConfig(kind, rank=shape.rank, expert_alpha=EXPERT_ALPHA, **EXPERTS))
     weight = 0.0 if side in ("peft", "lora") else WEIGHT
     args = TrainingArguments(
         output_dir=tempfile.gettempdir(),

@@ -46,9 +46,9 @@ def main(out: Path, quick: bool) -> None:
 
     samples = read_rows(files["test"])
     base = load_vlm(config.model.path)
-    before = evaluate(base, samples, max_new_tokens=16)
+    before = evaluate(base, samples, config.active_evaluation)
     tuned = replace(base, model=load_adapter(base.model, run / "adapter"))
-    after = evaluate(tuned, samples, max_new_tokens=16)
+    after = evaluate(tuned, samples, config.active_evaluation)
     for name in ("open_recall", "closed_accuracy", "attention_mass"):
         print(
             f"{name:16} base {100 * before.metrics[name].mean:5.1f} %   tuned {100 * after.metrics[name].mean:5.1f} %"

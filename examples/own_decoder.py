@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from a3tune.config import NonNegative, Share
+from a3tune.config import EvaluationConfig
+from a3tune.config.ranges import NonNegative, Share
 from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows
 from a3tune.decoding import DECODERS
@@ -60,7 +61,7 @@ def main(out: Path, quick: bool) -> None:
     samples = read_rows(write_phantom(out / "scans", {"test": 1 if quick else 20})["test"])
     vlm = load_vlm("tiny")
     for name, settings in (("greedy", {}), ("vcd", {}), ("grey", {}), ("grey", {"alpha": 2.0})):
-        found = evaluate(vlm, samples, decode=name, decoding=settings, max_new_tokens=16)
+        found = evaluate(vlm, samples, EvaluationConfig(decode=name, decoding=settings, max_new_tokens=16))
         recall, cost = found.metrics["open_recall"].mean, found.cost
         title = f"{name} {settings or ''}"
         print(f"{title:20} open recall {recall:.3f}   {cost.passes} passes, {cost.answer_seconds:.1f} s")

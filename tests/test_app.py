@@ -23,7 +23,7 @@ from a3tune.app.regions import Segmenter, box_region
 from a3tune.app.session import LARGEST, Session
 from a3tune.cli import app
 from a3tune.cli import explorer as command
-from a3tune.config import EvaluationConfig, LabelsConfig, ModelConfig, load_config
+from a3tune.config import AdapterConfig, EvaluationConfig, LabelsConfig, ModelConfig, load_config
 from a3tune.errors import ConfigError, DataError, LabelError, ModelError
 from a3tune.evaluation.evaluate import evaluate
 from a3tune.types import Sample
@@ -41,7 +41,7 @@ def asker(tmp_path_factory: pytest.TempPathFactory) -> Asker:
     folder = tmp_path_factory.mktemp("adapters") / "mine"
     base = load_models(ModelConfig(device="cpu"), {})[BASE]
     torch.manual_seed(0)
-    adapted = add_adapter(copy.deepcopy(base.model), lora_rank=2, expert_rank=2, control_ids=base.control_ids)
+    adapted = add_adapter(copy.deepcopy(base.model), AdapterConfig(rank=2, expert_rank=2), control_ids=base.control_ids)
     for name, weight in adapted.named_parameters():
         if name.endswith((".B.weight", "lora_B.default.weight")):
             torch.nn.init.normal_(weight, std=0.5)
@@ -109,7 +109,7 @@ def test_the_map_of_each_head_and_token_is_that_of_the_eager_model(asker: Asker,
 
 def test_an_answer_is_that_of_evaluate(asker: Asker, image: Image.Image, answer: Answer):
     sample = Sample("q", png(image), QUESTION, "", "report")
-    found = evaluate(asker.models[BASE], [sample], max_new_tokens=SHORT.max_new_tokens)
+    found = evaluate(asker.models[BASE], [sample], replace(SHORT, rows="answer"))
     assert answer.text == found.predictions[0].prediction != ""
     map_N = answer.attention()
     np.testing.assert_allclose(map_N / map_N.max(), found.maps["q"].astype(np.float32), atol=2e-3)

@@ -16,6 +16,7 @@ pytest.importorskip("gradio", reason="needs the extra app")
 websocket = pytest.importorskip("websocket", reason="needs websocket-client")
 
 from a3tune.adapters import add_adapter  # noqa: E402
+from a3tune.config import AdapterConfig  # noqa: E402
 from a3tune.vlm.load import load_vlm  # noqa: E402
 from browser import CHROMIUM, PATIENCE, Browser, Server, chromium, served  # noqa: E402
 
@@ -33,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """With an adapter whose name is as hostile as a folder's can be."""
     folder = tmp_path_factory.mktemp("server")
     adapter = tmp_path_factory.mktemp("adapters") / NAME
-    add_adapter(load_vlm("tiny", device="cpu").model, "lora", lora_rank=1).save_pretrained(adapter)
+    add_adapter(load_vlm("tiny", device="cpu").model, AdapterConfig("lora", rank=1)).save_pretrained(adapter)
     with served(folder, "--adapter", str(adapter), "evaluation.max_new_tokens=12") as server:
         yield server
 

@@ -8,6 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from a3tune.cli import app
+from a3tune.config import load_config
 from a3tune.data.phantom import write_phantom
 from a3tune.decoding import DECODERS
 
@@ -366,3 +367,39 @@ def test_the_message_of_an_interruption_is_shown(run: Run, data, monkeypatch: py
     result = run("train", f"data.train={data['train']}", "labels.source=none")
     assert result.exit_code == 130
     assert "a3tune: stopped after step 3 of 9" in result.stderr
+
+
+def test_a_training_takes_over_what_its_labels_were_made_with(run: Run, data, vlm_folder: Path, tmp_path: Path):
+    made = ("labels.visual_prompt=crop", "labels.proposal.min_area=0.01")
+    assert run("label", data["train"], "--out", "labels", *made).exit_code == 0
+    shared = (f"data.train={data['train']}", "labels.store=labels", f"model.path={vlm_folder}", "training.max_steps=1")
+    shared += ("adapter.rank=2", "adapter.expert_rank=2", "training.batch_size=2")
+    assert run("train", *shared, "output=mine").exit_code == 0
+    settings = load_config(tmp_path / "mine" / "config.yaml").labels
+    assert (settings.visual_prompt, settings.proposal) == ("crop", {"min_area": 0.01})
+    assert "| labels.visual_prompt | crop |" in (tmp_path / "mine" / "adapter" / "README.md").read_text()
+    assert run("train", *shared, "output=mine").exit_code == 0  # finished, with the same settings
+    for name in ("mine", "base"):
+        adapter = "mine/adapter" if name == "mine" else "none"
+        config = ("--config", "mine/config.yaml", "evaluation.max_new_tokens=2")
+        assert run("eval", data["test"], "--adapter", adapter, "--out", f"{name}-answers", *config).exit_code == 0
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "labels").rglob("*"))
+    assert run("report", "base-answers", "mine-answers").exit_code == 0
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "labels").rglob("*"))
+    result = run("train", *shared, "labels.visual_prompt=dim", "output=other")
+    assert result.exit_code == 2
+    assert "labels.visual_prompt is dim, theirs were made with crop" in result.stderr
+
+
+def test_attention_is_measured_over_what_was_trained(trained: Path):
+    settings = json.loads((trained / "results.json").read_text())["settings"]
+    assert (settings["heads"], settings["rows"]) == (0.5, "after_image")
+    used = load_config(trained / "evaluation.yaml").evaluation
+    assert (used.heads, used.rows) == (0.5, "after_image")
+
+
+def test_attention_is_measured_over_what_the_user_says(run: Run, trained: Path, data):
+    over = ("evaluation.heads=2", "evaluation.rows=answer")
+    assert run("eval", data["test"], "--adapter", trained / "adapter", "--out", "other", *over).exit_code == 0
+    settings = json.loads(Path("other/results.json").read_text())["settings"]
+    assert (settings["heads"], settings["rows"]) == (2, "answer")

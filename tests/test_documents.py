@@ -22,7 +22,7 @@ from a3tune.labels.propose import PROPOSERS
 from a3tune.labels.rank import RANKERS, VISUAL_PROMPTS
 from a3tune.metrics import reports
 from a3tune.metrics.vqa import ANSWER_METRICS
-from a3tune.report import data as report_data
+from a3tune.report import records as report_data
 from a3tune.vlm.families import FAMILIES
 from documents import read_blocks, run_page
 from lookups import ROOT, Wrong, check_prose, resolves

@@ -12,6 +12,7 @@ from PIL import Image
 
 from a3tune.adapters import add_adapter
 from a3tune.attention.capture import use_capture
+from a3tune.config import AdapterConfig, EvaluationConfig
 from a3tune.data.images import load_image
 from a3tune.errors import ConfigError, DataError, LabelError, ModelError, RunError
 from a3tune.evaluation.evaluate import evaluate
@@ -27,7 +28,7 @@ from a3tune.vlm.patches import members, token_weights
 from a3tune.vlm.tiny import random_vlm, tiny_processor, train_tokenizer
 
 PROMPTS = ("Is the liver normal?", "Which organ is shown in the upper left part of this image?", "What is it?")
-SHORT: dict[str, Any] = {"batch_size": 2, "max_new_tokens": 4}
+SHORT = EvaluationConfig(batch_size=2, max_new_tokens=4, rows="answer")
 
 
 def picture(seed: int, width: int = 24, height: int = 24) -> bytes:
@@ -71,7 +72,7 @@ def samples() -> list[Sample]:
 
 
 def test_order_and_independence_of_the_batch(vlm, samples):
-    together, alone = evaluate(vlm, samples, **SHORT), evaluate(vlm, samples, batch_size=1, max_new_tokens=4)
+    together, alone = evaluate(vlm, samples, SHORT), evaluate(vlm, samples, replace(SHORT, batch_size=1))
     assert [p.id for p in together.predictions] == [s.id for s in samples]
     assert len({p.prediction for p in alone.predictions}) > 1
     for one, other in zip(together.predictions, alone.predictions, strict=True):
@@ -105,7 +106,7 @@ def reference_maps(vlm: Vlm, sample: Sample, tokens: int, heads: int) -> tuple[t
 
 
 def test_maps_and_metrics_equal_those_of_the_eager_model(vlm, samples):
-    found = evaluate(vlm, samples, heads=3, **SHORT)
+    found = evaluate(vlm, samples, replace(SHORT, heads=3))
     for sample, prediction in zip(samples, found.predictions, strict=True):
         selected, everywhere = reference_maps(vlm, sample, tokens=4, heads=3)
         np.testing.assert_allclose(found.maps[sample.id], selected / selected.max(), atol=2e-3)
@@ -128,18 +129,18 @@ def test_maps_and_metrics_equal_those_of_the_eager_model(vlm, samples):
 
 
 def test_sampling_settings_of_the_checkpoint_do_not_count(vlm, samples):
-    expected = evaluate(vlm, samples, **SHORT).predictions
+    expected = evaluate(vlm, samples, SHORT).predictions
     config = vlm.model.generation_config
     earlier = config.to_dict()
     config.update(do_sample=True, temperature=3.0, repetition_penalty=9.0, num_beams=2)
     try:
-        assert [p.prediction for p in evaluate(vlm, samples, **SHORT).predictions] == [p.prediction for p in expected]
+        assert [p.prediction for p in evaluate(vlm, samples, SHORT).predictions] == [p.prediction for p in expected]
     finally:
         config.update(**earlier)
 
 
 def test_summary(vlm, samples, tmp_path):
-    found = evaluate(vlm, samples, tau=0.5, normalisation="sum", out_folder=tmp_path / "run", **SHORT)
+    found = evaluate(vlm, samples, replace(SHORT, tau=0.5, normalisation="sum"), out_folder=tmp_path / "run")
     assert found.counts == {"samples": 5, "groups": 3, "open": 3, "closed": 2, "with_attention": 2}
     assert found.metrics["open_recall"].count == 3 and found.metrics["intensity"].count == 2
     types = found.breakdown["question_type"]
@@ -178,12 +179,7 @@ def test_choices_are_scored_with_their_options(samples):
 def test_chance_differs_between_batches_and_repeats(vlm, samples):
     same = [replace(samples[0], id=str(i), regions=None) for i in range(4)]
     first, second = (
-        [
-            p.prediction
-            for p in evaluate(
-                vlm, same, batch_size=1, max_new_tokens=4, decode="sampling", decoding={}, seed=3
-            ).predictions
-        ]
+        [p.prediction for p in evaluate(vlm, same, replace(SHORT, batch_size=1, decode="sampling", seed=3)).predictions]
         for _ in range(2)
     )
     assert first == second
@@ -201,9 +197,9 @@ def stop_after(calls: int):
 
 
 def test_stopped_evaluation_goes_on_where_it_was(vlm, samples, tmp_path, monkeypatch):
-    whole = evaluate(vlm, samples, out_folder=tmp_path / "whole", **SHORT)
+    whole = evaluate(vlm, samples, SHORT, out_folder=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        evaluate(vlm, samples, out_folder=tmp_path / "run", progress=stop_after(2), **SHORT)
+        evaluate(vlm, samples, SHORT, out_folder=tmp_path / "run", progress=stop_after(2))
     folder = RunFolder.open(tmp_path / "run")
     assert len(read_predictions(folder)) == 4
     # Killed while writing: the last line is cut in the middle.
@@ -214,7 +210,7 @@ def test_stopped_evaluation_goes_on_where_it_was(vlm, samples, tmp_path, monkeyp
     generate = vlm.model.generate
     monkeypatch.setattr(vlm.model, "generate", lambda **kw: asked.append(len(kw["input_ids"])) or generate(**kw))
     seen: list[tuple[int, int]] = []
-    again = evaluate(vlm, samples, out_folder=folder.path, progress=lambda *at: seen.append(at), **SHORT)
+    again = evaluate(vlm, samples, SHORT, out_folder=folder.path, progress=lambda *at: seen.append(at))
     assert asked == [2, 1]
     assert seen[-1] == (5, 5)
     assert again.predictions == whole.predictions
@@ -226,25 +222,25 @@ def test_stopped_evaluation_goes_on_where_it_was(vlm, samples, tmp_path, monkeyp
     assert folder.predictions.read_bytes().count(b"\n") == 5
 
     asked.clear()
-    done = evaluate(vlm, samples, out_folder=folder.path, **SHORT)
+    done = evaluate(vlm, samples, SHORT, out_folder=folder.path)
     assert asked == [] and done.predictions == whole.predictions
     assert done.cost.seconds == pytest.approx(again.cost.seconds)
 
 
 def test_reports_are_scored_with_what_is_there(vlm, samples, tmp_path):
     reports = [replace(sample, answer_type="report", answer="no acute finding in the chest") for sample in samples]
-    results = evaluate(vlm, reports, out_folder=tmp_path / "run", **SHORT)
+    results = evaluate(vlm, reports, SHORT, out_folder=tmp_path / "run")
     assert results.metrics["rouge_l"].count == len(reports)
     assert "bertscore" in results.absent and "bertscore" not in results.metrics
     stored = read_predictions(RunFolder.open(tmp_path / "run"))
     assert all(set(prediction.report) >= {"rouge_l"} for prediction in stored)
     assert summarise(reports, results.predictions).metrics == results.metrics
     with pytest.raises(ConfigError, match="weights: expected nltk_data"):
-        evaluate(vlm, reports, weights={"nonesuch": tmp_path}, **SHORT)
+        evaluate(vlm, reports, replace(SHORT, weights={"nonesuch": tmp_path}))
 
 
 def test_too_large_batches_are_halved(vlm, samples, monkeypatch):
-    whole = evaluate(vlm, samples, **SHORT)
+    whole = evaluate(vlm, samples, SHORT)
     generate = vlm.model.generate
     tried: list[int] = []
 
@@ -258,12 +254,12 @@ def test_too_large_batches_are_halved(vlm, samples, monkeypatch):
         return answer
 
     monkeypatch.setattr(vlm.model, "generate", little_memory(1))
-    found = evaluate(vlm, samples, **{**SHORT, "batch_size": 4})
+    found = evaluate(vlm, samples, replace(SHORT, batch_size=4))
     assert tried == [4, 2, 1, 1, 2, 1, 1, 1]
     assert [p.prediction for p in found.predictions] == [p.prediction for p in whole.predictions]
     monkeypatch.setattr(vlm.model, "generate", little_memory(0))
     with pytest.raises(ModelError, match=r"sample .*: the device has too little memory for it alone"):
-        evaluate(vlm, samples, **SHORT)
+        evaluate(vlm, samples, SHORT)
 
 
 def other_prompt(samples: Sequence[Sample]) -> list[Sample]:
@@ -272,37 +268,37 @@ def other_prompt(samples: Sequence[Sample]) -> list[Sample]:
 
 def test_an_evaluation_of_something_else_is_refused(vlm, samples, tmp_path):
     path = tmp_path / "run"
-    evaluate(vlm, samples, out_folder=path, **SHORT)
+    evaluate(vlm, samples, SHORT, out_folder=path)
     before = (path / "predictions.jsonl").read_bytes()
     with pytest.raises(RunError, match="'s/0' is not among those"):
-        evaluate(vlm, other_prompt(samples), out_folder=path, **SHORT)
+        evaluate(vlm, other_prompt(samples), SHORT, out_folder=path)
     with pytest.raises(RunError, match=r"'s/.' is not among those"):
-        evaluate(vlm, samples[:2], out_folder=path, **SHORT)
+        evaluate(vlm, samples[:2], SHORT, out_folder=path)
     with pytest.raises(RunError, match=r"with tau=0.15, not 0.3"):
-        evaluate(vlm, samples, tau=0.3, out_folder=path, **SHORT)
+        evaluate(vlm, samples, replace(SHORT, tau=0.3), out_folder=path)
     with pytest.raises(RunError, match="with weights="):
-        evaluate(replace(make_vlm(1), name=vlm.name), samples, out_folder=path, **SHORT)
+        evaluate(replace(make_vlm(1), name=vlm.name), samples, SHORT, out_folder=path)
     assert (path / "predictions.jsonl").read_bytes() == before
     # More samples than before are welcome.
     more = [*samples, replace(samples[0], id="new")]
-    assert evaluate(vlm, more, out_folder=path, **SHORT).predictions[-1].id == "new"
+    assert evaluate(vlm, more, SHORT, out_folder=path).predictions[-1].id == "new"
 
 
 def test_damaged_folder_is_refused(vlm, samples, tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(RunError, match="not ours"):
-        evaluate(vlm, samples, out_folder=tmp_path, **SHORT)
+        evaluate(vlm, samples, SHORT, out_folder=tmp_path)
     folder = RunFolder.create(tmp_path / "run")
     with pytest.raises(RunError, match="evaluate first"):
         read_predictions(folder)
-    evaluate(vlm, samples, out_folder=folder.path, **SHORT)
+    evaluate(vlm, samples, SHORT, out_folder=folder.path)
     lines = folder.predictions.read_text().splitlines()
     folder.predictions.write_text("\n".join([lines[0][:-9], *lines[1:]]) + "\n")
     with pytest.raises(RunError, match=r"predictions.jsonl:1: .* damaged"):
-        evaluate(vlm, samples, out_folder=folder.path, **SHORT)
-    (folder.path / "evaluation.json").unlink()
-    with pytest.raises(RunError, match=r"evaluation.json, .* missing"):
-        evaluate(vlm, samples, out_folder=folder.path, **SHORT)
+        evaluate(vlm, samples, SHORT, out_folder=folder.path)
+    (folder.path / "identity.json").unlink()
+    with pytest.raises(RunError, match=r"identity.json, .* missing"):
+        evaluate(vlm, samples, SHORT, out_folder=folder.path)
     next((folder.path / "maps").iterdir()).write_bytes(b"x" * 30)
     with pytest.raises(RunError, match="remove it"):
         read_maps(folder)
@@ -320,20 +316,20 @@ def test_damaged_folder_is_refused(vlm, samples, tmp_path):
 )
 def test_a_sample_that_cannot_be_used_is_named(vlm, samples, change, error, message):
     with pytest.raises(error, match=message):
-        evaluate(vlm, [replace(samples[0], **change), samples[1]], **SHORT)
+        evaluate(vlm, [replace(samples[0], **change), samples[1]], SHORT)
 
 
 def test_heads_and_rows_out_of_range(vlm, samples):
     with pytest.raises(ConfigError, match="at most 8"):
-        evaluate(vlm, samples, heads=9, **SHORT)
+        evaluate(vlm, samples, replace(SHORT, heads=9))
     with pytest.raises(ConfigError, match="rows"):
-        evaluate(vlm, samples, rows="all", **SHORT)  # pyright: ignore[reportArgumentType]
+        evaluate(vlm, samples, replace(SHORT, rows="all"))  # pyright: ignore[reportArgumentType]
 
 
 def test_region_out_of_the_models_view_has_no_metrics(vlm, samples):
     # A wide image is cropped to its centre: its left edge is never seen.
     unseen = replace(samples[0], image=picture(9, width=72, height=24), regions=(Region(box=(0, 0, 6, 6)),))
-    found = evaluate(vlm, [unseen], **SHORT)
+    found = evaluate(vlm, [unseen], SHORT)
     assert found.predictions[0].attention == {}
     assert found.counts["with_attention"] == 0 and "intensity" not in found.metrics
 
@@ -341,18 +337,18 @@ def test_region_out_of_the_models_view_has_no_metrics(vlm, samples):
 @pytest.mark.parametrize("kind", ["lora", "a3moe"])
 def test_with_an_adapter(samples, kind):
     plain = make_vlm()
-    before = evaluate(plain, samples, **SHORT)
+    before = evaluate(plain, samples, SHORT)
     torch.manual_seed(0)
-    model = add_adapter(plain.model, kind, lora_rank=4, expert_rank=4)
+    model = add_adapter(plain.model, AdapterConfig(kind, rank=4, expert_rank=4))
     for vlm in (plain, replace(plain, model=model)):
-        assert [p.prediction for p in evaluate(vlm, samples, **SHORT).predictions] == [
+        assert [p.prediction for p in evaluate(vlm, samples, SHORT).predictions] == [
             p.prediction for p in before.predictions
         ]
     for name, weight in model.named_parameters():
         if "lora_B" in name or "experts.B" in name:
             torch.nn.init.normal_(weight, std=0.2)
     model.train()
-    after, alone = evaluate(plain, samples, **SHORT), evaluate(plain, samples, batch_size=1, max_new_tokens=4)
+    after, alone = evaluate(plain, samples, SHORT), evaluate(plain, samples, replace(SHORT, batch_size=1))
     assert model.training
     assert after.predictions[0].attention != before.predictions[0].attention
     for one, other in zip(after.predictions, alone.predictions, strict=True):

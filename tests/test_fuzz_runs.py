@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from a3tune.adapters.peft import add_adapter, load_adapter
+from a3tune.config import AdapterConfig
 from a3tune.convert.sentencepiece import read_sentencepiece
 from a3tune.convert.stream import open_checkpoint
 from a3tune.evaluation.predictions import read_cost, read_maps, read_predictions
@@ -73,9 +74,8 @@ def test_markers_of_runs(tmp_path_factory, content):
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory, vlm_folder: Path) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("adapter")
-    add_adapter(load_vlm(vlm_folder).model, lora_rank=2, expert_rank=2, query_experts=2, key_experts=2).save_pretrained(
-        folder
-    )
+    settings = AdapterConfig(rank=2, expert_rank=2, query_experts=2, key_experts=2)
+    add_adapter(load_vlm(vlm_folder).model, settings).save_pretrained(folder)
     return vlm_folder, folder
 
 

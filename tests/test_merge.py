@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from a3tune.adapters import add_adapter, load_adapter
 from a3tune.cli import app
 from a3tune.commands.merge import merge_adapter as merge
+from a3tune.config import AdapterConfig
 from a3tune.convert.merge import ADAPTER_CARD, MARKER
 from a3tune.data.phantom import write_phantom
 from a3tune.errors import AdapterError, ModelError, OutputError
@@ -62,9 +63,8 @@ def adapter(vlm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def routed(vlm_folder: Path, folder: Path, experts: int) -> Path:
     vlm = load_vlm(vlm_folder, device="cpu")
-    model = add_adapter(
-        vlm.model, "a3moe", lora_rank=2, expert_rank=2, query_experts=experts, key_experts=experts, top_experts=1
-    )
+    settings = AdapterConfig(rank=2, expert_rank=2, query_experts=experts, key_experts=experts, top_experts=1)
+    model = add_adapter(vlm.model, settings)
     model.save_pretrained(str(folder))
     return folder
 
@@ -112,7 +112,7 @@ def test_the_number_format_of_the_base_is_kept(vlm_folder: Path, tmp_path: Path)
     base = load_vlm(vlm_folder, device="cpu", dtype="bfloat16")
     base.model.save_pretrained(tmp_path / "base")
     base.processor.save_pretrained(tmp_path / "base")
-    model = add_adapter(base.model, "lora", lora_rank=2)
+    model = add_adapter(base.model, AdapterConfig("lora", rank=2))
     for name, value in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(value)
@@ -148,7 +148,7 @@ def test_an_adapter_without_experts_is_plain(vlm_folder: Path, tmp_path: Path) -
 
 
 def test_without_a_base_the_option_is_named(vlm_folder: Path, tmp_path: Path) -> None:
-    model = add_adapter(load_vlm(vlm_folder, device="cpu").model, "lora", lora_rank=2)
+    model = add_adapter(load_vlm(vlm_folder, device="cpu").model, AdapterConfig("lora", rank=2))
     model.save_pretrained(str(tmp_path / "adapter"))
     settings = tmp_path / "adapter" / "adapter_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": None}))

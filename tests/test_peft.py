@@ -15,13 +15,14 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from a3tune.adapters import A3MoEConfig, KeyExperts, Routing, add_adapter, balance_loss, gate_loads, load_adapter
 from a3tune.adapters.layer import RoutedKey, RoutedLinear, RoutedQuery
+from a3tune.config import AdapterConfig
 from a3tune.errors import AdapterError, ConfigError
 from a3tune.vlm.tiny import random_vlm
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 SHAPE = {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "vocab": 96, "image_size": 36}
-SMALL = {"lora_rank": 4, "expert_rank": 3, "query_experts": 3, "key_experts": 4, "router_hidden": 8}
+SMALL = {"rank": 4, "expert_rank": 3, "query_experts": 3, "key_experts": 4, "router_hidden": 8}
 PAD, BOS, IMAGE = 0, 1, 2
 IMAGE_TOKENS = 9
 PROMPTS = [([20, 21, 22], 1), ([30, 31, 32, 33, 34], 0), ([40, 41, 42, 43], 2), ([50], 1)]
@@ -42,8 +43,9 @@ def shake(model: nn.Module, std: float = 0.4, seed: int = 3) -> None:
 
 
 def adapted(kind="a3moe", shape: dict | None = None, **options) -> PeftModel:
-    settings = {**SMALL, **options}
-    model = add_adapter(base(**(shape or {})), kind, **settings).eval()
+    beside = {name: options.pop(name) for name in ("balance", "key_text_tokens", "control_ids") if name in options}
+    settings = AdapterConfig(kind, **{**SMALL, **options})
+    model = add_adapter(base(**(shape or {})), settings, **beside).eval()
     shake(model)
     return model
 
@@ -105,7 +107,7 @@ def test_defaults_are_those_of_appendix_c1():
 @pytest.mark.parametrize("kind", ["a3moe", "lora"])
 def test_a_fresh_adapter_changes_nothing(kind: str):
     inputs = batch()
-    assert torch.equal(add_adapter(base(), kind)(**inputs).logits, base()(**inputs).logits)
+    assert torch.equal(add_adapter(base(), AdapterConfig(kind))(**inputs).logits, base()(**inputs).logits)
 
 
 def copy_lora(lora: PeftModel, model: PeftModel) -> None:
@@ -525,7 +527,7 @@ def test_several_adapters_on_one_model():
 
 
 def test_half_precision_base_keeps_fp32_adapters():
-    model = add_adapter(base().to(torch.bfloat16), **SMALL)
+    model = add_adapter(base().to(torch.bfloat16), AdapterConfig(**SMALL))
     inputs = batch()
     inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
@@ -573,20 +575,20 @@ def test_trainer_resumes_to_the_same_weights(tmp_path: Path):
     "settings", [{"expert_rank": 0}, {"query_experts": -1}, {"key_experts": 4, "top_experts": 5}, {"top_experts": 0}]
 )
 def test_settings_out_of_range_name_the_setting(settings: dict):
-    with pytest.raises(ConfigError, match=list(settings)[-1]):
-        add_adapter(base(), **settings)
+    with pytest.raises((ConfigError, ValueError), match=list(settings)[-1]):
+        add_adapter(base(), AdapterConfig(**settings))
 
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ConfigError, match="'a3moe' or 'lora', got 'moe'"):
-        add_adapter(base(), "moe")  # type: ignore[arg-type]
+        add_adapter(base(), AdapterConfig("moe"))  # type: ignore[arg-type]
 
 
 def test_models_that_cannot_be_routed_are_refused():
     text_only = LlamaForCausalLM(base().config.text_config)
     with pytest.raises(AdapterError, match="vision-language model"):
         add_adapter(text_only)
-    add_adapter(text_only, "lora")
+    add_adapter(text_only, AdapterConfig("lora"))
     fused = base()
     for layer in fused.model.language_model.layers:
         layer.self_attn.query = layer.self_attn.q_proj

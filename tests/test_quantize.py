@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration, TrainingArguments
 
 from a3tune.adapters import add_adapter, load_adapter
 from a3tune.attention.capture import capture_request, check_captured, stack
-from a3tune.config import AlignmentConfig
+from a3tune.config import AdapterConfig, AlignmentConfig
 from a3tune.errors import ModelError
 from a3tune.labels.truth import truth_labels
 from a3tune.training.collate import Collator
@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),
 ]
 WIDTH = 64  # bitsandbytes packs blocks of 64 weights of a row
-SMALL = {"lora_rank": 4, "expert_rank": 2, "query_experts": 3, "key_experts": 3, "top_experts": 3, "router_hidden": 4}
+SMALL = {"rank": 4, "expert_rank": 2, "query_experts": 3, "key_experts": 3, "top_experts": 3, "router_hidden": 4}
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_normalisation_is_trained_through_in_full_precision(folder: Path) -> Non
     own = {name: p.dtype for name, p in vlm.model.named_parameters() if "language_model" in name and "norm" in name}
     assert set(own.values()) == {torch.float32} and len(own) == 5
     assert vlm.model.get_input_embeddings().weight.dtype == torch.bfloat16
-    model = add_adapter(vlm.model, **SMALL)
+    model = add_adapter(vlm.model, AdapterConfig(**SMALL))
     with torch.autocast("cpu", torch.bfloat16):
         loss, align = _losses(vlm, model)
     (loss + align).backward()
@@ -249,7 +249,7 @@ def _adapted(folder: Path, bits: str, kind: str = "a3moe") -> tuple[Vlm, PeftMod
     vlm = load_vlm(folder, device="cpu", quantization=bits)
     prepare_for_training(vlm.model)
     torch.manual_seed(0)
-    model = add_adapter(vlm.model, kind, **(SMALL if kind == "a3moe" else {"lora_rank": 4}))
+    model = add_adapter(vlm.model, AdapterConfig(kind, **SMALL))
     for name, parameter in model.named_parameters():
         # B starts at zero, where no gradient passes it; an adapter that was trained a little does not.
         if parameter.requires_grad and name.endswith(("B.weight", "lora_B.default.weight")):

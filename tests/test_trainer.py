@@ -39,7 +39,7 @@ from a3tune.vlm.tiny import random_vlm, tiny_processor, train_tokenizer
 
 PIXELS = 48
 SHAPE = {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "image_size": PIXELS}
-ADAPTER = {"lora_rank": 4, "expert_rank": 2, "query_experts": 2, "key_experts": 3, "router_hidden": 8}
+ADAPTER = {"rank": 4, "expert_rank": 2, "query_experts": 2, "key_experts": 3, "router_hidden": 8}
 ANSWERS = ["left", "right upper lobe", "no", "a mass in the liver"]
 FIXED = AlignmentConfig(weight=0.5, heads=3, head_selection="fixed")
 
@@ -104,7 +104,7 @@ def make_trainer(
     )
     vlm = fresh_vlm()
     set_seed(3)
-    model = add_adapter(vlm.model, kind, lora_dropout=dropout, balance=load_balance > 0, **ADAPTER)
+    model = add_adapter(vlm.model, AdapterConfig(kind, dropout=dropout, **ADAPTER), balance=load_balance > 0)
     trainer = A3Trainer(
         model,
         args,

@@ -27,10 +27,30 @@ def shipped(name: str) -> Path:
 
 
 def choose_device(device: str | None) -> "torch.device":
-    """`device`, or a GPU if there is one."""
+    """Where a model goes: `device`, or for None and "auto" the first of cuda, mps and cpu that is there.
+
+    Raises:
+        ModelError: this machine has no such device.
+    """
     import torch
 
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device in (None, "auto"):
+        return torch.device(next(kind for kind, available in there.items() if available))
+    if not there.get(device.partition(":")[0]):
+        available = ", ".join(kind for kind, is_there in there.items() if is_there)
+        raise ModelError(f"device {device!r} is not there; this machine has: {available}.")
+    return torch.device(device)
+
+
+def read_pickled(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Tensors that are published as a pickled file only: nothing but tensors is read, and no code is run.
+
+    Raises what torch raises on a damaged file.
+    """
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)  # noqa: TID251
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:

@@ -20,6 +20,7 @@ from transformers import DynamicCache, GenerationConfig
 from a3tune.adapters import Routing, add_adapter, load_adapter
 from a3tune.adapters.layer import RoutedKey, RoutedQuery
 from a3tune.attention.capture import CaptureRequest, capture_request
+from a3tune.config import AdapterConfig
 from a3tune.vlm.encode import TOKEN_MASKS, encode, end_token_id, prepare
 from a3tune.vlm.grids import token_boxes
 from a3tune.vlm.load import Vlm, load_vlm
@@ -27,7 +28,7 @@ from a3tune.vlm.patches import members, paint, token_weights
 
 SIZES = ((48, 64), (90, 30), (64, 64), (33, 150), (150, 21), (3, 60), (200, 7), (1, 1))
 """(height, width) of images: usual ones, long ones, tiny ones."""
-ADAPTER: dict[str, Any] = {"lora_rank": 2, "expert_rank": 2, "query_experts": 3, "key_experts": 4, "router_hidden": 8}
+ADAPTER: dict[str, Any] = {"rank": 2, "expert_rank": 2, "query_experts": 3, "key_experts": 4, "router_hidden": 8}
 PROMPTS, ANSWERS = ("Where is the lesion?", "What?", "<image> What is shown in the liver?"), ("left lung", "no", "yes")
 
 
@@ -44,7 +45,7 @@ def load(folder: Path, *, attention: bool = True) -> Vlm:
 def adapted(folder: Path) -> Vlm:
     """The model with an adapter whose every weight matters."""
     vlm = load(folder)
-    model = add_adapter(vlm.model, **ADAPTER, control_ids=vlm.control_ids).eval()
+    model = add_adapter(vlm.model, AdapterConfig(**ADAPTER), control_ids=vlm.control_ids).eval()
     with torch.random.fork_rng():
         torch.manual_seed(1)
         for name, weight in model.named_parameters():

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 
 from a3tune.adapters.config import PEFT_TYPE, A3MoEConfig
 from a3tune.adapters.model import A3MoEModel, check_base, language_linears
+from a3tune.config import AdapterConfig
 from a3tune.errors import A3TuneError, AdapterError, ConfigError
 from a3tune.models import adapter_weights, read_adapter
 
@@ -26,55 +26,43 @@ PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = A3MoEConfig  # type: ignore[index]
 PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = A3MoEModel  # type: ignore[index]
 PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = A3MoEModel.prefix  # type: ignore[index]
 
-AdapterKind = Literal["a3moe", "lora"]
-
 
 def add_adapter(
     model: PreTrainedModel,
-    kind: AdapterKind = "a3moe",
+    settings: AdapterConfig | None = None,
     *,
-    lora_rank: int = 64,
-    lora_alpha: int = 16,
-    lora_dropout: float = 0.0,
-    expert_rank: int = 16,
-    expert_alpha: float = 8,
-    query_experts: int = 4,
-    key_experts: int = 8,
-    top_experts: int = 2,
-    router_hidden: int = 64,
     key_text_tokens: bool = False,
     balance: bool = False,
     control_ids: Sequence[int] = (),
 ) -> PeftModel:
     """Put a fresh, trainable adapter on all linear layers of the language model; everything else is frozen.
 
-    `a3moe` routes `q_proj` and `k_proj` (see `A3MoEConfig`, defaults of Appendix C.1); `lora` is PEFT's own LoRA on the
-    same layers, and reads the three `lora_*` settings only. `control_ids` are the ids of the tokens that are no text
-    (`Vlm.control_ids`): in `generate` they are kept out of the prompt, as in the masks of training batches. The base
-    model is changed in place. Raises ConfigError for settings out of range and AdapterError for a model that cannot be
-    routed.
+    Args:
+        model: the base model; it is changed in place.
+        settings: its kind, and the ranks and experts of that kind; None is Appendix C.1. `a3moe` routes `q_proj` and
+            `k_proj` (see `A3MoEConfig`); `lora` is PEFT's own LoRA on the same layers: rank, alpha and dropout alone.
+        key_text_tokens: route text tokens through K-MoE as well.
+        balance: keep the load-balance term of each pass for the trainer.
+        control_ids: ids of the tokens that are no text (`Vlm.control_ids`): in `generate` they are kept out of the
+            prompt, as in the masks of training batches.
+
+    Raises ConfigError for settings out of range and AdapterError for a model that cannot be routed.
     """
-    if kind == "lora":
-        config: PeftConfig = LoraConfig(
-            r=lora_rank, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=language_linears(model)
-        )
-    elif kind == "a3moe":
+    settings = settings or AdapterConfig()
+    plain = {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout}
+    if settings.kind == "lora":
+        config: PeftConfig = LoraConfig(**plain, target_modules=language_linears(model))
+    elif settings.kind == "a3moe":
+        routed = ("expert_rank", "expert_alpha", "query_experts", "key_experts", "top_experts", "router_hidden")
         config = A3MoEConfig(
-            r=lora_rank,
-            lora_alpha=lora_alpha,
-            lora_dropout=lora_dropout,
-            expert_rank=expert_rank,
-            expert_alpha=expert_alpha,
-            query_experts=query_experts,
-            key_experts=key_experts,
-            top_experts=top_experts,
-            router_hidden=router_hidden,
+            **plain,
+            **{name: getattr(settings, name) for name in routed},
             key_text_tokens=key_text_tokens,
             balance=balance,
             control_ids=list(control_ids),
         )
     else:
-        raise ConfigError(f"adapter kind: expected 'a3moe' or 'lora', got {kind!r}")
+        raise ConfigError(f"adapter kind: expected 'a3moe' or 'lora', got {settings.kind!r}")
     with _known_warnings():
         return get_peft_model(model, config)  # type: ignore[return-value]
 

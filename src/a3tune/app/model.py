@@ -21,9 +21,9 @@ from PIL import Image
 from a3tune.adapters import load_adapter
 from a3tune.attention.capture import capture_request
 from a3tune.attention.heads import HeadSelector
-from a3tune.config import EvaluationConfig, ModelConfig
+from a3tune.config import AlignmentConfig, EvaluationConfig, ModelConfig
 from a3tune.decoding import generate
-from a3tune.evaluation.evaluate import PAPER_HEADS, answer_text, look, model_inputs
+from a3tune.evaluation.evaluate import answer_text, look, model_inputs
 from a3tune.vlm.encode import TOKEN_MASKS, Example, prepare
 from a3tune.vlm.load import Vlm, load_vlm
 from a3tune.vlm.patches import members, token_weights
@@ -91,7 +91,7 @@ class Asker:
 
     def __init__(self, models: Mapping[str, Vlm], settings: EvaluationConfig) -> None:
         self.models = models
-        self.settings = settings
+        self.settings = settings.over(AlignmentConfig())
         self._busy = threading.Lock()
 
     def ask(
@@ -157,11 +157,13 @@ class Asker:
                 regions_BN=held,
             )
         tokens = generated.tokens[0]
-        return _look(vlm, replace(asked, input_ids=torch.cat([asked.input_ids, tokens])), name, method, question)
+        return _look(
+            vlm, replace(asked, input_ids=torch.cat([asked.input_ids, tokens])), name, method, question, settings
+        )
 
 
 @torch.no_grad()
-def _look(vlm: Vlm, answered: Example, name: str, method: str, question: str) -> Answer:
+def _look(vlm: Vlm, answered: Example, name: str, method: str, question: str, settings: EvaluationConfig) -> Answer:
     """One teacher-forced pass over question and answer; every row of the answer is captured by itself."""
     inputs, masks = model_inputs(vlm, [answered], "right")
     request = capture_request("answer", *(masks[mask] for mask in TOKEN_MASKS), each_row=True)
@@ -169,11 +171,12 @@ def _look(vlm: Vlm, answered: Example, name: str, method: str, question: str) ->
     config = vlm.model.config.text_config
     row_bytes = 2 * config.num_hidden_layers * config.num_attention_heads * len(answered.boxes)
     kept = max(0, min(rows_BGS.shape[1], MAX_MAP_BYTES // row_bytes - 1))
-    # The whole answer first: its ratio, and so the choice of heads, is then that of `evaluate`.
+    # The whole answer first: its ratio, and so the choice of heads, is then that of `evaluate` over answer rows.
     request = replace(request, row_weights=torch.cat([rows_BGS.mean(1, keepdim=True), rows_BGS[:, :kept]], 1))
     captured = look(vlm, inputs, masks, request)
     ratio_BLH = captured.ratio_BLH[..., WHOLE]
-    selected_LH = HeadSelector(PAPER_HEADS).select(ratio_BLH, captured.counted_B)
+    assert settings.heads is not None  # `over`
+    selected_LH = HeadSelector(settings.heads).select(ratio_BLH, captured.counted_B)
     placed_N = ~np.isnan(answered.boxes[:, 0])
     tokens = answered.input_ids[answered.prompt_length :]
     return Answer(

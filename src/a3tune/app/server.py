@@ -49,7 +49,7 @@ def serve(
 
         from a3tune.app.page import Page
 
-        asker = Asker(load_models(config.model, adapters), config.evaluation)
+        asker = Asker(load_models(config.model, adapters), config.active_evaluation)
         page = Page(asker, Segmenter(config.labels, config.model.device))
         try:
             _, url, _ = page.blocks.queue(max_size=WAITING).launch(**_settings(gradio, host, port))

@@ -18,17 +18,9 @@ from a3tune.vlm.patches import paint
 
 def ask(config: RunConfig, adapter: Path | None, image: Path, question: str, out: Path) -> str:
     """The answer to one question; `out` becomes a PNG of the image under the attention of the answer."""
-    vlm, settings = Subject(config, adapter).load(), config.evaluation
+    vlm = Subject(config, adapter).load()
     sample = Sample(id="question", image=image, prompt=question, answer="", answer_type="report")
-    results = evaluate(
-        vlm,
-        [sample],
-        max_new_tokens=settings.max_new_tokens,
-        decode=settings.decode,
-        decoding=settings.decoding,
-        strategy=settings.strategy,
-        seed=settings.seed,
-    )
+    results = evaluate(vlm, [sample], config.active_evaluation)
     pixels = np.asarray(load_image(image))
     size = (pixels.shape[0], pixels.shape[1])
     heat = paint(results.maps[sample.id].astype(np.float32), token_boxes(vlm, *size), size)

@@ -74,26 +74,12 @@ def evaluate_all(
 
 
 def _evaluate(subject: Subject, vlm: Vlm, samples: Sequence[Sample], progress: Progress) -> Results:
-    config = subject.config
+    config = replace(subject.config, evaluation=subject.config.active_evaluation)
     if processes.index() == 0:
         RunFolder.create(config.output)
     processes.wait()
-    folder, settings = RunFolder(config.output), config.evaluation
-    results = evaluate(
-        vlm,
-        samples,
-        batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
-        decode=settings.decode,
-        decoding=settings.decoding,
-        strategy=settings.strategy,
-        seed=settings.seed,
-        weights={name: Path(str(place)) for name, place in settings.weights.items()},
-        tau=settings.tau,
-        normalisation=settings.normalisation,
-        out_folder=folder.path,
-        progress=progress,
-    )
+    folder = RunFolder(config.output)
+    results = evaluate(vlm, samples, config.evaluation, out_folder=folder.path, progress=progress)
     if processes.index() == 0:
         folder.write_text(folder.evaluation.name, dump_config(config))
         if not folder.environment.is_file():

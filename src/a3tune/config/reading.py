@@ -38,7 +38,8 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> RunConfig:
 def given_settings(path: Path | None, overrides: Iterable[str] = ()) -> set[str]:
     """Dotted names of the settings that a YAML file or overrides give; all others are defaults that nobody chose."""
     tree = {} if path is None else _parse_yaml(_read(path), str(path))
-    given = {override.partition("=")[0] for override in overrides}
+    # `labels.proposal.min_area=0.01` gives labels.proposal.
+    given = {".".join(override.partition("=")[0].split(".")[:2]) for override in overrides}
     for section, content in tree.items():
         given |= {f"{section}.{name}" for name in content} if isinstance(content, dict) else {str(section)}
     return given

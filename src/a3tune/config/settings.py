@@ -209,6 +209,15 @@ class EvaluationConfig(_Section):
     """Coverage's threshold on the normalised map (Appendix D.2): > 0, <= 1."""
     normalisation: Literal["max", "sum", "min-max"] = "max"
     """Of the map, before Coverage and Intensity; the paper does not name its own."""
+    heads: Count | Fraction | None = None
+    """Heads whose attention is averaged, as `alignment.heads`; null: those of the training."""
+    rows: Literal["after_image", "answer", "prompt"] | None = None
+    """Text rows whose attention is averaged, as `alignment.rows`; null: those of the training."""
+
+    def over(self, alignment: AlignmentConfig) -> "EvaluationConfig":
+        """The same, measured over the heads and rows of a training where none are given."""
+        heads = alignment.heads if self.heads is None else self.heads
+        return replace(self, heads=heads, rows=self.rows or alignment.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,3 +243,8 @@ class RunConfig(_Section):
     def active_alignment(self) -> AlignmentConfig:
         """The alignment that a training makes: none without labels, whatever its weight."""
         return replace(self.alignment, weight=0.0) if self.labels.source == "none" else self.alignment
+
+    @property
+    def active_evaluation(self) -> EvaluationConfig:
+        """The evaluation, over the heads and rows of the training where it names none."""
+        return self.evaluation.over(self.alignment)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from a3tune.errors import ModelError, OutputError
+from a3tune.models import read_pickled
 
 if TYPE_CHECKING:
     import torch
@@ -159,7 +160,7 @@ def _contents(path: Path) -> list[LazyTensor]:
                 ]
         return [
             LazyTensor(name, tuple(tensor.shape), tensor.dtype, partial(_read, path, name))
-            for name, tensor in _pickled(path).items()
+            for name, tensor in read_pickled(path, mmap=True).items()
         ]
 
 
@@ -169,14 +170,7 @@ def _read(path: Path, name: str) -> "torch.Tensor":
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as shard:
                 return shard.get_tensor(name)
-        return _pickled(path)[name]
-
-
-def _pickled(path: Path) -> "dict[str, torch.Tensor]":
-    import torch
-
-    # Many published checkpoints have nothing else; weights_only refuses whatever is not a tensor.
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # noqa: TID251
+        return read_pickled(path, mmap=True)[name]
 
 
 @contextmanager

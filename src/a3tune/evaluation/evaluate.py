@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from a3tune.adapters.routing import Routing
 from a3tune.attention.align import averaged_map
-from a3tune.attention.capture import Captured, CaptureRequest, Rows, capture_request, stack
+from a3tune.attention.capture import Captured, CaptureRequest, capture_request, stack
 from a3tune.attention.heads import HeadSelector
+from a3tune.config import AlignmentConfig, EvaluationConfig
 from a3tune.data.images import load_image
 from a3tune.decoding import Generated, generate, make_decoder
 from a3tune.errors import DataError, LabelError, ModelError
@@ -29,7 +30,7 @@ from a3tune.evaluation.predictions import Cost, Map, PredictionLog
 from a3tune.evaluation.results import Results, make_prediction, summarise
 from a3tune.machine import processes
 from a3tune.masks import region_mask
-from a3tune.metrics.attention import Array, Normalisation, attention_metrics
+from a3tune.metrics.attention import Array, attention_metrics
 from a3tune.metrics.reports import report_scores
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
@@ -38,8 +39,8 @@ from a3tune.vlm.load import Vlm
 from a3tune.vlm.patches import members, token_weights
 
 logger = logging.getLogger(__name__)
-PAPER_HEADS = 0.125
-"""Share of the heads that the paper averages: R = 128 of 1,024."""
+DECISIVE = ("heads", "rows", "tau", "normalisation", "max_new_tokens", "decode", "decoding", "strategy", "seed")
+"""Settings that answers and their attention depend on: an evaluation goes on only with the same."""
 ALL_HEADS = "_all_heads"
 """Ends the name of an attention metric of the map over all heads."""
 
@@ -47,24 +48,14 @@ ALL_HEADS = "_all_heads"
 def evaluate(
     vlm: Vlm,
     samples: Sequence[Sample],
+    settings: EvaluationConfig | None = None,
     *,
-    batch_size: int = 16,
-    max_new_tokens: int = 64,
-    decode: str = "greedy",
-    decoding: Mapping[str, Any] | None = None,
-    strategy: str | None = None,
-    seed: int = 0,
-    rows: Rows = "answer",
-    heads: int | float | None = None,
-    weights: Mapping[str, Path] | None = None,
-    tau: float = 0.15,
-    normalisation: Normalisation = "max",
     out_folder: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Results:
     """Answer every sample; measure the answers, and the attention wherever the true region is known.
 
-    Attention is that of the generated answer's rows, averaged over the heads with the highest visual ratio of that
+    Attention is that of the text rows `settings.rows`, averaged over the heads with the highest visual ratio of that
     sample alone (Eq. 8-9), so that no sample depends on its batch. The same over all heads (Eq. 2) ends in `ALL_HEADS`.
 
     Several processes (`processes`) share the batches, to the same answers as one process alone; the first one writes
@@ -72,17 +63,10 @@ def evaluate(
 
     Args:
         vlm: a model whose attention can be captured (`load_vlm`), with or without an adapter.
-        batch_size: samples per forward pass; halved where the device has too little memory for so many.
-        max_new_tokens: longest answer.
-        decode: decoding method, a name in `decoding.DECODERS`; `decoding` are its settings where they differ from the
-            published ones, `strategy` a name in `decoding.STRATEGIES` in place of the method's own.
-        seed: of sampling and noise; a batch starts from it and its first sample's id, so that chance differs between
-            batches, and the answers do not depend on interruptions.
-        rows: text rows whose attention is averaged.
-        heads: R, or a fraction of all heads; None is the paper's share.
-        weights: folders of what report metrics need (`metrics.reports.weight_names`); a metric without them is absent.
-        tau: threshold of Coverage.
-        normalisation: of the map, before Coverage and Intensity.
+        settings: how to answer and what to measure; None is the defaults. `heads` and `rows` that are None are those
+            of `AlignmentConfig`; of a run take its `RunConfig.active_evaluation`. A batch is halved where the device
+            has too little memory for so many. Its chance starts from the seed and its first sample's id, so that it
+            differs between batches, and the answers do not depend on interruptions.
         out_folder: run folder for `predictions.jsonl`, `maps/` and `results.json`; a stopped evaluation goes on in it.
         progress: called with the number of samples answered, and of all, after every batch.
 
@@ -94,28 +78,18 @@ def evaluate(
     by_id = {sample.id: sample for sample in samples}
     if len(by_id) != len(samples):
         raise DataError(f"samples: expected a different id for each of the {len(samples)}, got only {len(by_id)} ids")
-    settings = _Settings(
-        rows,
-        PAPER_HEADS if heads is None else heads,
-        tau,
-        normalisation,
-        max_new_tokens,
-        decode,
-        dict(decoding or {}),
-        strategy,
-        seed,
-    )
-    make_decoder(decode, decoding).check(vlm)
+    settings = (settings or EvaluationConfig()).over(AlignmentConfig())
+    make_decoder(settings.decode, settings.decoding).check(vlm)
     first = processes.index() == 0
     folder = RunFolder.create(out_folder) if out_folder and first else None
     with folder.lock() if folder else nullcontext(), _evaluation_mode(vlm):
-        about = {"model": vlm.name, **asdict(settings)}
+        about = {"model": vlm.name} | {name: getattr(settings, name) for name in DECISIVE}
         book = PredictionLog(folder, by_id, about | {"weights": _fingerprint(vlm)})
         book.take_over(*processes.from_first((book.predictions, book.maps, book.cost)))
         # A batch is asked whole or not at all: the numbers do not depend on where an evaluation was stopped.
         waiting = [
             batch
-            for batch in _batches(vlm, samples, batch_size)
+            for batch in _batches(vlm, samples, settings.batch_size)
             if any(sample.id not in book.predictions for sample in batch)
         ]
         for start in range(0, len(waiting), processes.count()):
@@ -124,7 +98,7 @@ def evaluate(
                 book.add(*answered)
             progress(len(book.predictions), len(samples))
         reports = [sample for sample in samples if sample.answer_type == "report"]
-        absent = _score_reports(book, reports, weights) if first else {}
+        absent = _score_reports(book, reports, settings) if first else {}
         predictions = [book.predictions[sample.id] for sample in samples]
         results = summarise(samples, predictions, maps=book.maps, settings=about, cost=book.cost)
         results = replace(results, absent=absent)
@@ -164,19 +138,6 @@ def look(vlm: Vlm, inputs: dict[str, Any], masks: Mapping[str, Tensor], request:
     return stack(outputs.attentions, request)
 
 
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    rows: Rows
-    heads: int | float
-    tau: float
-    normalisation: Normalisation
-    max_new_tokens: int
-    decode: str
-    decoding: dict[str, Any]
-    strategy: str | None
-    seed: int
-
-
 def _batches(vlm: Vlm, samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
     """Samples of like length together, longest first: less padding, and too little memory shows at once."""
     lengths = {sample.id: len(vlm.tokenizer(sample.prompt)["input_ids"]) for sample in samples}
@@ -184,13 +145,12 @@ def _batches(vlm: Vlm, samples: Sequence[Sample], size: int) -> Iterator[Sequenc
     return (ordered[start : start + size] for start in range(0, len(ordered), size))
 
 
-def _score_reports(
-    book: PredictionLog, samples: Sequence[Sample], weights: Mapping[str, Path] | None
-) -> Mapping[str, str]:
+def _score_reports(book: PredictionLog, samples: Sequence[Sample], settings: EvaluationConfig) -> Mapping[str, str]:
     """Report metrics of all answers that have a reference; returns which are absent, and why."""
     written = [book.predictions[sample.id] for sample in samples if sample.answer]
     if not written:
         return {}
+    weights = {name: Path(str(place)) for name, place in settings.weights.items()}
     found = report_scores([own.prediction for own in written], [own.answer for own in written], weights)
     book.score_reports(
         {own.id: {name: values[row] for name, values in found.values.items()} for row, own in enumerate(written)}
@@ -199,7 +159,7 @@ def _score_reports(
 
 
 def _answer_in_memory(
-    vlm: Vlm, batch: Sequence[Sample], settings: _Settings
+    vlm: Vlm, batch: Sequence[Sample], settings: EvaluationConfig
 ) -> tuple[list[tuple[Prediction, Map]], Cost]:
     """`_answer`, in halves as long as the device has too little memory for the whole."""
     try:
@@ -219,7 +179,7 @@ def _answer_in_memory(
     return [*first, *second], first_cost + second_cost
 
 
-def _answer(vlm: Vlm, batch: Sequence[Sample], settings: _Settings) -> tuple[list[tuple[Prediction, Map]], Cost]:
+def _answer(vlm: Vlm, batch: Sequence[Sample], settings: EvaluationConfig) -> tuple[list[tuple[Prediction, Map]], Cost]:
     """Predictions of a batch, each with its map over the selected heads, and what they took."""
     start = time.perf_counter()
     asked, regions = zip(*(_read(vlm, sample) for sample in batch), strict=True)
@@ -257,7 +217,11 @@ def _read(vlm: Vlm, sample: Sample) -> tuple[Example, NDArray[np.float32] | None
 
 
 def _generate(
-    vlm: Vlm, asked: Sequence[Example], regions: Sequence[NDArray[np.float32] | None], settings: _Settings, seed: int
+    vlm: Vlm,
+    asked: Sequence[Example],
+    regions: Sequence[NDArray[np.float32] | None],
+    settings: EvaluationConfig,
+    seed: int,
 ) -> Generated:
     """The answers, end tokens included."""
     inputs, _ = model_inputs(vlm, asked, "left")
@@ -281,10 +245,11 @@ def _seed(seed: int, batch: Sequence[Sample]) -> int:
     return int.from_bytes(sha256(f"{seed} {batch[0].id}".encode()).digest()[:6])
 
 
-def _attend(vlm: Vlm, answered: Sequence[Example], settings: _Settings) -> tuple[list[Array], list[Array]]:
+def _attend(vlm: Vlm, answered: Sequence[Example], settings: EvaluationConfig) -> tuple[list[Array], list[Array]]:
     """Maps float64 `[N]` of one teacher-forced pass: over each sample's own R heads (Eq. 8-9), and over all (Eq. 2)."""
     # Padded on the right: positions then start at 0 without being told, in every family.
     inputs, masks = model_inputs(vlm, answered, "right")
+    assert settings.rows is not None and settings.heads is not None  # `over`
     request = capture_request(settings.rows, *(masks[name] for name in TOKEN_MASKS))
     captured = look(vlm, inputs, masks, request)
     selector = HeadSelector(settings.heads)
@@ -298,7 +263,7 @@ def _attend(vlm: Vlm, answered: Sequence[Example], settings: _Settings) -> tuple
     return selected, everywhere
 
 
-def _measure(map_N: Array, region_N: NDArray[np.float32], settings: _Settings) -> dict[str, float]:
+def _measure(map_N: Array, region_N: NDArray[np.float32], settings: EvaluationConfig) -> dict[str, float]:
     """Attention metrics of one map; what is undefined is left out."""
     found = attention_metrics(map_N[None], region_N[None], tau=settings.tau, normalisation=settings.normalisation)
     return {name: float(values[0]) for name, values in found.items() if np.isfinite(values[0])}

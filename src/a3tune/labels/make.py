@@ -99,10 +99,9 @@ def make_maker(settings: LabelsConfig, device: str = "auto") -> LabelMaker:
 
     Raises what `make_proposer` and `make_ranker` raise.
     """
-    place = None if device == "auto" else device
     return LabelMaker(
-        make_proposer(settings.proposer, settings.weights, settings.proposal, place),
-        make_ranker(ranker_folder(settings.ranker), place),
+        make_proposer(settings.proposer, settings.weights, settings.proposal, device),
+        make_ranker(ranker_folder(settings.ranker), device),
         settings.visual_prompt,
         settings.query,
     )

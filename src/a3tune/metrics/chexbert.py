@@ -13,7 +13,7 @@ from transformers import AutoModel
 from a3tune.errors import ModelError
 from a3tune.metrics.folders import MAX_TOKENS, read_config, required
 from a3tune.metrics.text import Scores, Texts
-from a3tune.models import check_complete, choose_device
+from a3tune.models import check_complete, choose_device, read_pickled
 
 _WEIGHTS = "chexbert.pth"
 _BATCH = 16
@@ -62,8 +62,7 @@ def chexbert(predictions: Texts, references: Texts, folder: Path | None = None) 
 def _read(path: Path) -> dict[str, Tensor]:
     """The encoder's weights, without CheXbert's heads and the unused pooler."""
     try:
-        # Published in this form only; weights_only reads tensors and runs no code.
-        weights = torch.load(path, map_location="cpu", weights_only=True)["model_state_dict"]  # noqa: TID251
+        weights = read_pickled(path)["model_state_dict"]
     except (RuntimeError, OSError, ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise ModelError(f"{path}: expected CheXbert's published checkpoint: {error}; {_HOW}") from error
     encoder = {name.removeprefix("module."): value for name, value in weights.items()}

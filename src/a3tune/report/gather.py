@@ -228,7 +228,7 @@ def stored_quality(config: RunConfig) -> LabelQuality | None:
     """How good the weak labels of a run are; None where nobody knows, or its store is not there any more."""
     try:
         settings = fitting_settings(config.label_store, config.labels)
-        quality = read_quality(config.label_store, settings.name, config.labels.top_k)
     except LabelError:
         return None
+    quality = read_quality(config.label_store, settings.name, config.labels.top_k)
     return None if quality is None else label_scores(quality, top_k=config.labels.top_k, min_iou=MIN_IOU)

@@ -253,21 +253,8 @@ def _prepare(
     if is_quantized(vlm.model):
         prepare_for_training(vlm.model)
     set_seed(config.training.seed)
-    settings = config.adapter
     model = add_adapter(
-        vlm.model,
-        settings.kind,
-        lora_rank=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        expert_rank=settings.expert_rank,
-        expert_alpha=settings.expert_alpha,
-        query_experts=settings.query_experts,
-        key_experts=settings.key_experts,
-        top_experts=settings.top_experts,
-        balance=config.training.load_balance > 0,
-        router_hidden=settings.router_hidden,
-        control_ids=vlm.control_ids,
+        vlm.model, config.adapter, balance=config.training.load_balance > 0, control_ids=vlm.control_ids
     )
     stop = StopOnRequest()
     trainer = A3Trainer(

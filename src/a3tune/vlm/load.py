@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from a3tune.attention.capture import use_capture
 from a3tune.errors import ModelError
-from a3tune.models import shipped
+from a3tune.models import choose_device, shipped
 from a3tune.vlm.families import FAMILIES, Family, family_of
 from a3tune.vlm.processor import load_processor
 from a3tune.vlm.quantize import Quantization, is_quantized, quantization_config
@@ -78,7 +78,7 @@ def load_vlm(
     name, source = str(path), _source(path)
     if device_map is not None and device not in (None, "auto"):
         raise ModelError(f"device_map {device_map!r} places the whole model; leave out device ({device!r}).")
-    place = _place(device)
+    place = choose_device(device)
     if dtype in (None, "auto"):
         dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
     elif dtype == "stored":
@@ -145,16 +145,6 @@ def _in_one_piece(head: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[t
     on 4 x 20 positions, 32,000 words).
     """
     return (inputs[0].contiguous(),)
-
-
-def _place(device: str | None) -> torch.device:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device is None or device == "auto":
-        return torch.device(next(kind for kind, available in there.items() if available))
-    if not there.get(device.partition(":")[0]):
-        available = ", ".join(kind for kind, is_there in there.items() if is_there)
-        raise ModelError(f"device {device!r} is not there; this machine has: {available}.")
-    return torch.device(device)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, ViTConfig, ViTMod
 from a3tune.errors import ModelError
 from a3tune.labels.rank.embed import FolderRanker, square
 from a3tune.labels.rank.kinds import BIOMEDCLIP_CONFIG as CONFIG
-from a3tune.models import check_complete, read_config
+from a3tune.models import check_complete, read_config, read_pickled
 
 _SAFETENSORS, _PICKLED = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
 _HEAD_WIDTH = 64
@@ -156,8 +156,7 @@ def _read(folder: Path) -> dict[str, Tensor]:
     try:
         if (folder / _SAFETENSORS).is_file():
             return load_file(folder / _SAFETENSORS)
-        # The original is only published in this form; weights_only reads tensors and runs no code.
-        return torch.load(folder / _PICKLED, map_location="cpu", weights_only=True)  # noqa: TID251
+        return read_pickled(folder / _PICKLED)
     except Exception as error:  # both readers raise what they like on damaged files
         raise ModelError(f"{folder}: expected BiomedCLIP's {_SAFETENSORS} or {_PICKLED}: {error}") from error
 

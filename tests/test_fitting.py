@@ -1,0 +1,92 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from a3tune.config import LabelsConfig
+from a3tune.data.images import load_image
+from a3tune.errors import LabelError
+from a3tune.labels.fitting import adopt, fitting_settings
+from a3tune.labels.make import make_maker
+from a3tune.labels.store import LabelStore, label_images
+from a3tune.models import shipped
+from test_store import make_samples
+
+DIM = LabelsConfig()
+CROP = LabelsConfig(visual_prompt="crop", proposal={"min_area": 0.01})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labels of one settings, which are not the defaults."""
+    return _labelled(tmp_path_factory.mktemp("store"), CROP)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _labelled(tmp_path_factory.mktemp("both"), CROP, DIM)
+
+
+def _labelled(folder: Path, *settings: LabelsConfig) -> Path:
+    for own in settings:
+        given = {name: getattr(own, name) for name in ("visual_prompt", "proposal", "proposer", "query", "ranker")}
+        label_images(make_samples(folder, 1), make_maker(own, "cpu"), folder / "labels", given=given)
+    return folder / "labels"
+
+
+def test_what_nobody_said_is_what_the_labels_were_made_with(store: Path):
+    assert adopt(store, DIM, ()) == CROP
+    assert adopt(store, replace(DIM, top_k=2, source="truth"), {"top_k"}) == replace(CROP, top_k=2, source="truth")
+
+
+def test_a_contradiction_is_named(store: Path):
+    with pytest.raises(LabelError, match=r"labels.visual_prompt is dim, theirs were made with crop"):
+        adopt(store, DIM, {"visual_prompt"})
+    with pytest.raises(LabelError, match=r"labels.proposal min_area is 0.5, theirs were made with 0.01"):
+        adopt(store, replace(DIM, proposal={"min_area": 0.5}), {"proposal"})
+    with pytest.raises(LabelError, match=r"labels.proposal min_area is left out, theirs were made with 0.01"):
+        fitting_settings(store, replace(CROP, proposal={}))
+    with pytest.raises(LabelError, match=r"labels.query is \{organ\}"):
+        adopt(store, replace(DIM, query="{organ}"), {"query"})
+    with pytest.raises(LabelError, match=r"labels.proposer is sam"):
+        adopt(store, replace(DIM, proposer="sam"), {"proposer"})
+
+
+def test_a_model_is_known_by_its_content(store: Path, ranker_folder: Path, tmp_path: Path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in shipped("ranker").iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert fitting_settings(store, replace(CROP, ranker=str(copy)))
+    with pytest.raises(LabelError, match=r"labels.ranker is .*, which is not the model"):
+        fitting_settings(store, replace(CROP, ranker=str(ranker_folder)))
+
+
+def test_labels_of_several_settings_are_chosen_by_what_is_said(both: Path):
+    with pytest.raises(LabelError, match=r"labels of 2 settings, say which: .*labels.visual_prompt=(crop|dim)"):
+        adopt(both, DIM, ())
+    assert adopt(both, DIM, {"visual_prompt"}) == DIM
+    assert adopt(both, replace(DIM, visual_prompt="crop"), {"visual_prompt"}) == CROP
+    assert fitting_settings(both, DIM).name != fitting_settings(both, CROP).name
+    with pytest.raises(LabelError, match="holds labels of 2 settings; say which"):
+        LabelStore(both)
+
+
+def test_nothing_in_a_store_is_moved_by_reading(both: Path):
+    before = {path: path.stat().st_mtime_ns for path in both.rglob("*") if path.is_file()}
+    for own in (DIM, CROP):
+        LabelStore(both, fitting_settings(both, own).name)
+    assert before == {path: path.stat().st_mtime_ns for path in both.rglob("*") if path.is_file()}
+
+
+def test_in_memory_and_in_the_store_are_the_same_labels(store: Path):
+    for sample in make_samples(store.parent, 1):
+        made = make_maker(CROP, "cpu").find(load_image(sample.image), sample).labels(sample.id, 2)
+        stored = LabelStore(store).labels(sample, 2)
+        assert [found.mask for found in made.segments] == [found.mask for found in stored.segments]
+        assert made.similarity == pytest.approx(stored.similarity, abs=1e-6)
+
+
+def test_no_labels_say_how_to_make_them(tmp_path: Path):
+    with pytest.raises(LabelError, match="found none; make them with `a3tune label`"):
+        fitting_settings(tmp_path, DIM)
