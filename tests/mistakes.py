@@ -95,7 +95,7 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
 def scene(folder: Path) -> None:
     """Rows and an image, two evaluated runs and one that is not, adapters, labels, checkpoints, a folder not ours."""
     Image.new("RGB", (8, 8)).save(folder / "scan.png")
-    asked = Sample("first", folder / "scan.png", "Where?", "left", "open", meta={"modality": "CT"})
+    asked = Sample("first", folder / "scan.png", "Where is the lesion?", "left", "open", meta={"modality": "CT"})
     write_rows(folder / ROWS, [asked, replace(asked, id="second")])
     (folder / "broken.jsonl").write_text('{"id": "a", "image": "scan.png", "answer": "left"}\n')
     _write(folder / "thesis" / "thesis.txt", "years of work")
