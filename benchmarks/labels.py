@@ -23,7 +23,7 @@ from a3tune.data.images import load_image
 from a3tune.data.phantom.dataset import write_phantom
 from a3tune.data.rows import read_rows
 from a3tune.labels.make import LabelMaker
-from a3tune.labels.propose import Superpixels
+from a3tune.labels.propose.superpixels import Superpixels
 from a3tune.labels.rank import make_ranker
 from a3tune.labels.store import label_images
 from a3tune.machine.cluster import connect

@@ -2,8 +2,9 @@
 
     python benchmarks/startup.py [--quick] [--out FILE]
 
-Each in a Python process of its own, in turns; processor time is that of the process, user and system. A module's share
-is its own import time (`python -X importtime`), without those that it imports.
+Each in a Python process of its own, in turns, and so is every mistake of `tests/mistakes.py` until it is told.
+Processor time is that of the process, user and system. A module's share is its own import time
+(`python -X importtime`), without those that it imports.
 """
 
 import argparse
@@ -18,6 +19,9 @@ from resource import RUSAGE_CHILDREN, getrusage
 
 from measure import Spread, about, table, write
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from mistakes import MISTAKES, scene
+
 MAIN = "from a3tune.cli import main; main()"
 Calls = dict[str, tuple[list[str], float | None]]
 CALLS: Calls = {
@@ -29,8 +33,12 @@ CALLS: Calls = {
     "a3tune demo --dry-run": ([MAIN, "demo", "--dry-run"], None),
 }
 """Name -> what Python runs, and the aim in seconds."""
-WORKING: Calls = {"import a3tune.commands": (["import a3tune.commands"], None)}
+WORKING: Calls = {"import a3tune.commands.train": (["import a3tune.commands.train"], None)}
 """What every command waits for that computes: PyTorch, transformers, peft."""
+TOLD = 1.0
+"""Aim for every mistake, in seconds of processor time."""
+QUICK = 3
+"""Mistakes that are made in a hurry."""
 TRACED = "a3tune --help"
 
 
@@ -45,6 +53,19 @@ def measure(calls: Calls, repeats: int) -> dict[str, dict[str, Spread]]:
                 found[name]["wall"].append(time.perf_counter() - wall)
                 found[name]["cpu"].append(_children() - cpu)
     return {name: {kind: Spread.of(values) for kind, values in own.items()} for name, own in found.items()}
+
+
+def told(repeats: int, most: int | None = None) -> dict[str, Spread]:
+    """Processor time until each mistake is told, by what is wrong."""
+    found: dict[str, list[float]] = {name: [] for name in list(MISTAKES)[:most]}
+    with tempfile.TemporaryDirectory() as folder:
+        scene(Path(folder))
+        for _ in range(repeats):
+            for name, own in found.items():
+                before = _children()
+                subprocess.run([sys.executable, "-c", MAIN, *MISTAKES[name][0]], cwd=folder, capture_output=True)
+                own.append(_children() - before)
+    return {name: Spread.of(values) for name, values in found.items()}
 
 
 def packages(arguments: Sequence[str]) -> dict[str, float]:
@@ -79,6 +100,7 @@ def main() -> None:
     args = parser.parse_args()
     calls = CALLS if args.quick else CALLS | WORKING
     times = measure(CALLS, 1 if args.quick else 7) | ({} if args.quick else measure(WORKING, 3))
+    mistakes = told(1, QUICK) if args.quick else told(3)
     slowest = list(packages(CALLS[TRACED][0]).items())[:8]
     rows = [
         [f"`{name}`", own["cpu"], own["wall"], "" if aim is None else f"{aim} ({_verdict(own['cpu'], aim)})"]
@@ -90,11 +112,23 @@ def main() -> None:
         "\n".join(lines),
         "Seconds, medians with the extremes in brackets.",
         table(["Call", "Processor time", "Wall time", "Aim"], rows),
+        "Until a mistake is told, in seconds of processor time:",
+        table(
+            ["What is wrong", "Command", "Processor time", "Aim"],
+            [
+                [name, f"`a3tune {' '.join(MISTAKES[name][0])}`", spent, f"{TOLD} ({_verdict(spent, TOLD)})"]
+                for name, spent in mistakes.items()
+            ],
+        ),
         f"Import time of `{TRACED}` by package, ms: "
         + ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in slowest)
         + ".",
     ]
-    write(args.out, {"about": about(), "seconds": times, "imports": dict(slowest)}, "\n\n".join(text))
+    write(
+        args.out,
+        {"about": about(), "seconds": times, "mistakes": mistakes, "imports": dict(slowest)},
+        "\n\n".join(text),
+    )
 
 
 def _verdict(spread: Spread, aim: float) -> str:

@@ -21,7 +21,7 @@ from labels import SIDE, phantoms
 
 from a3tune.data.images import content_hash
 from a3tune.labels.make import LabelMaker
-from a3tune.labels.propose import Superpixels
+from a3tune.labels.propose.superpixels import Superpixels
 from a3tune.labels.rank import make_ranker
 from a3tune.labels.store import SHARD_IMAGES, TABLES, StoredSettings, label_images, open_table, stored_settings
 from a3tune.labels.table import Table

@@ -37,7 +37,7 @@ class Otsu(Filters):
 
     def __call__(self, image: Image.Image) -> list[Segment]:
         grey = gaussian(np.asarray(image.convert("L"), float), 1.5)
-        levels = np.digitize(grey, threshold_multiotsu(grey, self.classes))
+        levels = np.digitize(grey, threshold_multiotsu(grey, self.classes, nbins=64))
         masks = [np.zeros(grey.shape, bool)]
         for level in range(self.classes):
             parts = np.asarray(connected(levels == level, connectivity=1))

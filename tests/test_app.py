@@ -1,6 +1,7 @@
 import copy
 import io
 import json
+import socket
 import sys
 import threading
 from dataclasses import replace
@@ -14,8 +15,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from a3tune.adapters import add_adapter
+from a3tune.app import host, server, view
 from a3tune.app import model as app_model
-from a3tune.app import server, view
 from a3tune.app.examples import examples
 from a3tune.app.model import BASE, WHOLE, Answer, Asker, load_models, token_texts
 from a3tune.app.regions import Segmenter, box_region
@@ -305,6 +306,7 @@ def test_the_json_holds_the_numbers_and_nothing_else(image: Image.Image, answer:
 def test_a_server_for_other_machines_is_warned_of(host: str, inside: bool, monkeypatch: pytest.MonkeyPatch):
     served: list[tuple] = []
     monkeypatch.setattr(server, "serve", lambda *arguments: served.append(arguments))
+    monkeypatch.setattr(command, "check_host", lambda host, port: None)  # whose addresses these are
     result = CliRunner().invoke(app, ["app", "--host", host, "--port", "7999"])
     assert result.exit_code == 0 and served[0][2:4] == (host, 7999)
     assert ("without a password" in " ".join(result.output.split())) is not inside
@@ -318,7 +320,15 @@ def test_the_command_refuses_what_does_not_fit_on_the_page(tmp_path: Path):
     assert result.exit_code == 0 and "serve tiny and a on 127.0.0.1" in result.output
 
 
+def test_a_port_that_is_taken_is_told_before_models_are_loaded():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = listener.getsockname()[1]
+        result = CliRunner().invoke(app, ["app", "--port", str(taken)])
+        assert result.exit_code == 2 and f"port {taken}: cannot listen on 127.0.0.1" in result.output
+    host.check_host(host.LOOPBACK, taken)
+
+
 def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ModelError, match=r"a3tune\[app\]"):
-        server.serve(load_config(None), {}, server.LOOPBACK, None, print)
+        server.serve(load_config(None), {}, host.LOOPBACK, None, print)

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertTokenizer
 
 from a3tune.errors import ModelError
-from a3tune.labels.rank import BiomedClipRanker, make_ranker
+from a3tune.labels.rank import make_ranker
+from a3tune.labels.rank.biomedclip import BiomedClipRanker
 
 WIDTH, PATCH, SIZE, CONTEXT, EMBED, WORDS = 64, 8, 32, 12, 16, ("liver", "lung", "the", "where", "is", "?")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -4,8 +4,9 @@ import torch
 from PIL import Image
 
 from a3tune.errors import ModelError
-from a3tune.labels.propose import LiteMedSam, Superpixels, make_proposer
-from a3tune.labels.propose.boxes import BoxPrompted
+from a3tune.labels.propose import make_proposer
+from a3tune.labels.propose.boxes import BoxPrompted, LiteMedSam
+from a3tune.labels.propose.superpixels import Superpixels
 from a3tune.masks import bounding_box, decode_mask, encode_mask, mask_iou
 from test_propose import scan
 from test_sam import sam_folders  # noqa: F401

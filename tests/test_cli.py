@@ -84,6 +84,14 @@ def test_every_command_shows_an_example(run: Run, command: str):
     assert f"Example: a3tune {command}" in result.output
 
 
+def test_a_command_of_a_users_own_stands_behind_ours(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(app, "registered_commands", [*app.registered_commands])
+    app.command("mine")(lambda: None)
+    shown = run("--help")
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.index(" reproduce ") < shown.output.index(" mine ")
+
+
 def test_typing_errors_are_answered_with_a_suggestion(run: Run):
     result = run("trian")
     assert result.exit_code == 2
@@ -356,7 +364,7 @@ def test_the_message_of_an_interruption_is_shown(run: Run, data, monkeypatch: py
         raise KeyboardInterrupt("stopped after step 3 of 9")
 
     monkeypatch.setattr("a3tune.commands.train.fine_tune", interrupted)
-    result = run("train", f"data.train={data['train']}")
+    result = run("train", f"data.train={data['train']}", "labels.source=none")
     assert result.exit_code == 130
     assert "a3tune: stopped after step 3 of 9" in result.stderr
 

@@ -68,6 +68,11 @@ def test_file_then_overrides(tmp_path):
         ("evaluation.heads=null", None),
         ("training.bf16=auto", "auto"),
         ("training.bf16=true", True),
+        ("evaluation.decoding={alpha: 0.5}", {"alpha": 0.5}),
+        ("labels.proposal={min_area: 0.001, max_segments: 8}", {"min_area": 0.001, "max_segments": 8}),
+        ("evaluation.weights={chexbert: weights/chexbert}", {"chexbert": "weights/chexbert"}),
+        ("evaluation.decoding={}", {}),
+        ("labels.query={question}", "{question}"),
     ],
 )
 def test_override_values(override, value):
@@ -136,6 +141,21 @@ def test_settings_that_contradict_each_other(tmp_path):
     assert load(tmp_path, "adapter: {key_experts: 0}").adapter.top_experts == 2
     assert "braces without a name" in problems(tmp_path, "labels: {query: 'a {} b'}")[0]
     assert "is no template" in problems(tmp_path, "labels: {query: 'a { b'}")[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluation.decoding={alpha: [1, 2]}", "evaluation.decoding: expected settings such as {min_area: 0.001}"),
+        ("evaluation.decoding=[1]", "evaluation.decoding: expected settings such as {min_area: 0.001}"),
+        ("labels.top_k={a: 1}", "labels.top_k: expected an integer >= 1"),
+        ("labels={top_k: 2}", "labels: expected settings (source, proposer,"),
+    ],
+)
+def test_a_mapping_is_taken_only_by_settings_that_are_one(override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("override", ["labels.top_k", "=3", "labels.top_k.x=3"])

@@ -253,7 +253,7 @@ def test_a_base_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_a_second_tower_is_refused(tmp_path: Path) -> None:
     llava_med_15(tmp_path / "source")
     with pytest.raises(ModelError, match="has a vision tower of its own"):
-        convert(tmp_path / "source", tmp_path / "out", tower=tmp_path)
+        convert(tmp_path / "source", tmp_path / "out", tower=tmp_path / "source")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from a3tune.errors import ConfigError
-from a3tune.labels.propose import Superpixels
 from a3tune.labels.propose.filters import Filters
+from a3tune.labels.propose.superpixels import Superpixels
 
 SIDE = 256
 

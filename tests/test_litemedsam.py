@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from a3tune.labels.propose import LiteMedSam
+from a3tune.labels.propose.boxes import LiteMedSam
 from a3tune.masks import bounding_box, decode_mask, encode_mask, mask_iou
 from test_propose import scan
 

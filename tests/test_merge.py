@@ -18,7 +18,6 @@ from a3tune.adapters import add_adapter, load_adapter
 from a3tune.cli import app
 from a3tune.commands.merge import merge_adapter as merge
 from a3tune.config import AdapterConfig
-from a3tune.convert import merge as module
 from a3tune.convert.merge import ADAPTER_CARD, MARKER
 from a3tune.data.phantom import write_phantom
 from a3tune.errors import AdapterError, ModelError, OutputError
@@ -217,7 +216,7 @@ def test_a_processor_that_cannot_be_read_whole_is_refused(adapter: Path, tmp_pat
         def get_attributes(cls) -> list[str]:
             return ["tokenizer", "image_processor", "video_processor"]
 
-    monkeypatch.setattr(module, "PROCESSOR_MAPPING", {LlavaConfig: Whole})
+    monkeypatch.setattr("transformers.models.auto.processing_auto.PROCESSOR_MAPPING", {LlavaConfig: Whole})
     with pytest.raises(ModelError, match=r"video_processor cannot be read here.*torchvision"):
         merge(adapter, tmp_path / "merged")
 

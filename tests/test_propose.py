@@ -8,7 +8,8 @@ from PIL import Image
 from scipy import ndimage
 
 from a3tune.errors import ConfigError
-from a3tune.labels.propose import PROPOSERS, Superpixels
+from a3tune.labels.propose import PROPOSERS
+from a3tune.labels.propose.superpixels import Superpixels
 from a3tune.masks import bounding_box, decode_mask, encode_mask, mask_iou
 
 

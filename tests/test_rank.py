@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from a3tune.errors import ConfigError, LabelError, ModelError
-from a3tune.labels.rank import RANKERS, VISUAL_PROMPTS, ClipRanker, format_query, make_ranker, top_k
+from a3tune.labels.rank import RANKERS, VISUAL_PROMPTS, format_query, make_ranker, top_k
+from a3tune.labels.rank.clip import ClipRanker
 from a3tune.types import Sample
 from a3tune.vlm.tiny import train_tokenizer
 

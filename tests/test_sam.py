@@ -8,9 +8,9 @@ from PIL import Image
 from transformers import Sam2Config, Sam2Model, SamConfig, SamHQConfig, SamHQModel, SamModel
 
 from a3tune.errors import ConfigError, ModelError
-from a3tune.labels.propose import Sam, make_proposer
+from a3tune.labels.propose import make_proposer
 from a3tune.labels.propose.canvas import Canvas
-from a3tune.labels.propose.sam import SamNetwork, stability
+from a3tune.labels.propose.sam import Sam, SamNetwork, stability
 from a3tune.masks import decode_mask, encode_mask, mask_iou
 
 EVERYTHING = {"min_iou": 0.0, "min_stability": 0.0, "min_side": 0.0, "max_area": 1.0, "max_frame": 1.0}

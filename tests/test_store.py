@@ -17,7 +17,7 @@ from a3tune.data.images import content_hash
 from a3tune.errors import ConfigError, LabelError, OutputError, RunError
 from a3tune.labels import store
 from a3tune.labels.make import LabelMaker
-from a3tune.labels.rank import ClipRanker
+from a3tune.labels.rank.clip import ClipRanker
 from a3tune.labels.store import LabelStore, label_images
 from a3tune.labels.truth import truth_labels
 from a3tune.masks import box_mask, decode_mask, encode_mask

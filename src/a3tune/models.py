@@ -1,15 +1,21 @@
-"""Model folders as transformers saves them: what kind they are, their weights, a name for their content."""
+"""Folders of models and adapters: what kind they are, their weights, a name for their content.
+
+Knows the layouts of transformers and PEFT; torch is imported only where weights are loaded.
+"""
 
 import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from a3tune.errors import AdapterError, ModelError
 
-from a3tune.errors import ModelError
+if TYPE_CHECKING:
+    import torch
 
+A3MOE, LORA = "A3MOE", "LORA"
+"""What the settings of an adapter that we load say as `peft_type`."""
 _CONTENT = (".safetensors", ".bin", ".json", ".txt", ".model")
 _SHOWN = 5
 """Missing weights that an error names."""
@@ -20,12 +26,14 @@ def shipped(name: str) -> Path:
     return Path(str(files("a3tune") / "assets" / name))
 
 
-def choose_device(device: str | None) -> torch.device:
+def choose_device(device: str | None) -> "torch.device":
     """Where a model goes: `device`, or for None and "auto" the first of cuda, mps and cpu that is there.
 
     Raises:
         ModelError: this machine has no such device.
     """
+    import torch
+
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device in (None, "auto"):
         return torch.device(next(kind for kind, available in there.items() if available))
@@ -40,6 +48,8 @@ def read_pickled(path: Path, *, mmap: bool = False) -> dict[str, Any]:
 
     Raises what torch raises on a damaged file.
     """
+    import torch
+
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)  # noqa: TID251
 
 
@@ -60,12 +70,67 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     return config
 
 
+def check_model(name: str) -> None:
+    """What can be told of a model before anything slow is imported. A name on the Hugging Face Hub may be anything.
+
+    Raises:
+        ModelError: it can only be a folder, and there is none, or the folder holds no model.
+    """
+    if name == "tiny":
+        return
+    if Path(name).is_dir():
+        read_config(Path(name))
+    elif Path(name).is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
+        raise ModelError(
+            f"model {name}: expected 'tiny', or a folder or Hugging Face Hub name; there is no such folder"
+        )
+
+
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """The settings of the A3MoE or LoRA adapter in `folder`, as they stand there; its weights are only looked for.
+
+    Raises:
+        AdapterError: it holds no such adapter, or no weights that can be read without running code.
+    """
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise AdapterError(
+            f"{folder}: expected an adapter folder with adapter_config.json, found none. Check the path."
+        )
+    try:
+        settings = json.loads(path.read_text())
+        peft_type = settings.get("peft_type")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise AdapterError(
+            f"{path}: expected a JSON object, got something else ({error}). Copy the adapter anew."
+        ) from error
+    if peft_type not in (A3MOE, LORA):
+        raise AdapterError(
+            f"{path}: expected an adapter of type {A3MOE} or {LORA}, got {peft_type!r}. Use PEFT to load it."
+        )
+    if not adapter_weights(folder).is_file():
+        pickled = (
+            ", only adapter_model.bin, which can run code when read" if (folder / "adapter_model.bin").exists() else ""
+        )
+        raise AdapterError(
+            f"{folder}: expected adapter_model.safetensors, found none{pickled}. Save it with safe_serialization."
+        )
+    return settings
+
+
+def adapter_weights(folder: Path) -> Path:
+    """File of an adapter's weights."""
+    return folder / "adapter_model.safetensors"
+
+
 def load_model(kind: Any, folder: Path, **options: Any) -> Any:
     """A transformers model of class `kind` in fp32 from its folder's safetensors files, in evaluation mode.
 
     Raises:
         ModelError: the weights are missing, damaged, incomplete, or of another architecture.
     """
+    import torch
+
     try:
         model, found = kind.from_pretrained(
             folder,

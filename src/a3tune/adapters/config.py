@@ -7,8 +7,7 @@ from peft import LoraConfig
 from transformers import PreTrainedConfig
 
 from a3tune.errors import ConfigError
-
-PEFT_TYPE = "A3MOE"
+from a3tune.models import A3MOE as PEFT_TYPE
 
 
 @dataclass

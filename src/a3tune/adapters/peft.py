@@ -3,7 +3,6 @@
 Importing this module registers the type "A3MOE"; a process that never does gets `KeyError: 'A3MOE'` from PEFT.
 """
 
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from a3tune.adapters.model import A3MoEModel, check_base, language_linears, with
 from a3tune.compat.peft import check_target_module_exists, register
 from a3tune.config import AdapterConfig
 from a3tune.errors import A3TuneError, AdapterError, ConfigError
+from a3tune.models import adapter_weights, read_adapter
 
 register(PEFT_TYPE, A3MoEConfig, A3MoEModel)
 
@@ -89,21 +89,7 @@ def load_adapter(model: PreTrainedModel, folder: Path | str, *, trainable: bool 
 
 def adapter_config(folder: Path) -> PeftConfig:
     """The settings of the A3MoE or LoRA adapter in `folder`. Raises AdapterError when it holds none."""
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise AdapterError(
-            f"{folder}: expected an adapter folder with adapter_config.json, found none. Check the path."
-        )
-    try:
-        peft_type = json.loads(path.read_text()).get("peft_type")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise AdapterError(
-            f"{path}: expected a JSON object, got something else ({error}). Copy the adapter anew."
-        ) from error
-    if peft_type not in (PEFT_TYPE, "LORA"):
-        raise AdapterError(
-            f"{path}: expected an adapter of type A3MOE or LORA, got {peft_type!r}. Use PEFT to load it."
-        )
+    read_adapter(folder)
     with _fitting(folder):
         return PeftConfig.from_pretrained(str(folder))
 
@@ -135,14 +121,7 @@ def _known_warnings() -> Iterator[None]:
 
 def _read_shapes(folder: Path) -> dict[str, list[int]]:
     """By key, without the adapter's name. Raises AdapterError for weights that cannot be read, or are no numbers."""
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        pickled = (
-            ", only adapter_model.bin, which can run code when read" if (folder / "adapter_model.bin").exists() else ""
-        )
-        raise AdapterError(
-            f"{folder}: expected adapter_model.safetensors, found none{pickled}. Save it with safe_serialization."
-        )
+    path = adapter_weights(folder)
     try:
         with safe_open(path, framework="pt") as tensors:
             shapes: dict[str, list[int]] = {}

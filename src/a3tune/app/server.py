@@ -3,7 +3,6 @@
 Gradio by itself asks its makers for newer versions and counts its users; all of that is off here.
 """
 
-import ipaddress
 import os
 import signal
 import sys
@@ -12,12 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from a3tune.app.host import LOOPBACK, check_host, is_loopback, port_taken
 from a3tune.app.model import Asker, load_models
 from a3tune.app.regions import Segmenter
 from a3tune.config import RunConfig
-from a3tune.errors import ModelError, RunError
 
-LOOPBACK = "127.0.0.1"
 UPLOAD_LIMIT = "50mb"
 SESSIONS = 32
 """Visitors whose image and answers are kept; of more, the oldest are forgotten."""
@@ -34,16 +32,6 @@ HEADERS = {
 }
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens there."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def serve(
     config: RunConfig, adapters: Mapping[str, Path], host: str, port: int | None, say: Callable[[str], None]
 ) -> None:
@@ -56,10 +44,9 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="a3tune-app-") as uploads:
         # Read by Gradio when it is imported: uploads lie here for the moment between arriving and being read.
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        try:
-            import gradio
-        except ImportError as error:
-            raise ModelError("the explorer needs gradio, which is not installed: pip install 'a3tune[app]'") from error
+        check_host(host, port)
+        import gradio
+
         from a3tune.app.page import Page
 
         asker = Asker(load_models(config.model, adapters), config.active_evaluation)
@@ -67,7 +54,7 @@ def serve(
         try:
             _, url, _ = page.blocks.queue(max_size=WAITING).launch(**_settings(gradio, host, port))
         except OSError as error:
-            raise RunError(f"port {port}: cannot listen on {host} there ({error}); choose another --port") from error
+            raise port_taken(host, port, error) from error
         say(f"Explorer: {url}")
         page.blocks.block_thread()
 

@@ -14,7 +14,7 @@ MISTAKE, INTERRUPTED = 2, 130
 
 
 ORDER = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "app", "report", "merge", "reproduce")
-"""Of the commands in the help: as a user comes to need them."""
+"""Of the commands in the help: as a user comes to need them. Others, such as a user's own, stand behind them."""
 
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -33,7 +33,7 @@ class _Commands(TyperGroup):
     """Turns the errors of `a3tune.errors`, and Ctrl-C, into a message without traceback."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=ORDER.index)
+        return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -23,8 +23,10 @@ def convert(
 
     Example: `a3tune convert llava-med-v1.5-mistral-7b --out models/llava-med-1.5`
     """
+    from a3tune.convert import check, convert
+
+    check(source, out, base=base, tower=tower, force=force)
     quieten()
-    from a3tune.convert import convert
 
     with bar("Converting") as progress:
         done = convert(source, out, base=base, tower=tower, force=force, progress=progress)
@@ -48,6 +50,9 @@ def merge(
 
     Example: `a3tune merge runs/lora/adapter --out models/merged`
     """
+    from a3tune.convert.merge import check
+
+    check(adapter, out, base=model, force=force)
     quieten()
     from a3tune.commands.merge import merge_adapter
 

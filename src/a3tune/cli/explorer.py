@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from a3tune.app.host import LOOPBACK, check_host, is_loopback
 from a3tune.cli.app import app, echo
 from a3tune.cli.options import ConfigFile, DryRun, Overrides, quieten, show_dry_run
 from a3tune.cli.runs import NO_ADAPTER, adapter_title, with_adapter
@@ -11,7 +12,6 @@ from a3tune.errors import RunError
 
 MOST = 2
 """Adapters beside the base model: more do not fit on a screen."""
-LOOPBACK = "127.0.0.1"
 
 
 @app.command("app")
@@ -41,8 +41,14 @@ def explore(
     if dry_run:
         show_dry_run(settings, f"serve {' and '.join([settings.model.path, *adapters])} on {host}")
         return
+    from a3tune.commands.checks import check_label_maker, check_methods, check_models
+
+    check_host(host, port)
+    check_models(settings, adapters.values())
+    check_methods(settings.evaluation, [settings.evaluation.decode])
+    check_label_maker(settings.labels)
     quieten()
-    from a3tune.app.server import is_loopback, serve
+    from a3tune.app.server import serve
 
     if not is_loopback(host):
         echo(

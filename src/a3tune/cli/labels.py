@@ -68,6 +68,9 @@ def make(
     if dry_run:
         show_dry_run(settings, f"label the images of {data} into {out}, as far as they are not in there")
         return
+    from a3tune.commands.checks import check_label
+
+    check_label(settings)
     quieten()
     from a3tune.commands.label import label
 
@@ -131,7 +134,6 @@ def export(
     """
     settings, said = load_settings(config, overrides or ()).labels, given_settings(config, overrides or ())
     refuse_existing(out, force)
-    quieten()
     from a3tune.data.rows import read_rows
     from a3tune.labels.export import export_coco, export_overlays
     from a3tune.labels.fitting import fitting_settings

@@ -71,10 +71,12 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 def quieten() -> None:
     """Keep the bars and notices of the libraries below off the screen, and all but the first of several processes."""
-    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # read at the import
+    if "transformers" in sys.modules:
+        from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    disable_progress_bar()
-    set_verbosity_error()
+        disable_progress_bar()
+        set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if processes.index() > 0:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115

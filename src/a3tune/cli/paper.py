@@ -39,6 +39,10 @@ def reproduce(
         for name, experiment in experiments().items():
             echo(f"{name:8} {experiment.title}")
         return
+    from a3tune.reproduce.experiments import choose
+    from a3tune.reproduce.places import check_places
+
+    check_places(on, setting or (), {column.data for experiment in choose(names) for column in experiment.columns})
     quieten()
     from a3tune.reproduce.run import reproduce
 

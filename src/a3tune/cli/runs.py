@@ -51,6 +51,9 @@ def demo(
             plan.configs["a3tune"], f"run {', '.join(plan.stages())} in {out}, as far as they are not finished"
         )
         return
+    from a3tune.commands.checks import check_demo
+
+    check_demo(plan.configs.values(), out)
     quieten()
     from a3tune.demo.run import run_demo
     from a3tune.machine.threads import choose_threads
@@ -74,6 +77,9 @@ def train(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRu
             settings, f"train an adapter ({settings.adapter.kind}) on {settings.data.train} in {settings.output}"
         )
         return
+    from a3tune.commands.checks import check_train
+
+    check_train(settings)
     quieten()
     from a3tune.commands.train import fine_tune
 
@@ -116,17 +122,21 @@ def evaluate(
     if dry_run:
         show_dry_run(settings, f"answer {data} with {' and '.join(models)} in {out}")
         return
+    from a3tune.commands.checks import check_evaluate
+    from a3tune.decoding import DECODERS
+
+    methods = list(DECODERS) if decode and ALL in decode else decode or [settings.evaluation.decode]
+    titles = [adapter_title(own) for own, _ in chosen]
+    if len(set(titles)) < len(titles):
+        raise RunError(f"--adapter: expected folders of runs with different names, got {', '.join(models)}")
+    check_evaluate(chosen, methods)
     quieten()
     from a3tune.commands.evaluate import by_difference, evaluate_all, evaluate_run
     from a3tune.commands.subject import Subject
-    from a3tune.decoding import DECODERS
     from a3tune.report.write import compare
 
     if len(adapter) > 1 or len(decode or ()) > 1 or decode == [ALL]:
-        subjects = {adapter_title(own): Subject(each, own) for own, each in chosen}
-        if len(subjects) < len(chosen):
-            raise RunError(f"--adapter: expected folders of runs with different names, got {', '.join(models)}")
-        methods = list(DECODERS) if decode and ALL in decode else decode or [settings.evaluation.decode]
+        subjects = {title: Subject(each, own) for title, (own, each) in zip(titles, chosen, strict=True)}
         with bar("Answering") as progress:
             runs, absent = evaluate_all(subjects, methods, by_difference(out, subjects, methods), progress)
         echo(compare(runs, [SHOWN])[0])
@@ -163,6 +173,9 @@ def ask(
     if dry_run:
         show_dry_run(settings, f"ask {folder or settings.model.path} about {image}, answer here, picture in {out}")
         return
+    from a3tune.commands.checks import check_ask
+
+    check_ask(settings, folder, image)
     quieten()
     from a3tune.commands.ask import ask
 
@@ -214,7 +227,6 @@ def compare(
         raise RunError(f"{out}: expected a name that ends in {', '.join(FORMATS)}")
     if out:
         refuse_existing(out, force)
-    quieten()
     from a3tune.machine.files import write_atomic
     from a3tune.report.write import compare
 

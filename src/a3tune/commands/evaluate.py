@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from a3tune.commands.checks import check_methods
 from a3tune.commands.subject import Subject
 from a3tune.config import RunConfig, dump_config
 from a3tune.data.public import public_data
 from a3tune.data.rows import read_split
 from a3tune.decoding import check_decoder, make_decoder
-from a3tune.errors import ConfigError, ModelError
+from a3tune.errors import ModelError
 from a3tune.evaluation.evaluate import evaluate
 from a3tune.evaluation.results import Results
 from a3tune.machine import processes
@@ -50,8 +51,8 @@ def evaluate_all(
 
     Raises ConfigError for a method that does not exist, or settings of one (`evaluation.decoding`) for several.
     """
-    if len(methods) > 1 and any(subject.config.evaluation.decoding for subject in subjects.values()):
-        raise ConfigError("evaluation.decoding: these are settings of one decoding method, give them with one --decode")
+    for subject in subjects.values():
+        check_methods(subject.config.evaluation, methods)
     decoders = {name: make_decoder(name) for name in sorted(methods, key=lambda name: name != GREEDY)}
     runs: list[Path] = []
     absent: dict[str, str] = {}

@@ -152,7 +152,10 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 
 def _override_value(key: str, text: str) -> Any:
-    """The value of `key=text`. Text stays text: `{question}` and `2024` mean other things in YAML."""
+    """The value of `key=text`. Text stays text: `{question}` and `2024` mean other things in YAML.
+
+    A mapping (`{alpha: 0.5}`) is one only where a setting takes it.
+    """
     annotation: Any = RunConfig
     for part in key.split("."):
         annotation = _types(annotation).get(part) if is_dataclass(annotation) else None
@@ -162,7 +165,13 @@ def _override_value(key: str, text: str) -> Any:
         value = plain_yaml.load(text)
     except plain_yaml.Error:
         return text
-    return text if isinstance(value, dict | list) else value
+    refused = isinstance(value, list) or (isinstance(value, dict) and not _takes_mapping(annotation))
+    return text if refused else value
+
+
+def _takes_mapping(annotation: Any) -> bool:
+    arguments = typing.get_args(annotation)
+    return typing.get_origin(annotation) is Annotated and typing.get_origin(arguments[0]) is dict
 
 
 def _takes_text(annotation: Any) -> bool:

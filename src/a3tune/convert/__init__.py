@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-import torch
-from transformers import LlavaForConditionalGeneration
+from typing import TYPE_CHECKING, Any
 
 from a3tune.convert import huatuo, llava_med, llava_med_15
-from a3tune.convert.llava import HEAD, Plan
-from a3tune.convert.stream import open_checkpoint, read_config, write_checkpoint, writing
+from a3tune.convert.stream import HEAD, open_checkpoint, read_config, weight_files, write_checkpoint, writing
 from a3tune.errors import ModelError, OutputError
 from a3tune.machine.files import replacing_folder
 
+if TYPE_CHECKING:
+    from a3tune.convert.llava import Plan
+
 KINDS: dict[str, ModuleType] = {"llava_med": llava_med, "llava_med_15": llava_med_15, "huatuo": huatuo}
-"""Checkpoints that can be converted. A new one is a file with `TITLE`, `matches` and `plan`, and a line here."""
+"""What can be converted. A new one is a file with `TITLE`, `matches`, `check` and `plan`, and a line here."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,7 @@ def convert(
         OutputError: `out` is there already, or cannot be written.
         RunError: another conversion into `out` is under way.
     """
-    kind = detect(source) if kind is None else kind
-    if kind not in KINDS:
-        raise ModelError(f"kind {kind!r} is not known; known kinds: {_known()}.")
+    kind = check(source, out, kind=kind, base=base, tower=tower, force=force)
     plan = KINDS[kind].plan(open_checkpoint(source), open_checkpoint(base) if base else None, tower)
     _check(plan, source)
     with replacing_folder(out, partial(_refuse_to_overwrite, out, source, force)) as folder:
@@ -74,6 +71,31 @@ def convert(
             plan.generation.save_pretrained(folder)
             plan.processor.save_pretrained(folder)
     return Converted(out, kind, len(plan.tensors), sum(tensor.nbytes for tensor in plan.tensors))
+
+
+def check(
+    source: Path,
+    out: Path,
+    *,
+    kind: str | None = None,
+    base: Path | None = None,
+    tower: Path | None = None,
+    force: bool = False,
+) -> str:
+    """The name in `KINDS` of what `convert` would convert.
+
+    Raises what `convert` raises, as far as that can be told before anything slow is imported.
+    """
+    kind = detect(source) if kind is None else kind
+    if kind not in KINDS:
+        raise ModelError(f"kind {kind!r} is not known; known kinds: {_known()}.")
+    KINDS[kind].check(source, base)
+    for folder in (source, base, tower):
+        if folder is not None:
+            read_config(folder)
+            weight_files(folder)
+    _refuse_to_overwrite(out, source, force)
+    return kind
 
 
 def detect(source: Path) -> str:
@@ -104,8 +126,11 @@ def _known() -> str:
     return ", ".join(f"{kind} ({module.TITLE})" for kind, module in KINDS.items())
 
 
-def _check(plan: Plan, source: Path) -> None:
+def _check(plan: "Plan", source: Path) -> None:
     """Before anything is written: exactly the tensors that transformers' model has, in its shapes."""
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(plan.config)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -25,13 +25,12 @@ from transformers import (
 )
 
 from a3tune.convert.sentencepiece import read_sentencepiece
-from a3tune.convert.stream import Checkpoint, LazyTensor, open_checkpoint, read_json
+from a3tune.convert.stream import HEAD, Checkpoint, LazyTensor, open_checkpoint, read_json
 from a3tune.errors import ModelError
 
 IMAGE = "<image>"
 TOWER = "model.vision_tower."
 EMBEDDINGS = "model.language_model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 KEYS = {
     r"model\.vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?(.+)": TOWER + r"\1",
     r"model\.mm_projector\.0\.(.+)": r"model.multi_modal_projector.linear_1.\1",

@@ -6,14 +6,15 @@ image comes after the question, and an answer ends with `###`.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import LlamaConfig
-
-from a3tune.convert.llava import HEAD, Plan, make_plan, read_tokenizer, renamed
-from a3tune.convert.stream import Checkpoint, LazyTensor
+from a3tune.convert.stream import HEAD, Checkpoint, LazyTensor
 from a3tune.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+    from a3tune.convert.llava import Plan
 
 TITLE = "LLaVA-Med (delta weights)"
 PATCH, START, END = "<im_patch>", "<im_start>", "<im_end>"
@@ -39,12 +40,20 @@ def matches(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == "llava" and "text_config" not in config and "hidden_size" in config
 
 
-def plan(source: Checkpoint, base: Checkpoint | None, tower: Path | None) -> Plan:
+def check(source: Path, base: Path | None) -> None:
     if base is None:
         raise ModelError(
-            f"{source.folder}: holds only the differences from LLaMA-7B. Give the folder of LLaMA-7B in transformers' "
+            f"{source}: holds only the differences from LLaMA-7B. Give the folder of LLaMA-7B in transformers' "
             "format as the base."
         )
+
+
+def plan(source: Checkpoint, base: Checkpoint | None, tower: Path | None) -> "Plan":
+    from transformers import LlamaConfig
+
+    from a3tune.convert.llava import make_plan, read_tokenizer, renamed
+
+    assert base is not None
     marked = bool(source.config.get("mm_use_im_start_end", False))
     tokenizer = read_tokenizer(source.folder, image_token=PATCH, more=(START, END) if marked else ())
     image = f"{START}{PATCH}{END}" if marked else PATCH
@@ -94,7 +103,7 @@ def _sum(delta: LazyTensor, base: Checkpoint) -> LazyTensor:
             f"the delta's {list(delta.shape)}."
         )
 
-    def read() -> torch.Tensor:
+    def read() -> "torch.Tensor":
         values = delta.read().clone()
         values[: other.shape[0]] += other.read().to(values.dtype)
         return values

@@ -5,12 +5,12 @@ Prompt of the published evaluation (`--conv-mode mistral_instruct`), images firs
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import MistralConfig
-
-from a3tune.convert.llava import IMAGE, Plan, make_plan, read_tokenizer, renamed
 from a3tune.convert.stream import Checkpoint
+
+if TYPE_CHECKING:
+    from a3tune.convert.llava import Plan
 
 TITLE = "LLaVA-Med v1.5"
 CHAT_TEMPLATE = (
@@ -26,7 +26,15 @@ def matches(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == "llava_mistral"
 
 
-def plan(source: Checkpoint, base: Checkpoint | None, tower: Path | None) -> Plan:
+def check(source: Path, base: Path | None) -> None:
+    """It is whole by itself."""
+
+
+def plan(source: Checkpoint, base: Checkpoint | None, tower: Path | None) -> "Plan":
+    from transformers import MistralConfig
+
+    from a3tune.convert.llava import IMAGE, make_plan, read_tokenizer, renamed
+
     return make_plan(
         source,
         renamed(source.tensors),

@@ -5,28 +5,26 @@ Knows weights and files; not how the adapter was trained. Holds one copy of the 
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import PeftConfig
-from transformers import GenerationConfig, ProcessorMixin
-
-from a3tune.adapters import load_adapter
-from a3tune.adapters.peft import adapter_config
-from a3tune.compat.processing import processor_class
 from a3tune.config import RunConfig
 from a3tune.config.public import public_name
 from a3tune.convert.stream import writing
 from a3tune.errors import AdapterError, ModelError, OutputError
 from a3tune.machine.files import replacing_folder
+from a3tune.models import A3MOE, check_model, read_adapter
 from a3tune.run.folder import RunFolder
-from a3tune.vlm.load import Vlm, load_vlm
-from a3tune.vlm.quantize import is_quantized
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+    from a3tune.vlm.load import Vlm
 
 MARKER = "merged.json"
 """File of a merged model: the version that merged, the base by its public name, SHA-256 of the adapter's weights."""
@@ -67,13 +65,9 @@ def merge(adapter: Path, out: Path, card: Card, *, base: str | None = None, forc
         OutputError: `out` is there already, or cannot be written.
         RunError: another merge into `out` is under way.
     """
-    settings = adapter_config(adapter)
-    _refuse_routed(adapter, settings)
-    run = RunFolder(adapter.parent)
-    config = run.read_config() if run.config.is_file() else None
-    name = base or (config.model.path if config else settings.base_model_name_or_path)
-    if not name:
-        raise AdapterError(f"{adapter}: names no base model, and there is no run's config.yaml beside it; give --model")
+    name, config = check(adapter, out, base=base, force=force)
+    from a3tune.vlm.load import load_vlm
+
     with replacing_folder(out, partial(_refuse_to_overwrite, out, force)) as folder:
         vlm = load_vlm(name, device="cpu", dtype="stored", attention=False)
         _check_base(vlm)
@@ -82,8 +76,25 @@ def merge(adapter: Path, out: Path, card: Card, *, base: str | None = None, forc
     return Merged(out, name, nbytes)
 
 
-def _refuse_routed(adapter: Path, settings: PeftConfig) -> None:
-    if getattr(settings, "routed", False):
+def check(adapter: Path, out: Path, *, base: str | None = None, force: bool = False) -> tuple[str, RunConfig | None]:
+    """The base of `merge`'s arguments, and the settings of the adapter's run where they are known.
+
+    Raises what `merge` raises, as far as that can be told before anything slow is imported.
+    """
+    settings = read_adapter(adapter)
+    _refuse_routed(adapter, settings)
+    run = RunFolder(adapter.parent)
+    config = run.read_config() if run.config.is_file() else None
+    name = base or (config.model.path if config else settings.get("base_model_name_or_path"))
+    if not name:
+        raise AdapterError(f"{adapter}: names no base model, and there is no run's config.yaml beside it; give --model")
+    check_model(name)
+    _refuse_to_overwrite(out, force)
+    return name, config
+
+
+def _refuse_routed(adapter: Path, settings: Mapping[str, Any]) -> None:
+    if settings["peft_type"] == A3MOE and any(settings.get(name) != 0 for name in ("query_experts", "key_experts")):
         raise AdapterError(
             f"{adapter}: an A3MoE adapter cannot be merged: its change of the query and key weights depends on the "
             "prompt and on the image token (Eq. 5, 7), and one matrix cannot hold it. Serve it with the base model and "
@@ -100,7 +111,12 @@ def _refuse_to_overwrite(out: Path, force: bool) -> None:
         raise OutputError(f"{out}: holds no {MARKER}: it is not a merged model, so it is not replaced. Choose another")
 
 
-def _check_base(vlm: Vlm) -> None:
+def _check_base(vlm: "Vlm") -> None:
+    from transformers import ProcessorMixin
+
+    from a3tune.compat.processing import processor_class
+    from a3tune.vlm.quantize import is_quantized
+
     if is_quantized(vlm.model):
         raise ModelError(
             f"{vlm.name}: its weights are quantised; what an adapter adds may be smaller than their steps and is then "
@@ -114,8 +130,10 @@ def _check_base(vlm: Vlm) -> None:
         )
 
 
-def _merged(vlm: Vlm, adapter: Path) -> Any:
+def _merged(vlm: "Vlm", adapter: Path) -> Any:
     """The model of `vlm`, changed in place, layer by layer."""
+    from a3tune.adapters import load_adapter
+
     model: Any = load_adapter(vlm.model, adapter)
     try:
         return model.merge_and_unload(safe_merge=True)
@@ -132,7 +150,7 @@ def _write(model: Any, processor: Any, folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def _drop_unused_sampling(generation: GenerationConfig) -> None:
+def _drop_unused_sampling(generation: "GenerationConfig") -> None:
     """Settings of sampling that a greedy model ignores, and transformers refuses to write."""
     if not generation.do_sample:
         for name in _SAMPLING:

@@ -4,24 +4,28 @@ Knows the files of safetensors and of `torch.save`; knows no model.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from a3tune.errors import ModelError, OutputError
 from a3tune.models import read_pickled
 
+if TYPE_CHECKING:
+    import torch
+
+HEAD = "lm_head.weight"
+"""Tensor of the language model's head, by all its names."""
 SHARD_BYTES = 2 * 10**9
 """Largest shard; a shard is held in memory while it is written."""
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
-"""Names of safetensors for the types that the tensors of a language model have."""
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
+"""Names of safetensors -> of torch for the types that the tensors of a language model have."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,12 @@ class LazyTensor:
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
-    read: Callable[[], torch.Tensor]
+    dtype: "torch.dtype"
+    read: "Callable[[], torch.Tensor]"
 
     @property
     def nbytes(self) -> int:
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
+        return self.dtype.itemsize * math.prod(self.shape)
 
     def renamed(self, name: str) -> "LazyTensor":
         return replace(self, name=name)
@@ -78,12 +82,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     `ModelError` naming the shard that is missing or cannot be read.
     """
     config = read_config(folder)
-    tensors: dict[str, LazyTensor] = {}
-    for path in _shards(folder):
+    tensors = {tensor.name: tensor for path in weight_files(folder) for tensor in _contents(path)}
+    return Checkpoint(folder, config, tensors)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder's weights. Raises `ModelError` when there are none, or one is missing."""
+    found = _named_files(folder)
+    for path in found:
         if not path.is_file():
             raise ModelError(f"{folder}: the shard {path.name} is missing; its index names it. Download it again.")
-        tensors |= {tensor.name: tensor for tensor in _contents(path)}
-    return Checkpoint(folder, config, tensors)
+    return found
 
 
 def write_checkpoint(
@@ -94,6 +103,8 @@ def write_checkpoint(
     Memory: one shard and one tensor. `progress` is called with the number of tensors written, and of all. Raises
     `OutputError` when the disk does not take it.
     """
+    from safetensors.torch import save_file
+
     shards = list(_split(tensors, shard_bytes))
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
@@ -118,7 +129,7 @@ def writing(path: Path) -> Iterator[None]:
         raise OutputError(f"{path}: cannot be written: {error}. Make room or choose another folder.") from error
 
 
-def _shards(folder: Path) -> list[Path]:
+def _named_files(folder: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = read_json(folder / f"{name}.index.json")
         if index:
@@ -136,12 +147,15 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _contents(path: Path) -> list[LazyTensor]:
+    import torch
+
     with _readable(path):
         if path.suffix == ".safetensors":
+            dtypes = {name: getattr(torch, dtype) for name, dtype in DTYPES.items()}
             with safe_open(path, framework="pt") as shard:
                 slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
                 return [
-                    LazyTensor(name, tuple(piece.get_shape()), DTYPES[piece.get_dtype()], partial(_read, path, name))
+                    LazyTensor(name, tuple(piece.get_shape()), dtypes[piece.get_dtype()], partial(_read, path, name))
                     for name, piece in slices.items()
                 ]
         return [
@@ -150,7 +164,7 @@ def _contents(path: Path) -> list[LazyTensor]:
         ]
 
 
-def _read(path: Path, name: str) -> torch.Tensor:
+def _read(path: Path, name: str) -> "torch.Tensor":
     # The shard is opened anew for every tensor: what a lasting memory map has touched would all count as ours.
     with _readable(path):
         if path.suffix == ".safetensors":
@@ -182,7 +196,7 @@ def _split(tensors: Iterable[LazyTensor], most: int) -> Iterator[list[LazyTensor
     yield shard
 
 
-def _checked(tensor: LazyTensor) -> torch.Tensor:
+def _checked(tensor: LazyTensor) -> "torch.Tensor":
     """The values, as announced: a plan that does not hold is our own mistake."""
     values = tensor.read().contiguous()
     if (tuple(values.shape), values.dtype) != (tensor.shape, tensor.dtype):

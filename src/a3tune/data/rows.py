@@ -18,8 +18,10 @@ import difflib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TextIO, get_args
 
 from a3tune.config import DataConfig
 from a3tune.data.tables import is_table, read_table
@@ -30,6 +32,7 @@ from a3tune.types import AnswerType, Box, Region, Rle, Sample
 
 FIELDS = ("id", "image", "prompt", "answer", "answer_type", "options", "regions", "meta")
 ANSWER_TYPES: tuple[AnswerType, ...] = get_args(AnswerType)
+Split = Literal["train", "validation", "test"]
 
 
 def read_rows(path: Path) -> list[Sample]:
@@ -42,21 +45,42 @@ def read_rows(path: Path) -> list[Sample]:
     """
     if is_table(path):
         return _samples(path, read_table(path), "row")
+    with _opened(path) as lines:
+        return _parse(path, lines)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """The lines of a JSONL file, for as long as they are read."""
     try:
         with path.open(encoding="utf-8-sig") as lines:
-            return _parse(path, lines)
+            yield lines
     except OSError as error:
         raise DataError(f"{path}: expected a JSONL file, cannot read it: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected UTF-8 text, got {error}") from error
 
 
-def read_split(data: DataConfig, split: Literal["train", "validation", "test"]) -> list[Sample]:
+def check_split(data: DataConfig, split: Split) -> None:
+    """Raises what `read_split` raises when it finds nothing to read, or a first row that breaks the format."""
+    path = _path(data, split)
+    if is_table(path):
+        _samples(path, islice(read_table(path), 1), "row")
+    else:
+        with _opened(path) as lines:
+            _samples(path, islice(_objects(path, lines), 1), "line")
+
+
+def read_split(data: DataConfig, split: Split) -> list[Sample]:
     """`read_rows` of a split that a command needs. Raises ConfigError when the settings name none."""
+    return read_rows(_path(data, split))
+
+
+def _path(data: DataConfig, split: Split) -> Path:
     path = getattr(data, split)
     if path is None:
         raise ConfigError(f"data.{split}: expected a file of rows, got none; add data.{split}=FILE.jsonl")
-    return read_rows(path)
+    return path
 
 
 def write_rows(path: Path, samples: Iterable[Sample]) -> None:

@@ -7,43 +7,47 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
-
-from a3tune.decoding.avisc import Avisc
-from a3tune.decoding.base import Decoder
-from a3tune.decoding.controlmllm import ControlMllm
-from a3tune.decoding.damro import Damro
-from a3tune.decoding.dola import Dola
-from a3tune.decoding.m3id import M3id
-from a3tune.decoding.opera import Opera
-from a3tune.decoding.pai import Pai
-from a3tune.decoding.plain import Beam, Greedy, Nucleus, Sampling
 from a3tune.decoding.strategy import STRATEGIES, Strategy, make_strategy
-from a3tune.decoding.vcd import Vcd
 from a3tune.errors import ConfigError, ModelError
-from a3tune.vlm.load import Vlm
+from a3tune.machine.registry import Registry
 
-__all__ = ["DECODERS", "STRATEGIES", "Decoder", "Generated", "Strategy", "check_decoder", "generate", "make_decoder"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
-_METHODS: tuple[type[Decoder], ...] = (
-    Sampling,
-    Greedy,
-    Beam,
-    Nucleus,
-    Vcd,
-    Dola,
-    Opera,
-    Avisc,
-    M3id,
-    Damro,
-    Pai,
-    ControlMllm,
+    from a3tune.decoding.base import Decoder
+    from a3tune.vlm.load import Vlm
+
+__all__ = [
+    "DECODERS",
+    "STRATEGIES",
+    "Generated",
+    "Strategy",
+    "check_decoder",
+    "check_name",
+    "generate",
+    "make_decoder",
+    "make_strategy",
+]
+
+_HERE = "a3tune.decoding"
+DECODERS: Registry[type["Decoder"]] = Registry(
+    {
+        "sampling": f"{_HERE}.plain:Sampling",
+        "greedy": f"{_HERE}.plain:Greedy",
+        "beam": f"{_HERE}.plain:Beam",
+        "nucleus": f"{_HERE}.plain:Nucleus",
+        "vcd": f"{_HERE}.vcd:Vcd",
+        "dola": f"{_HERE}.dola:Dola",
+        "opera": f"{_HERE}.opera:Opera",
+        "avisc": f"{_HERE}.avisc:Avisc",
+        "m3id": f"{_HERE}.m3id:M3id",
+        "damro": f"{_HERE}.damro:Damro",
+        "pai": f"{_HERE}.pai:Pai",
+        "controlmllm": f"{_HERE}.controlmllm:ControlMllm",
+    }
 )
-DECODERS: dict[str, type[Decoder]] = {method.name: method for method in _METHODS}
 """By name, in the order of the paper's tables."""
 
 
@@ -51,7 +55,7 @@ DECODERS: dict[str, type[Decoder]] = {method.name: method for method in _METHODS
 class Generated:
     """Answers, and what they cost."""
 
-    tokens: list[Tensor]
+    tokens: "list[Tensor]"
     """Per sample int64 `[S_new]` on the CPU, up to the end token and with it."""
     passes: int
     """Forward passes of the language model, all branches together."""
@@ -60,13 +64,20 @@ class Generated:
     """Most memory in use on a CUDA device, the model's included; None elsewhere."""
 
 
-def make_decoder(name: str, settings: Mapping[str, Any] | None = None) -> Decoder:
+def check_name(name: str) -> None:
+    """Raises ConfigError for a method that is not in `DECODERS`. Loads nothing."""
+    if name not in DECODERS:
+        raise ConfigError(f"decode: expected one of {', '.join(DECODERS)}, got {name!r}")
+
+
+def make_decoder(name: str, settings: Mapping[str, Any] | None = None) -> "Decoder":
     """A method of `DECODERS` with other settings than the published ones.
 
     Raises ConfigError for an unknown name or setting, or a value that it cannot have.
     """
-    if name not in DECODERS:
-        raise ConfigError(f"decode: expected one of {', '.join(DECODERS)}, got {name!r}")
+    from pydantic import TypeAdapter, ValidationError
+
+    check_name(name)
     decoder: Any = DECODERS[name]
     known = [field.name for field in fields(decoder)]
     for setting in settings or {}:
@@ -80,7 +91,7 @@ def make_decoder(name: str, settings: Mapping[str, Any] | None = None) -> Decode
         raise ConfigError(f"decode {name}: {where}: {problem['msg']}, got {problem['input']!r}") from None
 
 
-def check_decoder(decoder: Decoder, vlm: Vlm, *, regions_known: bool) -> None:
+def check_decoder(decoder: "Decoder", vlm: "Vlm", *, regions_known: bool) -> None:
     """Raises ModelError when a method cannot answer.
 
     That is when the model lacks what it needs, or when it must be told all true regions and not all are known.
@@ -90,16 +101,15 @@ def check_decoder(decoder: Decoder, vlm: Vlm, *, regions_known: bool) -> None:
     decoder.check(vlm)
 
 
-@torch.no_grad()
 def generate(
-    vlm: Vlm,
+    vlm: "Vlm",
     inputs: Mapping[str, Any],
-    decode: str | Decoder = "greedy",
+    decode: "str | Decoder" = "greedy",
     *,
     strategy: str | Strategy | None = None,
     max_new_tokens: int = 64,
     seed: int = 0,
-    regions_BN: Tensor | None = None,
+    regions_BN: "Tensor | None" = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Generated:
     """Answer a batch.
@@ -115,6 +125,8 @@ def generate(
 
     Raises ConfigError for unknown names, and ModelError when the model lacks what the method needs.
     """
+    import torch
+
     decoder = make_decoder(decode, settings) if isinstance(decode, str) else decode
     config = make_strategy(decoder.strategy if strategy is None else strategy).config(vlm, max_new_tokens)
     decoder.check(vlm)
@@ -122,7 +134,7 @@ def generate(
     cuda = vlm.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(vlm.device)
-    with _passes(vlm) as passes:
+    with torch.no_grad(), _passes(vlm) as passes:
         start = time.perf_counter()
         tokens_BS = decoder(vlm, dict(inputs), config, regions_BN=regions_BN, generator=generator).cpu()
         seconds = time.perf_counter() - start
@@ -136,7 +148,7 @@ def generate(
 
 
 @contextmanager
-def _passes(vlm: Vlm) -> Iterator[list[None]]:
+def _passes(vlm: "Vlm") -> Iterator[list[None]]:
     """A list that grows by one with every forward pass of the language model."""
     passes: list[None] = []
     hook = vlm.model.get_decoder().register_forward_pre_hook(lambda module, args: passes.append(None))
@@ -146,8 +158,10 @@ def _passes(vlm: Vlm) -> Iterator[list[None]]:
         hook.remove()
 
 
-def _until_end(tokens_S: Tensor, ends: list[int], pad: int) -> Tensor:
+def _until_end(tokens_S: "Tensor", ends: list[int], pad: int) -> "Tensor":
     """Up to the end token, with it; an answer that a text ended (`stop_strings`) has padding behind it instead."""
+    import torch
+
     found = torch.isin(tokens_S, torch.tensor([*ends, pad])).nonzero()
     if not len(found):
         return tokens_S

@@ -4,12 +4,14 @@ Knows nothing of where the scores come from.
 """
 
 from dataclasses import asdict, dataclass
-
-from transformers import GenerationConfig
+from typing import TYPE_CHECKING
 
 from a3tune.errors import ConfigError
-from a3tune.vlm.encode import end_token_id
-from a3tune.vlm.load import Vlm
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+    from a3tune.vlm.load import Vlm
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +26,10 @@ class Strategy:
     top_p: float = 1.0
     """Share of the probability to sample from, most likely tokens first."""
 
-    def config(self, vlm: Vlm, max_new_tokens: int) -> GenerationConfig:
+    def config(self, vlm: "Vlm", max_new_tokens: int) -> "GenerationConfig":
         """Everything stated, since what is not comes from the checkpoint's own `generation_config.json`."""
+        from transformers import GenerationConfig
+
         return GenerationConfig(
             **asdict(self),
             repetition_penalty=1.0,
@@ -60,14 +64,16 @@ def make_strategy(strategy: str | Strategy) -> Strategy:
     return STRATEGIES[strategy]
 
 
-def end_tokens(vlm: Vlm) -> list[int]:
+def end_tokens(vlm: "Vlm") -> list[int]:
     """Ids that end an answer: the tokenizer's, the chat template's and those of the checkpoint; sorted."""
+    from a3tune.vlm.encode import end_token_id
+
     own = getattr(vlm.model.generation_config, "eos_token_id", None)
     own = own if isinstance(own, list) else [] if own is None else [own]
     return sorted({vlm.tokenizer.eos_token_id, end_token_id(vlm), *own})
 
 
-def placeholders(vlm: Vlm) -> list[int]:
+def placeholders(vlm: "Vlm") -> list[int]:
     """Ids that stand for an image or video, which no answer may hold: the model would look for its features."""
     names = ("image_token_id", "video_token_id")
     return [own for name in names if (own := getattr(vlm.model.config, name, None)) is not None]

@@ -8,8 +8,9 @@ from typing import Any
 from a3tune.config import LabelsConfig
 from a3tune.config.settings import LABEL_MAKING
 from a3tune.errors import LabelError
+from a3tune.labels.rank import ranker_folder
 from a3tune.labels.store import StoredSettings, stored_settings
-from a3tune.models import folder_hash, shipped
+from a3tune.models import folder_hash
 
 
 def fitting_settings(folder: Path, labels: LabelsConfig, said: Collection[str] = LABEL_MAKING) -> StoredSettings:
@@ -68,8 +69,7 @@ def _contradictions(stored: StoredSettings, labels: LabelsConfig, said: Collecti
             )
     if "weights" in said and not _same(labels.weights, stored.given, "weights", proposer.get("weights")):
         yield f"labels.weights is {labels.weights}, which is not the model that theirs were made with"
-    place = shipped("ranker") if labels.ranker == "tiny" else Path(labels.ranker)
-    if "ranker" in said and not _same(place, stored.given, "ranker", ranker.get("content")):
+    if "ranker" in said and not _same(ranker_folder(labels.ranker), stored.given, "ranker", ranker.get("content")):
         yield f"labels.ranker is {labels.ranker}, which is not the model that theirs were made with"
 
 

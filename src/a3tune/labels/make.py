@@ -5,18 +5,23 @@ Knows proposers, rankers and visual prompts; no files.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from a3tune.config import LabelsConfig
-from a3tune.errors import ConfigError
 from a3tune.labels.propose import Proposer, make_proposer
-from a3tune.labels.rank import VISUAL_PROMPTS, Ranker, format_query, make_ranker, top_k
+from a3tune.labels.rank import (
+    VISUAL_PROMPTS,
+    Ranker,
+    check_visual_prompt,
+    format_query,
+    make_ranker,
+    ranker_folder,
+    top_k,
+)
 from a3tune.masks import decode_mask
-from a3tune.models import shipped
 from a3tune.types import Labels, Sample, Segment
 
 
@@ -50,8 +55,7 @@ class LabelMaker:
     """What the ranker reads (`rank.format_query`)."""
 
     def __post_init__(self) -> None:
-        if self.visual_prompt not in VISUAL_PROMPTS:
-            raise ConfigError(f"visual_prompt: expected one of {', '.join(VISUAL_PROMPTS)}, got {self.visual_prompt!r}")
+        check_visual_prompt(self.visual_prompt)
 
     def settings(self) -> dict[str, Any]:
         """Everything that segments and similarities depend on but the query, as JSON values."""
@@ -95,10 +99,9 @@ def make_maker(settings: LabelsConfig, device: str = "auto") -> LabelMaker:
 
     Raises what `make_proposer` and `make_ranker` raise.
     """
-    ranker = shipped("ranker") if settings.ranker == "tiny" else Path(settings.ranker)
     return LabelMaker(
         make_proposer(settings.proposer, settings.weights, settings.proposal, device),
-        make_ranker(ranker, device),
+        make_ranker(ranker_folder(settings.ranker), device),
         settings.visual_prompt,
         settings.query,
     )

@@ -10,8 +10,6 @@ from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any, TypeVar
 
-import torch
-
 from a3tune.errors import LabelError
 
 Task = TypeVar("Task")
@@ -63,6 +61,8 @@ def _done() -> Future:
 
 def _become_worker(work: Callable[[Any], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us, after it has written what is done
+    import torch
+
     torch.set_num_threads(1)
     _state["work"] = work
     Thread(target=_end_with_parent, daemon=True).start()

@@ -1,16 +1,16 @@
 """Where the models and data sets of the paper are on this machine, or the phantom in the place of all of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from a3tune.config import RunConfig, load_config, plain_yaml
-from a3tune.data.phantom import DEMO_PATIENTS, write_phantom
-from a3tune.data.rows import read_rows, write_rows
+from a3tune.config import DataConfig, RunConfig, load_config, plain_yaml
+from a3tune.data.rows import check_split, read_rows, write_rows
 from a3tune.errors import ConfigError
 from a3tune.reproduce.experiments import paper_asset
 
@@ -18,6 +18,8 @@ REGIONS = "-regions"
 """Ends the name of a data set of which only the questions with a known region count."""
 REPORTS = ("iu-xray", "mimic-cxr")
 PHANTOM = "phantom"
+_DEMO = Path(str(files("a3tune") / "assets" / "demo" / "config.yaml"))
+"""Settings on the phantom."""
 _PHANTOM_CLASSES = {
     ("organ", "Lung"): ("body", "chest"),
     ("organ", "Abdomen"): ("body", "abdomen"),
@@ -59,12 +61,35 @@ _load = lru_cache(maxsize=None)(load_config)
 """A table asks for the settings of a few runs again and again."""
 
 
+def check_places(on: str, settings: Sequence[str], needed: Collection[str]) -> None:
+    """Raises ConfigError or DataError for what `reproduce` could not use; `needed` are data sets. Writes nothing."""
+    if on == PHANTOM:
+        load_config(_DEMO, settings)
+        return
+    tree = _places(Path(on))
+    load_config(None, tree["settings"])
+    for folder in (folder for name, folder in tree["data"].items() if name in needed):
+        for split in ("train", "test"):
+            check_split(DataConfig(train=folder / f"{split}.jsonl"), "train")
+
+
 def read_places(path: Path, out: Path) -> Places:
     """The places in a YAML file: `models` (name: path), `data` (name: folder), `settings` (list of key=value).
 
     The paper's settings of each data set (Tables 6-7, Appendix C.1) apply, then `settings`. Raises ConfigError for a
     file that is none.
     """
+    tree = _places(path)
+    paper, data = yaml.safe_load(paper_asset("settings.yaml")), tree["data"]
+    return Places(
+        models=tree["models"],
+        data=data | _with_regions(data, out),
+        settings={name: (*paper["shared"], *paper["data"][name], *tree["settings"]) for name in data},
+    )
+
+
+def _places(path: Path) -> dict[str, Any]:
+    """The three parts of a file of places."""
     try:
         tree = plain_yaml.load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, plain_yaml.Error) as error:
@@ -72,22 +97,19 @@ def read_places(path: Path, out: Path) -> Places:
     if not isinstance(tree, dict) or not set(tree) <= {"models", "data", "settings"}:
         raise ConfigError(f"{path}: expected a mapping with models, data and settings, got {tree!r:.60}")
     paper = yaml.safe_load(paper_asset("settings.yaml"))
-    own = tuple(tree.get("settings") or ())
     data = {name: Path(folder) for name, folder in (tree.get("data") or {}).items()}
     unknown = sorted(set(data) - set(paper["data"]))
     if unknown:
         raise ConfigError(f"{path}: data: expected names of {', '.join(paper['data'])}, got {', '.join(unknown)}")
-    return Places(
-        models=tree.get("models") or {},
-        data=data | _with_regions(data, out),
-        settings={name: (*paper["shared"], *paper["data"][name], *own) for name in data},
-    )
+    return {"models": tree.get("models") or {}, "data": data, "settings": tuple(tree.get("settings") or ())}
 
 
 def phantom_places(
     out: Path, settings: Sequence[str], progress: Callable[[int, int], None], patients: Mapping[str, int] | None = None
 ) -> Places:
     """Phantom scans in `out` for every data set, the shipped tiny model for every model, the demo's settings."""
+    from a3tune.data.phantom import DEMO_PATIENTS, write_phantom
+
     paper = yaml.safe_load(paper_asset("settings.yaml"))
     folders = {False: out / "data" / "vqa", True: out / "data" / "reports"}
     for reports, folder in folders.items():
@@ -96,8 +118,7 @@ def phantom_places(
     data = {name: folders[name in REPORTS] for name in paper["data"]}
     own = {name: (*settings, *(["evaluation.max_new_tokens=96"] if name in REPORTS else [])) for name in paper["data"]}
     models: dict[str, str] = dict.fromkeys(("llava-med", "llava-med-1.5", "huatuogpt-vision"), "tiny")
-    base = Path(str(files("a3tune") / "assets" / "demo" / "config.yaml"))
-    return Places(models, data | _with_regions(data, out), own, base, _PHANTOM_CLASSES, stand_in=True)
+    return Places(models, data | _with_regions(data, out), own, _DEMO, _PHANTOM_CLASSES, stand_in=True)
 
 
 def _with_regions(data: Mapping[str, Path], out: Path) -> dict[str, Path]:

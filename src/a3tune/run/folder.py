@@ -12,8 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from a3tune.config import RunConfig, dump_config, load_config
 from a3tune.errors import RunError
 from a3tune.machine.files import locked, unfinished, write_atomic
@@ -36,17 +34,28 @@ class RunFolder:
         Raises RunError when the folder holds something else, or cannot be written. Nothing in it is ever deleted.
         """
         folder = cls(path)
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path}: expected an output folder, this is a file; choose another")
-        marker = unfinished(path / MARKER)  # a run that was killed at once left no more than this
-        if path.exists() and any(item != marker for item in path.iterdir()):
-            return cls.open(path)
+        if cls.check(path):
+            return folder
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{path}: the output folder cannot be made: {error.strerror}; choose another") from None
         folder.write_json(MARKER, {"schema": SCHEMA, "a3tune": version("a3tune")})
         return folder
+
+    @classmethod
+    def check(cls, path: Path) -> bool:
+        """Whether `path` is the folder of an earlier run; `create` makes one if it is not. Touches nothing.
+
+        Raises RunError when `path` holds something else.
+        """
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path}: expected an output folder, this is a file; choose another")
+        marker = unfinished(path / MARKER)  # a run that was killed at once left no more than this
+        if not path.exists() or all(item == marker for item in path.iterdir()):
+            return False
+        cls.open(path)
+        return True
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -164,6 +173,8 @@ def read_json(path: Path, again: str) -> Any:
 
 def environment() -> dict[str, Any]:
     """Versions and hardware that results may depend on; no names of users, hosts or folders."""
+    import torch
+
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",

@@ -11,13 +11,12 @@ from typing import Any, ClassVar, Protocol
 from PIL import Image
 
 from a3tune.errors import ConfigError
-from a3tune.labels.propose.boxes import LiteMedSam, MedSam
 from a3tune.labels.propose.filters import Filters
-from a3tune.labels.propose.sam import Sam
-from a3tune.labels.propose.superpixels import Superpixels
+from a3tune.machine.registry import Registry
+from a3tune.models import read_config
 from a3tune.types import Segment
 
-__all__ = ["PROPOSERS", "Filters", "LiteMedSam", "MedSam", "Proposer", "Sam", "Superpixels", "make_proposer"]
+__all__ = ["PROPOSERS", "Filters", "Proposer", "check_proposer", "make_proposer"]
 
 
 class Proposer(Protocol):
@@ -35,8 +34,29 @@ class Proposer(Protocol):
         ...
 
 
-PROPOSERS: dict[str, Any] = {proposer.name: proposer for proposer in (Superpixels, Sam, MedSam, LiteMedSam)}
+_HERE = "a3tune.labels.propose"
+PROPOSERS: Registry[Any] = Registry(
+    {
+        "superpixels": f"{_HERE}.superpixels:Superpixels",
+        "sam": f"{_HERE}.sam:Sam",
+        "medsam": f"{_HERE}.boxes:MedSam",
+        "litemedsam": f"{_HERE}.boxes:LiteMedSam",
+    }
+)
 """Name -> class of a proposer: a dataclass of its settings, with `weights` and `device` where it has a model."""
+
+
+def check_proposer(name: str, weights: Path | None = None) -> None:
+    """What can be told of `make_proposer`'s arguments before anything slow is imported.
+
+    Raises:
+        ConfigError: the name is not known.
+        ModelError: there is no such folder of weights.
+    """
+    if name not in PROPOSERS:
+        raise ConfigError(f"proposer: expected one of {', '.join(PROPOSERS)}, got {name!r}")
+    if weights is not None and not weights.exists():
+        read_config(weights)
 
 
 def make_proposer(
@@ -54,8 +74,7 @@ def make_proposer(
         ConfigError: the name or a setting is not known, a setting is out of range, or weights are missing or useless.
         ModelError: the folder holds no such model, or an optional package is missing.
     """
-    if name not in PROPOSERS:
-        raise ConfigError(f"proposer: expected one of {', '.join(PROPOSERS)}, got {name!r}")
+    check_proposer(name)
     takes = {field.name for field in fields(PROPOSERS[name])}
     arguments: dict[str, Any] = dict(settings or {})
     known = sorted(takes - {"weights", "device"})

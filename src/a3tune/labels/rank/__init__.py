@@ -11,22 +11,23 @@ from typing import ClassVar, Protocol
 import numpy as np
 from PIL import Image
 
-from a3tune.errors import ModelError
-from a3tune.labels.rank.biomedclip import CONFIG as BIOMEDCLIP_CONFIG
-from a3tune.labels.rank.biomedclip import BiomedClipRanker
+from a3tune.errors import ConfigError, ModelError
 from a3tune.labels.rank.choose import top_k
-from a3tune.labels.rank.clip import ClipRanker
+from a3tune.labels.rank.kinds import BIOMEDCLIP_CONFIG, CLIP_TYPES
 from a3tune.labels.rank.query import format_query
 from a3tune.labels.rank.visual import VISUAL_PROMPTS
+from a3tune.machine.registry import Registry
+from a3tune.models import shipped
 
 __all__ = [
     "RANKERS",
     "VISUAL_PROMPTS",
-    "BiomedClipRanker",
-    "ClipRanker",
     "Ranker",
+    "check_ranker",
+    "check_visual_prompt",
     "format_query",
     "make_ranker",
+    "ranker_folder",
     "top_k",
 ]
 
@@ -49,12 +50,40 @@ class Ranker(Protocol):
         ...
 
 
-RANKERS: dict[str, Callable[[Path, str | None], Ranker]] = {
-    "config.json": ClipRanker,
-    BIOMEDCLIP_CONFIG: BiomedClipRanker,
-}
+RANKERS: Registry[Callable[[Path, str | None], Ranker]] = Registry(
+    {
+        "config.json": "a3tune.labels.rank.clip:ClipRanker",
+        BIOMEDCLIP_CONFIG: "a3tune.labels.rank.biomedclip:BiomedClipRanker",
+    }
+)
 """File that gives a kind of ranker away -> class of the ranker of (folder, device); what was added last is looked for
 first, since most folders of models also have a config.json."""
+
+
+def check_ranker(folder: Path) -> str:
+    """The file in a local folder, of those of `RANKERS`, that gives its kind of ranker away. Loads nothing.
+
+    Raises:
+        ModelError: the folder holds no ranker that is known.
+    """
+    for file in reversed(list(RANKERS)):
+        if (folder / file).is_file():
+            return file
+    raise ModelError(
+        f"{folder}: expected the folder of a ranker, with {BIOMEDCLIP_CONFIG} (BiomedCLIP) or config.json "
+        f"(model_type {', '.join(CLIP_TYPES)}); found neither"
+    )
+
+
+def check_visual_prompt(name: str) -> None:
+    """Raises ConfigError when there is no such visual prompt."""
+    if name not in VISUAL_PROMPTS:
+        raise ConfigError(f"visual_prompt: expected one of {', '.join(VISUAL_PROMPTS)}, got {name!r}")
+
+
+def ranker_folder(name: str) -> Path:
+    """Folder of `labels.ranker`: the one shipped in the package for `tiny`."""
+    return shipped("ranker") if name == "tiny" else Path(name)
 
 
 def make_ranker(folder: Path, device: str | None = None) -> Ranker:
@@ -63,10 +92,4 @@ def make_ranker(folder: Path, device: str | None = None) -> Ranker:
     Raises:
         ModelError: the folder holds no ranker that is known.
     """
-    for file, ranker in reversed(RANKERS.items()):
-        if (folder / file).is_file():
-            return ranker(folder, device)
-    raise ModelError(
-        f"{folder}: expected the folder of a ranker, with {BIOMEDCLIP_CONFIG} (BiomedCLIP) or config.json "
-        f"(model_type {', '.join(ClipRanker.kinds)}); found neither"
-    )
+    return RANKERS[check_ranker(folder)](folder, device)

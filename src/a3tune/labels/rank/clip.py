@@ -17,6 +17,7 @@ from transformers import (
 
 from a3tune.errors import ModelError
 from a3tune.labels.rank.embed import FolderRanker, square
+from a3tune.labels.rank.kinds import CLIP_TYPES
 from a3tune.models import load_model, read_config
 
 
@@ -27,12 +28,13 @@ class _Family(NamedTuple):
     """Texts fill the whole context and no mask hides the padding: SigLIP was only trained so."""
 
 
-_FAMILIES: dict[str, _Family] = {
-    "clip": _Family(CLIPModel, CLIPImageProcessorPil, padded=False),
-    "siglip": _Family(SiglipModel, SiglipImageProcessorPil, padded=True),
-    "siglip2": _Family(Siglip2Model, Siglip2ImageProcessorPil, padded=True),
-}
-"""`model_type` of a folder's config.json -> its parts. MedSigLIP and SigLIP 2 of fixed resolution say `siglip`."""
+_PARTS = (
+    _Family(CLIPModel, CLIPImageProcessorPil, padded=False),
+    _Family(SiglipModel, SiglipImageProcessorPil, padded=True),
+    _Family(Siglip2Model, Siglip2ImageProcessorPil, padded=True),
+)
+_FAMILIES = dict(zip(CLIP_TYPES, _PARTS, strict=True))
+"""`model_type` of a folder's config.json -> its parts."""
 
 
 class ClipRanker(FolderRanker):
@@ -45,8 +47,6 @@ class ClipRanker(FolderRanker):
     """
 
     name: ClassVar[str] = "clip"
-    kinds: ClassVar[tuple[str, ...]] = tuple(_FAMILIES)
-    """What a folder's config.json may say as `model_type`."""
 
     def __init__(self, folder: Path, device: str | None = None, batch_size: int = 64):
         kind = read_config(folder).get("model_type")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
-from scipy import ndimage
 
 LONGEST_SIDE = 512
 """Pixels of a visual prompt's longer side at most: rankers look at 224 to 448 pixels, scans can have thousands."""
@@ -63,6 +62,8 @@ def grey(image: Image.Image, mask: np.ndarray) -> Image.Image:
 
 def contour(image: Image.Image, mask: np.ndarray) -> Image.Image:
     """The whole image with a red line around the segment, outside of it."""
+    from scipy import ndimage
+
     picture, inside = _reduced(image, mask)
     within = np.asarray(inside) >= 128
     around = np.asarray(ndimage.binary_dilation(within, iterations=_line(picture)), bool) & ~within

@@ -1,0 +1,85 @@
+"""What can be told of a command's arguments before anything slow is imported: what is not there, or no name of ours.
+
+Every check raises what the work itself would raise, through the function that it would raise it by. Touches nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from a3tune.config import RunConfig
+from a3tune.config.settings import EvaluationConfig, LabelsConfig
+from a3tune.data.images import load_image
+from a3tune.data.rows import check_split
+from a3tune.decoding import check_name, make_strategy
+from a3tune.errors import ConfigError
+from a3tune.labels.fitting import fitting_settings
+from a3tune.labels.propose import check_proposer
+from a3tune.labels.rank import check_ranker, check_visual_prompt, ranker_folder
+from a3tune.metrics.radiology import check_weights
+from a3tune.models import check_model, read_adapter
+from a3tune.run.folder import RunFolder
+
+
+def check_label(config: RunConfig) -> None:
+    """Rows, and what finds and ranks segments."""
+    check_split(config.data, "train")
+    check_label_maker(config.labels)
+
+
+def check_label_maker(labels: LabelsConfig) -> None:
+    check_proposer(labels.proposer, labels.weights)
+    check_visual_prompt(labels.visual_prompt)
+    check_ranker(ranker_folder(labels.ranker))
+
+
+def check_demo(configs: Iterable[RunConfig], folder: Path) -> None:
+    """All that the demo does not make itself."""
+    for config in configs:
+        check_label_maker(config.labels)
+        check_models(config, [])
+        check_methods(config.evaluation, [config.evaluation.decode])
+    RunFolder.check(folder)
+
+
+def check_train(config: RunConfig) -> None:
+    """Rows, labels, base model and run folder."""
+    check_split(config.data, "train")
+    check_model(config.model.path)
+    if config.labels.source == "weak" and not config.label_store.is_dir():
+        fitting_settings(config.label_store, config.labels)
+    RunFolder.check(config.output)
+
+
+def check_evaluate(models: Sequence[tuple[Path | None, RunConfig]], methods: Sequence[str]) -> None:
+    """Rows, models (adapter and settings), and what answers."""
+    for adapter, config in models:
+        check_split(config.data, "test")
+        check_models(config, [adapter])
+        check_methods(config.evaluation, methods)
+        if len(models) == len(methods) == 1:
+            RunFolder.check(config.output)
+
+
+def check_ask(config: RunConfig, adapter: Path | None, image: Path) -> None:
+    """The image, the model, and what answers."""
+    load_image(image)
+    check_models(config, [adapter])
+    check_methods(config.evaluation, [config.evaluation.decode])
+
+
+def check_models(config: RunConfig, adapters: Iterable[Path | None]) -> None:
+    check_model(config.model.path)
+    for adapter in adapters:
+        if adapter is not None:
+            read_adapter(adapter)
+
+
+def check_methods(evaluation: EvaluationConfig, methods: Sequence[str]) -> None:
+    """Decoding methods, and the other settings that answers are made and scored with."""
+    for method in methods:
+        check_name(method)
+    if len(methods) > 1 and evaluation.decoding:
+        raise ConfigError("evaluation.decoding: these are settings of one decoding method, give them with one --decode")
+    if evaluation.strategy is not None:
+        make_strategy(evaluation.strategy)
+    check_weights(evaluation.weights)
