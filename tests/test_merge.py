@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import LlavaConfig, LlavaProcessor, PreTrainedModel
+from transformers import LlavaProcessor, PreTrainedModel
 from typer.testing import CliRunner
 
 from a3tune.adapters import add_adapter, load_adapter
@@ -216,7 +216,7 @@ def test_a_processor_that_cannot_be_read_whole_is_refused(adapter: Path, tmp_pat
         def get_attributes(cls) -> list[str]:
             return ["tokenizer", "image_processor", "video_processor"]
 
-    monkeypatch.setattr("transformers.models.auto.processing_auto.PROCESSOR_MAPPING", {LlavaConfig: Whole})
+    monkeypatch.setattr("a3tune.compat.processing.processor_class", lambda config: Whole)
     with pytest.raises(ModelError, match=r"video_processor cannot be read here.*torchvision"):
         merge(adapter, tmp_path / "merged")
 

@@ -12,10 +12,11 @@ from a3tune.evaluation.predictions import read_cost
 from a3tune.evaluation.results import classes
 from a3tune.machine.files import write_atomic
 from a3tune.report.formats import written
-from a3tune.report.gather import counts, question_only, read_run, run_results, stored_quality
-from a3tune.report.records import ReportData
+from a3tune.report.gather import EvaluatedRun, counts, question_only, read_run, run_results, stored_quality
+from a3tune.report.records import Cases, ReportData
 from a3tune.report.table import comparison_table
 from a3tune.run.folder import RunFolder, read_json, read_settings
+from a3tune.types import Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,7 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
     folders = _named(runs)
     reference, shown = page.reference or next(iter(folders)), page.shown or list(folders)[-1]
     config = _evaluation(folders[shown])
-    # They draw, with matplotlib and the models' boxes: nobody waits for these to be told of a mistake.
-    from a3tune.report.case_views import make_cases
-    from a3tune.report.html import render
+    from a3tune.report.html import render  # draws with matplotlib: nobody waits for it to be told of a mistake
 
     samples = read_split(config.data, "test")
     evaluated = [read_run(name, page.titles.get(name, name), folder, samples) for name, folder in folders.items()]
@@ -62,7 +61,7 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
         normalisation=config.evaluation.normalisation,
         question_only=question_only(read_rows(config.data.train), samples) if config.data.train else None,
         labels=stored_quality(config),
-        cases=make_cases(config, evaluated, samples, shown, reference) if shown != reference else None,
+        cases=_cases(config, evaluated, samples, shown, reference) if shown != reference else None,
         synthetic=page.synthetic,
         environment=_environment(folders[shown]),
     )
@@ -107,6 +106,14 @@ def _evaluation(folder: RunFolder) -> RunConfig:
     if not path.is_file():
         raise RunError(f"{folder.path}: holds no {path.name}: it was not evaluated; use `a3tune eval` first")
     return read_settings(path)
+
+
+def _cases(
+    config: RunConfig, evaluated: Sequence[EvaluatedRun], samples: Sequence[Sample], shown: str, reference: str
+) -> Cases:
+    from a3tune.report.case_views import make_cases  # asks the models for the boxes of their tokens
+
+    return make_cases(config, evaluated, samples, shown, reference)
 
 
 def _environment(folder: RunFolder) -> dict[str, str]:
