@@ -31,12 +31,13 @@ FULL = {
     "vocab_size": 32000,
 }
 QUICK = FULL | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8}
+QUICK_TOWER = {"width": 128, "inner": 256, "layers": 2, "patch": 14, "positions": 577}
 TOWER = {"width": 1024, "inner": 4096, "layers": 24, "patch": 14, "positions": 577}
 SHARD_BYTES = 5 * 10**9
 BYTES_PER_VALUE = 2
 
 
-def shapes(config: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def shapes(config: dict[str, int], tower_size: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Original names and shapes of all tensors."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     keys = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
@@ -51,31 +52,31 @@ def shapes(config: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"{path}.{name}.weight", (hidden,)
     yield "model.norm.weight", (hidden,)
     yield "lm_head.weight", (config["vocab_size"], hidden)
-    width = TOWER["width"]
+    width = tower_size["width"]
     for layer, inputs in {0: width, 2: hidden}.items():
         yield f"model.mm_projector.{layer}.weight", (hidden, inputs)
         yield f"model.mm_projector.{layer}.bias", (hidden,)
     tower = "model.vision_tower.vision_tower.vision_model"
     yield f"{tower}.embeddings.class_embedding", (width,)
-    yield f"{tower}.embeddings.patch_embedding.weight", (width, 3, TOWER["patch"], TOWER["patch"])
-    yield f"{tower}.embeddings.position_embedding.weight", (TOWER["positions"], width)
+    yield f"{tower}.embeddings.patch_embedding.weight", (width, 3, tower_size["patch"], tower_size["patch"])
+    yield f"{tower}.embeddings.position_embedding.weight", (tower_size["positions"], width)
     linears = {f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")}
-    linears |= {"mlp.fc1": (TOWER["inner"], width), "mlp.fc2": (width, TOWER["inner"])}
-    norms = [f"encoder.layers.{layer}.layer_norm{i}" for layer in range(TOWER["layers"]) for i in (1, 2)]
+    linears |= {"mlp.fc1": (tower_size["inner"], width), "mlp.fc2": (width, tower_size["inner"])}
+    norms = [f"encoder.layers.{layer}.layer_norm{i}" for layer in range(tower_size["layers"]) for i in (1, 2)]
     for name in (*norms, "pre_layrnorm", "post_layernorm"):
         yield from ((f"{tower}.{name}.{part}", (width,)) for part in ("weight", "bias"))
-    for layer in range(TOWER["layers"]):
+    for layer in range(tower_size["layers"]):
         for name, shape in linears.items():
             yield f"{tower}.encoder.layers.{layer}.{name}.weight", shape
             yield f"{tower}.encoder.layers.{layer}.{name}.bias", shape[:1]
 
 
-def write(folder: Path, config: dict[str, int]) -> int:
+def write(folder: Path, config: dict[str, int], tower_size: dict[str, int]) -> int:
     """A checkpoint of random numbers; returns the bytes of its weights."""
     folder.mkdir(parents=True)
     shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
     filled = 0
-    for name, shape in shapes(config):
+    for name, shape in shapes(config, tower_size):
         size = BYTES_PER_VALUE * torch.Size(shape).numel()
         if filled + size > SHARD_BYTES:
             shards.append([])
@@ -132,7 +133,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True)
     try:
-        size = write(args.out / "source", QUICK if args.quick else FULL)
+        size = write(args.out / "source", *((QUICK, QUICK_TOWER) if args.quick else (FULL, TOWER)))
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             before, peak, seconds = pool.submit(measure, args.out / "source", args.out / "converted").result()
     finally:

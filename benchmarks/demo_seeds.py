@@ -11,16 +11,17 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from a3tune.commands.evaluate import evaluate_run
-from a3tune.commands.label import label, quality_file
+from a3tune.commands.label import label
 from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig
 from a3tune.data.phantom import write_phantom
@@ -30,6 +31,7 @@ from a3tune.demo.plan import plan_demo
 from a3tune.evaluation.predictions import read_predictions
 from a3tune.evaluation.results import clusters, scores
 from a3tune.metrics.stats import Estimate, paired_difference, seeds_interval
+from a3tune.report.gather import stored_quality
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
 
@@ -42,7 +44,13 @@ ABLATIONS = {
     "all heads": ["alignment.heads=100%"],
 }
 """What each takes away from A3Tune with weak labels."""
-QUICK = ["patients.train=2", "patients.test=3", "training.max_steps=1", "evaluation.max_new_tokens=3"]
+QUICK = [
+    "patients.train=2",
+    "patients.validation=1",
+    "patients.test=3",
+    "training.max_steps=1",
+    "evaluation.max_new_tokens=3",
+]
 METRICS = {
     "localised_open": "Open recall (localised)",
     "localised_closed": "Closed accuracy (localised)",
@@ -77,7 +85,7 @@ def settings(folder: Path, seed: int, overrides: Sequence[str], ablations: bool)
 
 
 def work(config: RunConfig, trained: bool) -> None:
-    """Train and answer, in a process of its own."""
+    """Train and answer."""
     fine_tune(config, _silent) if trained else None
     evaluate_run(config, RunFolder(config.output).adapter if trained else None, _silent)
 
@@ -149,13 +157,10 @@ def main() -> None:
     label(demo.configs["a3tune"], _silent)
     ablated = args.seeds if args.ablation_seeds is None else args.ablation_seeds
     per_seed = {seed: settings(args.out, seed, args.overrides, seed in ablated) for seed in args.seeds}
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(work, demo.configs["base"], False)]
-        jobs += [pool.submit(work, config, True) for methods in per_seed.values() for config in methods.values()]
-        for number, job in enumerate(jobs, 1):
-            job.result()
-            print(f"{number} of {len(jobs)} runs done", flush=True)
+    runs_to_make = [(demo.configs["base"], False)]
+    runs_to_make += [(config, True) for methods in per_seed.values() for config in methods.values()]
+    for number, _ in enumerate(_done(runs_to_make, args.jobs), 1):
+        print(f"{number} of {len(runs_to_make)} runs done", flush=True)
     samples = read_rows(args.out / "data" / "test.jsonl")
 
     def table(config: RunConfig) -> dict[str, np.ndarray]:
@@ -167,14 +172,16 @@ def main() -> None:
         for name, config in methods.items():
             runs.setdefault(name, {})[seed] = table(config)
     rows = compare(runs, samples)
-    quality = json.loads(quality_file(demo.configs["a3tune"]).read_text(encoding="utf-8"))["all"]
+    quality = stored_quality(demo.configs["a3tune"])
+    assert quality is not None
+    labels = quality.overall
     words = ["python benchmarks/demo_seeds.py --seeds", *map(str, args.seeds), "--ablation-seeds", *map(str, ablated)]
     words += args.overrides
     about = {
         "seeds": " ".join(map(str, args.seeds)),
         "training questions": len(read_rows(args.out / "data" / "train.jsonl")),
         "test questions": len(samples),
-        "weak labels": f"recall of the region at K {quality['recall']:.3f}, mean best IoU {quality['best_iou']:.3f}",
+        "weak labels": f"recall of the region at K {labels.recall_at_k:.3f}, mean best IoU {labels.mean_best_iou:.3f}",
         "machine": f"{platform.machine()}, Python {platform.python_version()}, 1 thread per run",
         "command": " ".join(words),
     }
@@ -182,6 +189,17 @@ def main() -> None:
     (args.out / "results.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     (args.out / "results.md").write_text(markdown(rows, about), encoding="utf-8")
     print(markdown(rows, about))
+
+
+def _done(runs: Sequence[tuple[RunConfig, bool]], jobs: int) -> Iterator[None]:
+    """`work` on each, one thread a run; with one job at a time all happens in this process."""
+    if jobs == 1:
+        torch.set_num_threads(1)
+        yield from (work(*run) for run in runs)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield from (job.result() for job in [pool.submit(work, *run) for run in runs])
 
 
 def _cell(mean: Estimate, difference: Estimate | None) -> str:

@@ -147,12 +147,12 @@ def line(what: str, each: float, unit: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="200 images")
+    parser.add_argument("--quick", action="store_true", help="100 images")
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--out", type=Path, help="write the table here as well")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    images = 200 if arguments.quick else arguments.images
+    images = 100 if arguments.quick else arguments.images
     lines = [
         f"{images:,} images, {SIDE} x {SIDE} pixels, {QUESTIONS} questions each, shards of {SHARD_IMAGES} images",
         "",

@@ -1,11 +1,13 @@
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from a3tune.commands.evaluate import Progress
+from a3tune.config import RunConfig
 from a3tune.demo import run as demo
 from a3tune.demo.plan import Demo, plan_demo
 from a3tune.demo.run import SUMMARY_METRICS, run_demo
@@ -36,6 +38,7 @@ def done_now(said: list[str], plan: Demo) -> set[str]:
 def tiny(vlm_folder: Path, ranker_folder: Path) -> list[str]:
     return [
         "patients.train=2",
+        "patients.validation=1",
         "patients.test=2",
         "training.max_steps=2",
         "training.batch_size=4",
@@ -128,9 +131,45 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, tiny):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_shipped_models_are_told_apart_by_their_files(tmp_path: Path):
-    (tmp_path / "model.safetensors").write_text("1")
-    first = demo._weights(str(tmp_path), "vlm")
-    (tmp_path / "model.safetensors").write_text("2")
-    assert demo._weights(str(tmp_path), "vlm") != first
-    assert demo._weights("owner/model", "vlm") == "owner/model"
+@pytest.fixture
+def cheap(finished, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], set[str]]:
+    """Runs the finished demo elsewhere with another `model.path`, in which nothing is trained or answered: the stages
+    that were done now."""
+    plan, _ = finished
+    shutil.copytree(plan.folder, tmp_path / "demo")
+
+    def train(config: RunConfig, progress: Progress, *, synthetic: bool) -> None:
+        config.output.mkdir(exist_ok=True)
+
+    def evaluate(config: RunConfig, adapter: Path | None, progress: Progress) -> None:
+        shutil.copytree(plan.folder / config.output.name, config.output, dirs_exist_ok=True)
+
+    monkeypatch.setattr(demo, "fine_tune", train)
+    monkeypatch.setattr(demo, "evaluate_run", evaluate)
+    monkeypatch.setattr(demo, "write_report", lambda runs, out, page: out.touch())
+
+    def again(model: str) -> set[str]:
+        own = plan_demo(tmp_path / "demo", [*tiny, f"model.path={model}"])
+        return done_now(run(own), own)
+
+    return again
+
+
+def test_models_in_folders_are_told_apart_by_their_files(cheap, vlm_folder: Path, tmp_path: Path):
+    model = shutil.copytree(vlm_folder, tmp_path / "model")
+    built_on_it = {
+        *(f"train_{name}" for name in METHODS[1:]),
+        *(f"evaluate_{name}" for name in METHODS),
+        "report",
+    }
+    assert cheap(str(model)) == built_on_it
+    assert cheap(str(model)) == set()
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert cheap(str(model)) == built_on_it
+
+
+def test_models_of_the_hub_are_told_apart_by_their_names(cheap):
+    assert "train_lora" in cheap("owner/model")
+    assert cheap("owner/model") == set()
+    assert "train_lora" in cheap("owner/other")
