@@ -1,31 +1,36 @@
 """OPERA against a search that reads everything again for each candidate of each beam, on the eager model."""
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from a3tune.adapters import Routing
 from a3tune.attention.capture import use_capture
 from a3tune.compat.generation import ENCODED
 from a3tune.decoding import generate
 from a3tune.decoding.branches import encode_images
-from a3tune.decoding.loop import Branch
-from a3tune.decoding.opera import LARGEST_PENALTY, Opera, _Beams, _positions, _Reader, _Retrospection
-from a3tune.decoding.strategy import Strategy
+from a3tune.decoding.opera import LARGEST_PENALTY, Opera
+from a3tune.decoding.strategy import Strategy, placeholders
 from a3tune.errors import ConfigError, ModelError
 from a3tune.vlm.encode import TOKEN_MASKS, Example, pad
 from a3tune.vlm.load import Vlm
 from decoders import Models, batch, example
 
-MODELS = ("llava_clip_224", "qwen2_5_vl+adapter", "paligemma")
+MODELS = ("llava_clip_224", "llava_clip_224+adapter", "qwen2_5_vl+adapter", "qwen3_vl", "paligemma", "idefics3")
 BEAMS = 3
 RESTLESS = Opera(scale=1000.0, threshold=1, candidates=3, initial_tokens=1)
 """Goes back soon and often."""
+PATIENT = replace(RESTLESS, threshold=3)
+"""Goes back later."""
+NARROW = replace(RESTLESS, window=3)
+"""Leans on the latest three tokens only."""
+BOUNDLESS = Opera(scale=1e60, threshold=100, candidates=3, initial_tokens=1)
+"""Products of a few weights are beyond any penalty."""
 CALM = Opera(scale=100.0, candidates=3, initial_tokens=3)
 """Penalises soon, and never goes back in a short answer."""
 
@@ -63,16 +68,24 @@ class Slow:
             self.read[tuple(answer)] = out.logits[0, -1].float(), attention / attention.sum(-1, keepdim=True)
         return self.read[tuple(answer)]
 
+    def allowed(self, answer: list[int]) -> Tensor:
+        """Logits after the answer, without the tokens that no answer may hold."""
+        return self.look(answer)[0].index_fill(0, torch.tensor(placeholders(self.vlm)), -torch.inf)
+
+    def likely(self, answer: list[int], count: int) -> list[int]:
+        return self.allowed(answer).topk(count).indices.tolist()
+
     def offer(self, opera: Opera, answer: list[int]) -> tuple[Tensor, int]:
         """Scores of the next token, and the place in the answer that most candidates lean on."""
         start, image = len(self.asked.input_ids), self.asked.input_ids == self.vlm.model.config.image_token_id
-        logits, places = self.look(answer)[0], []
+        logits, places = self.allowed(answer), []
         scores = torch.full_like(logits, -999.0)
-        for token in logits.topk(opera.candidates).indices.tolist():
+        for token in self.likely(answer, opera.candidates):
             attention = self.look([*answer, token])[1]
             scaled = opera.scale * attention[start:, start:].double()
             columns = torch.stack([scaled[j:, j].prod() for j in range(len(scaled))])
-            places.append(int(columns.argmax()))
+            columns = columns[-opera.window :]
+            places.append(int(columns.argmax()) + len(scaled) - len(columns))
             trust = -attention[-1, :start][image].sum() if len(scaled) <= opera.initial_tokens else 1e-7 * columns.max()
             scores[token] = logits[token] - (opera.penalty * trust).clamp(max=LARGEST_PENALTY)
         return scores, mode(places)
@@ -89,16 +102,16 @@ class Slow:
             rows, places = zip(*(self.offer(opera, answer) for _, answer in beams), strict=True)
             leant.append(places)
             place = mode(list(places))
-            often = (sum(past[beam] == place for past in leant) > opera.threshold for beam in range(BEAMS))
+            often = all(sum(past[beam] == place for past in leant) > opera.threshold for beam in range(BEAMS))
             back = next((at for at in (place + 1, place) if tries[at] < opera.candidates), step)
-            if place >= opera.initial_tokens and back < step and all(often):
+            if place >= opera.initial_tokens and back < step and often:
                 self.returns += 1
                 tries[back] += 1
                 forbidden = {at: pairs for at, pairs in forbidden.items() if at <= back}
                 forbidden[back] = forbidden.get(back, []) + chosen[back]
                 states, leant, chosen, step = states[: back + 1], leant[: back + 1], chosen[:back], back
                 beams, ended = states[back]
-                rows = [self.look(answer)[0].clone() for _, answer in beams]
+                rows = [self.allowed(answer) for _, answer in beams]
                 for beam, token in forbidden[back]:
                     rows[beam][token] = -torch.inf
             total = torch.stack([row.log_softmax(-1) + score for (score, _), row in zip(beams, rows, strict=True)])
@@ -121,7 +134,14 @@ def mode(values: list[int]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "opera", "longest"), [*((name, CALM, 5) for name in MODELS), ("qwen2_5_vl+adapter", RESTLESS, 8)]
+    ("name", "opera", "longest"),
+    [
+        *((name, CALM, 5) for name in MODELS),
+        ("qwen2_5_vl+adapter", RESTLESS, 8),
+        ("qwen2_5_vl+adapter", PATIENT, 12),
+        ("qwen2_5_vl+adapter", NARROW, 8),
+        ("qwen2_5_vl+adapter", BOUNDLESS, 6),
+    ],
 )
 def test_answers_are_those_of_the_slow_search(name: str, opera: Opera, longest: int, models: Models) -> None:
     vlm, returns = models(name), 0
@@ -134,7 +154,7 @@ def test_answers_are_those_of_the_slow_search(name: str, opera: Opera, longest: 
         assert tokens.tolist() == slow.search(opera, ends, longest)
         returns += slow.returns
     use_capture(vlm.model)
-    assert (returns > 0) == (opera is RESTLESS)
+    assert (returns > 0) == (opera in (RESTLESS, PATIENT, NARROW))
 
 
 @pytest.mark.parametrize("name", ["llava_clip_224+adapter", "qwen3_vl", "idefics3+adapter"])
@@ -156,80 +176,13 @@ def test_without_a_penalty_and_with_every_candidate_it_is_plain_beam_search(beam
     assert [tokens.tolist() for tokens in found] == [tokens.tolist() for tokens in plain]
 
 
-def make_reader(vlm: Vlm, sample: int) -> tuple[_Reader, Tensor]:
-    """A reader of three beams that have read three tokens of their own, and six next tokens for each."""
-    inputs = batch(vlm)
-    branch = Branch(vlm, inputs)
-    with torch.no_grad(), _positions(vlm) as positions:
-        branch.prefill()
-        config = Strategy(num_beams=BEAMS).config(vlm, max_new_tokens=1)
-        reader = _Reader(vlm, inputs, branch.cache, positions[0][..., sample, None, -1:], sample, config)
-        tokens = torch.randint(20, 200, (BEAMS, 9), generator=torch.Generator().manual_seed(0))
-        reader.read_again(tokens[:, :3])
-    return reader, tokens[:, 3:]
-
-
-@pytest.mark.parametrize("name", ["llava_clip_224+adapter", "qwen3_vl", "paligemma", "idefics3"])
-def test_the_look_ahead_in_one_pass_is_that_of_one_pass_per_candidate(name: str, models: Models) -> None:
-    reader, candidates = make_reader(models(name), sample=1)
-    length = reader.cache.get_seq_length()
-    with torch.no_grad():
-        together = reader.look_ahead(candidates)
-        assert reader.cache.get_seq_length() == length
-        for place in range(candidates.shape[1]):
-            _, alone = reader.read(candidates[:, place], torch.arange(BEAMS))
-            reader.cache.crop(-1)
-            torch.testing.assert_close(together[:, place], alone[:, 0], atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(together.sum(-1), torch.ones(together.shape[:2]))
-    assert (together[:, :1] - together).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("name", ["llava_clip_224+adapter", "qwen2_5_vl"])
-def test_beams_go_on_from_their_parents(name: str, models: Models) -> None:
-    vlm, parents = models(name), torch.tensor([2, 0, 0])
-    (reader, tokens), (fresh, _) = make_reader(vlm, sample=0), make_reader(vlm, sample=0)
-    with torch.no_grad():
-        reader.read(tokens[:, 0], torch.arange(BEAMS))
-        logits, rows = reader.read(tokens[:, 1], parents)
-        history = torch.randint(20, 200, (BEAMS, 9), generator=torch.Generator().manual_seed(0))[:, :4]
-        expected = fresh.read_again(torch.cat([history[parents], tokens[:, 1:2]], dim=1))
-    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
-    assert rows.shape[-1] == fresh.cache.get_seq_length()
-
-
-def test_the_state_of_a_beam_is_that_of_its_parent() -> None:
-    start = _Beams.start(2, torch.device("cpu"))
-    state = replace(
-        start,
-        tokens_BS=torch.tensor([[7], [8]]),
-        score_B=torch.tensor([-1.0, -1.1]),
-        products_BS=torch.tensor([[0.1], [0.2]]),
-    )
-    logits = torch.full((2, 10), -50.0)
-    logits[1, [4, 5]] = torch.tensor([1.0, 0.5])
-    logits[0, :] = 0.0
-    after = state.choose(logits, GenerationConfig(eos_token_id=[9], max_new_tokens=5))
-    assert after.tokens_BS.tolist() == [[8, 4], [8, 5]]
-    assert after.parent_B.tolist() == [1, 1]
-    assert after.choice_B.tolist() == [14, 15]
-    assert after.products_BS.flatten().tolist() == pytest.approx([0.2, 0.2])
-    assert not after.done
-
-
-def test_going_back_takes_more_steps_than_the_threshold() -> None:
-    retrospection = _Retrospection(Opera(threshold=6, initial_tokens=2))
-    state = replace(_Beams.start(1, torch.device("cpu")), choice_B=torch.tensor([0]))
-    found = [retrospection.check(state, torch.full((1, 2), 2)) is not None for _ in range(7)]
-    assert found == [False] * 6 + [True]
-
-
 def test_over_trust_is_the_largest_product_down_a_column() -> None:
     random = torch.Generator().manual_seed(0)
     opera, prompt, answer = Opera(initial_tokens=1, scale=30.0, penalty=2.0), 7, 5
     rows = torch.rand(2, answer + 3, prompt + answer + 1, generator=random).softmax(-1)
-    products = torch.zeros(2, 0)
-    for step in range(answer):
-        products = opera._products(rows[:, step : step + 1, : prompt + step + 1], products)[:, 0]
+    drawn_BSS = rows[:, :answer, prompt : prompt + answer].double() * opera.scale
+    columns = [torch.stack([one[j:, j].prod() for j in range(answer)]) for one in drawn_BSS]
+    products = torch.stack(columns).log().float()
     penalty, place = opera.over_trust(rows[:, answer:], products, torch.arange(3))
     for beam in range(2):
         for candidate in range(3):
@@ -253,19 +206,86 @@ def test_a_boundless_product_stays_a_penalty() -> None:
     assert penalty.tolist() == [[LARGEST_PENALTY, LARGEST_PENALTY]]
 
 
-def test_going_back_is_given_up_when_a_place_was_tried_often_enough() -> None:
-    """As often as there are candidates to each of two steps: an answer always ends."""
-    retrospection, places = _Retrospection(Opera(threshold=3, candidates=2, initial_tokens=2)), torch.full((1, 2), 2)
-    state = _Beams.start(1, torch.device("cpu"))
-    steps = []
-    for turn in range(40):
-        state = replace(state, choice_B=torch.tensor([turn]))
-        found = retrospection.check(state, places)
-        if found:
-            steps.append((len(retrospection.states) - 1, found[1].tolist()))
-    assert [step for step, _ in steps] == [3, 3, 2, 2]
-    assert [len(forbidden) for _, forbidden in steps] == [1, 2, 1, 2]
-    assert len(retrospection.states) > 20
+@pytest.fixture
+def search(models: Models, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[tuple[int, int]]]]:
+    """Searches with one beam where all is given: `search(opera, leant)` are the choices in their order, each as its
+    place in the answer and its rank among the tokens. The model likes the same tokens everywhere, and all candidates of
+    step i (from 0) lean on the token at place `leant(i)`.
+    """
+    vlm, best, lengths, ranks = models("qwen2_5_vl"), 20, [], []
+
+    def rank(model: Any, args: Any, output: Any) -> None:
+        output.logits[:] = -torch.arange(output.logits.shape[-1]).roll(best).float()
+
+    def note(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].shape[1] == 1:
+            ranks.append(int(kwargs["input_ids"]) - best)
+
+    def search(opera: Opera, leant: Callable[[int], int]) -> list[tuple[int, int]]:
+        def lean(self: Opera, rows_BCT: Tensor, products_BS: Tensor, image_N: Tensor) -> tuple[Tensor, Tensor]:
+            lengths.append(products_BS.shape[1])
+            none = torch.zeros(rows_BCT.shape[:2])
+            return none, none.long() + leant(len(lengths) - 1)
+
+        monkeypatch.setattr(Opera, "over_trust", lean)
+        (answer,) = generate(vlm, batch(vlm, [0]), opera, strategy="greedy", max_new_tokens=16).tokens
+        assert len(answer) == 16
+        return [(after - 1, rank) for after, rank in zip(lengths[1:], ranks, strict=True)]
+
+    hooks = [vlm.model.register_forward_hook(rank), vlm.model.register_forward_pre_hook(note, with_kwargs=True)]
+    yield search
+    for hook in hooks:
+        hook.remove()
+
+
+def test_going_back_takes_more_steps_than_the_threshold(search) -> None:
+    choices = search(Opera(threshold=6, candidates=2, initial_tokens=2), lambda step: 2)
+    assert choices[:8] == [*((place, 0) for place in range(6)), (3, 1), (4, 0)]
+
+
+def test_going_back_is_given_up_when_a_place_was_tried_often_enough(search) -> None:
+    """As often as there are candidates to each of two steps, never to the same choice: an answer always ends."""
+    choices = search(Opera(threshold=3, candidates=2, initial_tokens=2), lambda step: 2)
+    assert choices[:4] == [(place, 0) for place in range(4)]
+    assert choices[4:8] == [(3, 1), (3, 2), (2, 1), (2, 2)]
+    assert choices[8:] == [(place, 0) for place in range(3, 15)]
+
+
+def test_what_was_tried_behind_another_token_may_be_chosen_again(search) -> None:
+    choices = search(
+        Opera(threshold=3, candidates=3, initial_tokens=1), lambda step: 1 if 6 <= step < 10 else 2 if step < 12 else 0
+    )
+    assert choices[4:6] == [(3, 1), (3, 2)]
+    assert choices[6:9] == [(4, 0), (5, 0), (6, 0)]
+    assert choices[9:12] == [(2, 1), (3, 0), (3, 1)]
+
+
+def test_the_first_tokens_are_never_gone_back_to(search) -> None:
+    choices = search(Opera(threshold=1, candidates=2, initial_tokens=3), lambda step: 2)
+    assert choices == [(place, 0) for place in range(15)]
+
+
+@pytest.mark.parametrize("name", ["llava_clip_224+adapter", "qwen3_vl", "paligemma", "idefics3"])
+def test_candidates_look_where_each_would_if_it_were_read_alone(
+    name: str, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm, seen, opera = models(name), [], Opera(penalty=0.0, candidates=4)
+    judge = Opera.over_trust
+    monkeypatch.setattr(Opera, "over_trust", lambda self, rows, *rest: seen.append(rows[0]) or judge(self, rows, *rest))
+    inputs = batch(vlm, [1, 0])
+    found = generate(vlm, inputs, opera, strategy="greedy", max_new_tokens=4).tokens
+    of_sample = [seen[: len(found[0])], seen[len(found[0]) :]]
+    vlm.model.set_attn_implementation({"text_config": "eager"})
+    for row, sample in enumerate((1, 0)):
+        slow, answer = Slow(vlm, example(vlm, sample)), found[row].tolist()
+        padding = int((inputs["attention_mask"][row] == 0).sum())
+        for step, rows_CT in enumerate(of_sample[row]):
+            candidates = slow.likely(answer[:step], opera.candidates)
+            assert candidates[0] == answer[step]
+            expected = torch.stack([slow.look([*answer[:step], token])[1][-1] for token in candidates])
+            torch.testing.assert_close(rows_CT[:, padding:], expected, atol=1e-6, rtol=1e-4)
+            assert rows_CT[:, :padding].eq(0).all() and (expected[0] - expected).abs().max() > 1e-3
+    use_capture(vlm.model)
 
 
 def test_what_it_cannot_do_it_says(models: Models) -> None:
