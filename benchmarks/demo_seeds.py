@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from a3tune.commands.evaluate import evaluate_run
-from a3tune.commands.label import label, quality_file
+from a3tune.commands.label import label
 from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig
 from a3tune.data.phantom import write_phantom
 from a3tune.data.phantom.questions import GENERIC_TYPES
 from a3tune.data.rows import read_rows
 from a3tune.demo.plan import plan_demo
+from a3tune.demo.run import label_quality_of
 from a3tune.evaluation.predictions import read_predictions
 from a3tune.evaluation.results import clusters, scores
 from a3tune.metrics.stats import Estimate, paired_difference, seeds_interval
@@ -167,14 +168,14 @@ def main() -> None:
         for name, config in methods.items():
             runs.setdefault(name, {})[seed] = table(config)
     rows = compare(runs, samples)
-    quality = json.loads(quality_file(demo.configs["a3tune"]).read_text(encoding="utf-8"))["all"]
+    quality = label_quality_of(demo)
     words = ["python benchmarks/demo_seeds.py --seeds", *map(str, args.seeds), "--ablation-seeds", *map(str, ablated)]
     words += args.overrides
     about = {
         "seeds": " ".join(map(str, args.seeds)),
         "training questions": len(read_rows(args.out / "data" / "train.jsonl")),
         "test questions": len(samples),
-        "weak labels": f"recall of the region at K {quality['recall']:.3f}, mean best IoU {quality['best_iou']:.3f}",
+        "weak labels": f"recall of the region at K {quality.recall:.3f}, mean best IoU {quality.best_iou:.3f}",
         "machine": f"{platform.machine()}, Python {platform.python_version()}, 1 thread per run",
         "command": " ".join(words),
     }
