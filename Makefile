@@ -1,5 +1,5 @@
 # make demo     train and compare on synthetic scans; ends with runs/demo/report.html
-# make test     run the tests
+# make test     run the tests, on all cores
 # make test-torchvision   run the tests that need torchvision, in an environment of their own (several GB)
 # make check    lint, formatting, types, import rules
 # make docs     build the documentation into site/
@@ -15,13 +15,16 @@ PIP_INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 # torchvision fits one torch only, and not the one that is smallest to install.
 TORCHVISION ?= torch==2.14.1 torchvision==0.29.1
 
+# One process for each core, of one thread each (tests/conftest.py); one that has nothing left takes from the others.
+ALL_CORES := --numprocesses auto --maxprocesses 8 --dist worksteal
+
 .PHONY: demo test test-torchvision check docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/a3tune demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ALL_CORES)
 
 test-torchvision: $(VENV)-torchvision/.installed
 	$(VENV)-torchvision/bin/python -m pytest tests/test_litemedsam.py

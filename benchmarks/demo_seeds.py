@@ -28,10 +28,10 @@ from a3tune.data.phantom import write_phantom
 from a3tune.data.phantom.questions import GENERIC_TYPES
 from a3tune.data.rows import read_rows
 from a3tune.demo.plan import plan_demo
+from a3tune.demo.run import label_quality_of
 from a3tune.evaluation.predictions import read_predictions
 from a3tune.evaluation.results import clusters, scores
 from a3tune.metrics.stats import Estimate, paired_difference, seeds_interval
-from a3tune.report.gather import stored_quality
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
 
@@ -172,16 +172,14 @@ def main() -> None:
         for name, config in methods.items():
             runs.setdefault(name, {})[seed] = table(config)
     rows = compare(runs, samples)
-    quality = stored_quality(demo.configs["a3tune"])
-    assert quality is not None
-    labels = quality.overall
+    quality = label_quality_of(demo)
     words = ["python benchmarks/demo_seeds.py --seeds", *map(str, args.seeds), "--ablation-seeds", *map(str, ablated)]
     words += args.overrides
     about = {
         "seeds": " ".join(map(str, args.seeds)),
         "training questions": len(read_rows(args.out / "data" / "train.jsonl")),
         "test questions": len(samples),
-        "weak labels": f"recall of the region at K {labels.recall_at_k:.3f}, mean best IoU {labels.mean_best_iou:.3f}",
+        "weak labels": f"recall of the region at K {quality.recall:.3f}, mean best IoU {quality.best_iou:.3f}",
         "machine": f"{platform.machine()}, Python {platform.python_version()}, 1 thread per run",
         "command": " ".join(words),
     }

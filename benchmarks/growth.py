@@ -13,7 +13,7 @@ import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,7 @@ from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows
 from a3tune.evaluation.evaluate import evaluate
 from a3tune.evaluation.results import Results
-from a3tune.labels.store import SETTINGS, SHARD_IMAGES, LabelStore, StoredSettings, open_table
-from a3tune.machine.files import write_atomic
+from a3tune.labels.store import SHARD_IMAGES, LabelStore, StoredSettings, open_table, write_settings
 from a3tune.types import Sample
 from a3tune.vlm.load import load_vlm
 
@@ -298,8 +297,8 @@ def _fill(folder: Path, count: int) -> list[Sample]:
     segments = 16
     sample = Sample("", b"", "Where is the lesion?", "here", "open")
     samples = [replace(sample, id=str(number), image=f"image {number}".encode()) for number in range(count)]
-    stored = StoredSettings("a", "b", "{question}", {}, {})
-    tables = {name: open_table(folder, name, stored) for name in ("segments", "similarities")}
+    settings = StoredSettings("a", "b", "{question}", {}, {})
+    tables = {name: open_table(folder, name, settings) for name in ("segments", "similarities")}
     noise = np.random.default_rng(0)
     for number, own in enumerate(samples, 1):
         image = content_hash(own.image)
@@ -311,7 +310,7 @@ def _fill(folder: Path, count: int) -> list[Sample]:
         if number % SHARD_IMAGES == 0 or number == count:
             for own_table in tables.values():
                 own_table.write()
-    write_atomic(folder / SETTINGS / f"{stored.name}.json", json.dumps(asdict(stored)).encode())
+    write_settings(folder, settings)
     return samples
 
 

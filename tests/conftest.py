@@ -1,6 +1,10 @@
 """Models small enough for any test, saved as users have them: a random VLM and a random ranker in folders."""
 
+import os
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is a process for each core; PyTorch reads it when it starts
 
 import pytest
 import torch

@@ -403,3 +403,19 @@ def test_attention_is_measured_over_what_the_user_says(run: Run, trained: Path, 
     assert run("eval", data["test"], "--adapter", trained / "adapter", "--out", "other", *over).exit_code == 0
     settings = json.loads(Path("other/results.json").read_text())["settings"]
     assert (settings["heads"], settings["rows"]) == (2, "answer")
+
+
+def test_runs_that_measured_attention_in_different_ways_say_so(run: Run, trained: Path, data):
+    over = ("evaluation.heads=2", "evaluation.rows=answer")
+    assert run("eval", data["test"], "--adapter", trained / "adapter", "--out", "other", *over).exit_code == 0
+    table = run("compare", trained, "other").stdout
+    assert (
+        "cannot be compared. mine: the 50 % of all heads that look at the image most, and over all text rows" in table
+    )
+    assert "other: the 2 heads that look at the image most, and over the rows that choose the answer's tokens" in table
+    alike = run("compare", trained, trained.parent / "base").stdout
+    assert "Attention is averaged over the 50 % of all heads that look at the image most" in alike
+    assert run("report", trained, "other", "--out", "both.html").exit_code == 0
+    assert "measured in different ways" in Path("both.html").read_text()
+    card = (trained / "adapter" / "README.md").read_text()
+    assert "Attention is averaged over" in card

@@ -1,5 +1,6 @@
 """A few of the faults of `benchmarks/faults.py`, which tries them all: killed, disk full, in use, damaged files."""
 
+import shutil
 import sys
 
 import pytest
@@ -67,6 +68,7 @@ def test_a_read_only_folder_is_told(world: World, name: str) -> None:
 @pytest.mark.parametrize(("name", "folder"), [("label", "labels"), ("eval", "run"), ("convert", ".model.unfinished")])
 def test_the_second_of_two_is_refused(world: World, name: str, folder: str) -> None:
     world.after(name, [])
+    shutil.rmtree(world.work / "model", ignore_errors=True)  # what is there already is refused before anything else
     with locked(world.work / folder):
         ended = run(MAIN[name], world.work)
     assert ended.code == 2

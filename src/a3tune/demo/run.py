@@ -72,7 +72,7 @@ def summary(demo: Demo, seconds: Mapping[str, float]) -> dict[str, Any]:
             for metric in SUMMARY_METRICS
             if metric in metrics
         }
-    quality = _quality(demo)
+    quality = label_quality_of(demo)
     labels = {"recall_at_k": quality.recall, "mean_best_iou": quality.best_iou}
     return {"methods": methods, "labels": labels, "seconds": dict(seconds)}
 
@@ -160,7 +160,7 @@ def _inputs(demo: Demo) -> Iterator[str]:
         for metric in ("open_recall", "closed_accuracy")
         if metric in prior
     )
-    quality, top_k = _quality(demo), demo.configs["a3tune"].labels.top_k
+    quality, top_k = label_quality_of(demo), demo.configs["a3tune"].labels.top_k
     yield (
         f"Weak labels: the true region is among the best {top_k} for {100 * quality.recall:.0f} % of the training "
         f"questions (at most {100 * quality.ceiling_recall:.0f} % with all segments); "
@@ -176,7 +176,8 @@ def _table(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"{TITLES.get(method, method):22}" + "".join(f"{value:>18}" for value in values)
 
 
-def _quality(demo: Demo) -> Quality:
+def label_quality_of(demo: Demo) -> Quality:
+    """How well the weak labels of the demo find the true regions."""
     config = demo.configs["a3tune"]
     settings = fitting_settings(config.label_store, config.labels)
     found = read_quality(config.label_store, settings.name, config.labels.top_k)

@@ -30,7 +30,7 @@ from a3tune.labels.quality import Quality
 from a3tune.labels.rank import format_query
 from a3tune.labels.table import Table, short_hash
 from a3tune.machine import cluster, workers
-from a3tune.machine.files import locked, replacing, write_atomic
+from a3tune.machine.files import locked, write_atomic
 from a3tune.types import ImageSource, Labels, Rle, Sample, Segment
 
 REVISION = 2
@@ -178,9 +178,13 @@ def label_images(
         finally:
             looks.close()
             tables.write()
-        with replacing(folder / SETTINGS / f"{settings.name}.json") as file:
-            file.write(json.dumps(asdict(settings), indent=2).encode())
+        write_settings(folder, settings)
     return LabelRun(settings.name, len(images), tables.proposed, tables.ranked, failures)
+
+
+def write_settings(folder: Path, settings: StoredSettings) -> None:
+    """Let labels be read by these settings: all that a run made with them is in the tables."""
+    write_atomic(folder / SETTINGS / f"{settings.name}.json", json.dumps(asdict(settings), indent=2).encode())
 
 
 def write_quality(folder: Path, settings: str, top_k: int, quality: Mapping[str, Quality]) -> None:

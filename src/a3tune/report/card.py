@@ -19,6 +19,7 @@ from a3tune.machine.files import write_atomic
 from a3tune.metrics.catalogue import SCALED, describe, in_order
 from a3tune.metrics.stats import Estimate
 from a3tune.report.escape import markdown, one_line
+from a3tune.report.measured import measured_over
 from a3tune.report.records import LabelQuality
 from a3tune.report.summary import number
 
@@ -228,6 +229,7 @@ def _results(evaluation: Evaluation) -> str:
         )
     if "coverage" in evaluation.scores:
         notes.append(f"Coverage counts attention from {settings.tau:g} on, {SCALED[settings.normalisation]}.")
+        notes.append(measured_over({"": evaluation.config.active_evaluation}))
     notes.append("One training run: another seed may give other numbers.")
     parts = [_scores(evaluation, main), markdown(" ".join(notes))]
     if further:

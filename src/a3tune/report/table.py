@@ -87,10 +87,17 @@ class Table:
     further: tuple[Column, ...]
     """Scores that are not tested, and those of metrics that nobody here knows."""
     rows: tuple[Row, ...] = field(default_factory=tuple)
+    note: str = ""
+    """A sentence below it."""
 
 
 def comparison_table(
-    results: Sequence[RunResult], reference: str, *, title: str = "", costs: Mapping[str, Cost] | None = None
+    results: Sequence[RunResult],
+    reference: str,
+    *,
+    title: str = "",
+    costs: Mapping[str, Cost] | None = None,
+    note: str = "",
 ) -> Table:
     """The table of results compared with `reference`, the name of one of them; metrics that none has are left out.
 
@@ -122,6 +129,7 @@ def comparison_table(
         tuple(column for column in columns if column.metric.main),
         tuple(column for column in columns if not column.metric.main),
         tuple(rows),
+        note,
     )
 
 

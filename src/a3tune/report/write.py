@@ -13,6 +13,7 @@ from a3tune.evaluation.results import classes
 from a3tune.machine.files import write_atomic
 from a3tune.report.formats import written
 from a3tune.report.gather import EvaluatedRun, counts, question_only, read_run, run_results, stored_quality
+from a3tune.report.measured import measured_over
 from a3tune.report.records import Cases, ReportData
 from a3tune.report.table import comparison_table
 from a3tune.run.folder import RunFolder, read_json, read_settings
@@ -43,7 +44,8 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
     """
     folders = _named(runs)
     reference, shown = page.reference or next(iter(folders)), page.shown or list(folders)[-1]
-    config = _evaluation(folders[shown])
+    configs = {name: _evaluation(folder) for name, folder in folders.items()}
+    config = configs[shown]
     from a3tune.report.html import render  # draws with matplotlib: nobody waits for it to be told of a mistake
 
     samples = read_split(config.data, "test")
@@ -63,6 +65,7 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
         labels=stored_quality(config),
         cases=_cases(config, evaluated, samples, shown, reference) if shown != reference else None,
         synthetic=page.synthetic,
+        notes=(_measured(configs, page.titles),),
         environment=_environment(folders[shown]),
     )
     write_atomic(out, render(data).encode())
@@ -78,8 +81,8 @@ def compare(runs: Sequence[Path], forms: Sequence[str], by: str | None = None) -
     """
     folders = _named(runs)
     reference = next(iter(folders))
-    config = _evaluation(folders[reference])
-    samples = read_split(config.data, "test")
+    configs = {name: _evaluation(folder) for name, folder in folders.items()}
+    samples = read_split(configs[reference].data, "test")
     evaluated = [read_run(name, name, folder, samples) for name, folder in folders.items()]
     costs = {name: read_cost(folder) for name, folder in folders.items()}
     indices_of = {"": list(range(len(samples)))} if by is None else classes(samples, by)
@@ -90,7 +93,7 @@ def compare(runs: Sequence[Path], forms: Sequence[str], by: str | None = None) -
     for value, indices in indices_of.items():
         part = [replace(run, predictions=tuple(run.predictions[index] for index in indices)) for run in evaluated]
         results = run_results(part, [samples[index] for index in indices], reference)
-        tables.append(comparison_table(results, reference, title=value, costs=costs))
+        tables.append(comparison_table(results, reference, title=value, costs=costs, note=_measured(configs, {})))
     return [written(tables, form) for form in forms]
 
 
@@ -106,6 +109,10 @@ def _evaluation(folder: RunFolder) -> RunConfig:
     if not path.is_file():
         raise RunError(f"{folder.path}: holds no {path.name}: it was not evaluated; use `a3tune eval` first")
     return read_settings(path)
+
+
+def _measured(configs: Mapping[str, RunConfig], titles: Mapping[str, str]) -> str:
+    return measured_over({titles.get(name, name): config.active_evaluation for name, config in configs.items()})
 
 
 def _cases(

@@ -27,6 +27,7 @@ def _one(table: Table) -> str:
             r"\bottomrule",
             r"\end{tabular}",
             f"% {LEGEND.format(reference=latex(table.reference))}",
+            *([f"% {latex(table.note)}"] if table.note else []),
             "",
         ]
     )

@@ -23,6 +23,7 @@ def _one(table: Table) -> str:
     head = ["Method", *(markdown(column.metric.title) for column in table.main), "Passes", "Seconds"]
     lines = [head, ["---"] * len(head), *(_line(table, row) for row in table.rows)]
     legend = LEGEND.format(reference=markdown(table.reference)).replace("*", "&ast;")
+    legend += f" {markdown(table.note)}" if table.note else ""
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{legend}\n"
 
 
