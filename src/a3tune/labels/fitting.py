@@ -25,8 +25,8 @@ def fitting_settings(folder: Path, labels: LabelsConfig, said: Collection[str] =
     stored = stored_settings(folder)
     if not stored:
         raise LabelError(f"{folder}: expected finished region labels, found none; make them with `a3tune label`")
-    contradictions = [list(_contradictions(found, labels, said)) for found in stored]
-    fitting = [found for found, against in zip(stored, contradictions, strict=True) if not against]
+    contradictions = [list(_contradictions(settings, labels, said)) for settings in stored]
+    fitting = [settings for settings, against in zip(stored, contradictions, strict=True) if not against]
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
@@ -85,9 +85,9 @@ def _same(folder: Path | None, given: Mapping[str, Any], name: str, content: str
 def _differences(stored: list[StoredSettings]) -> list[str]:
     """For each of some settings the overrides that choose it."""
     rows = [
-        {name: found.given.get(name) for name in LABEL_MAKING}
-        | {"visual_prompt": found.settings["visual_prompt"], "query": found.query}
-        for found in stored
+        {name: settings.given.get(name) for name in LABEL_MAKING}
+        | {"visual_prompt": settings.settings["visual_prompt"], "query": settings.query}
+        for settings in stored
     ]
     differing = [name for name in LABEL_MAKING if len({str(row[name]) for row in rows}) > 1]
     return [" ".join(f"labels.{name}={_written(row[name])}" for name in differing) for row in rows]

@@ -13,7 +13,7 @@ from a3tune.labels.table import read_shard
 
 @dataclass(frozen=True, slots=True)
 class SettingsStatus:
-    """The labels of one settings."""
+    """What a store holds of the labels that were made with one set of settings."""
 
     settings: Mapping[str, str]
     """Setting -> its value in words."""
@@ -29,7 +29,7 @@ class StoreStatus:
     """What is in a store."""
 
     finished: tuple[SettingsStatus, ...]
-    """Of each settings that a run came to its end with: only then can labels be read."""
+    """One for each set of settings that a run has finished with: only then can labels be read."""
     shards: int
     """Files of all settings, unfinished ones too."""
     bytes: int
@@ -56,7 +56,7 @@ def store_status(folder: Path) -> StoreStatus:
         except LabelError:
             damaged.append(shard)
     return StoreStatus(
-        finished=tuple(_settings_status(folder, found, tables) for found in stored),
+        finished=tuple(_settings_status(folder, settings, tables) for settings in stored),
         shards=len(shards),
         bytes=sum(shard.stat().st_size for shard in shards),
         damaged=tuple(damaged),

@@ -60,10 +60,10 @@ def run_results(runs: Sequence[EvaluatedRun], samples: Sequence[Sample], referen
     groups = clusters(samples)
     scores_of = {run.name: [scores(prediction) for prediction in run.predictions] for run in runs}
     compared = {
-        (run.name, metric): found
+        (run.name, metric): difference_and_p
         for run in runs
         if run.name != reference
-        for metric, found in _compare(scores_of[run.name], scores_of[reference], groups).items()
+        for metric, difference_and_p in _compare(scores_of[run.name], scores_of[reference], groups).items()
     }
     adjusted = holm([p for _, p in compared.values()])
     differences: dict[str, dict[str, Comparison]] = {run.name: {} for run in runs}

@@ -31,7 +31,7 @@ class Comparison:
 
     @property
     def significant(self) -> bool:
-        """The interval of the difference leaves out 0, and so does the test if there is one. NaN is not significant."""
+        """The interval of the difference leaves out 0, and a test, if there is one, agrees. NaN is not significant."""
         apart = self.difference.low > 0 or self.difference.high < 0
         return apart and (self.p is None or self.p < 0.05)
 

@@ -96,7 +96,7 @@ def comparison_table(
 
     `costs` are those of answering all questions, by name of the result.
     """
-    names = in_order(name for result in results for name, found in result.scores.items() if math.isfinite(found.mean))
+    names = in_order(name for result in results for name, score in result.scores.items() if math.isfinite(score.mean))
     columns = [Column(name, describe(name)) for name in names]
     cells = {
         name: ranked_cells(
@@ -146,11 +146,11 @@ def ranked_cells(
 def _change(metric: Metric, comparison: Comparison | None) -> Change | None:
     if comparison is None or not math.isfinite(comparison.difference.mean):
         return None
-    found = comparison.difference
-    higher = found.mean > 0
+    difference = comparison.difference
+    higher = difference.mean > 0
     direction = ("higher" if higher else "lower") if comparison.significant else "same"
     good = direction != "same" and higher != metric.lower_is_better
-    return Change(comparison, metric.text(found.mean, signed=True), _interval(metric, found), direction, good)
+    return Change(comparison, metric.text(difference.mean, signed=True), _interval(metric, difference), direction, good)
 
 
 def _interval(metric: Metric, estimate: Estimate) -> str:
@@ -159,7 +159,7 @@ def _interval(metric: Metric, estimate: Estimate) -> str:
 
 
 def _relative(cost: Cost, reference: Cost) -> tuple[str, str]:
-    def over(own: float, other: float) -> str:
-        return f"{own / other:.2f}x" if other else ""
+    def over(cost: float, reference: float) -> str:
+        return f"{cost / reference:.2f}x" if reference else ""
 
     return over(cost.passes, reference.passes), over(cost.answer_seconds, reference.answer_seconds)

@@ -21,7 +21,7 @@ from a3tune.types import Sample
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a report says beside what its runs left."""
+    """What a report says besides what its runs left."""
 
     title: str
     command: str
@@ -44,7 +44,7 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
     folders = _named(runs)
     reference, shown = page.reference or next(iter(folders)), page.shown or list(folders)[-1]
     config = _evaluation(folders[shown])
-    from a3tune.report.html import render  # draws with matplotlib: nobody waits for it to be told of a mistake
+    from a3tune.report.html import render  # imports matplotlib, which is slow: after the checks
 
     samples = read_split(config.data, "test")
     evaluated = [read_run(name, page.titles.get(name, name), folder, samples) for name, folder in folders.items()]
