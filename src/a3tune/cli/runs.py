@@ -118,7 +118,7 @@ def evaluate(
     given += [f"evaluation.decode={name}" for name in decode or () if name != ALL]
     chosen = [with_adapter(each, config, given) for each in adapter]
     folder, settings = chosen[0]
-    models = [str(own or each.model.path) for own, each in chosen]
+    models = [str(folder or run.model.path) for folder, run in chosen]
     if dry_run:
         show_dry_run(settings, f"answer {data} with {' and '.join(models)} in {out}")
         return
@@ -126,7 +126,7 @@ def evaluate(
     from a3tune.decoding import DECODERS
 
     methods = list(DECODERS) if decode and ALL in decode else decode or [settings.evaluation.decode]
-    titles = [adapter_title(own) for own, _ in chosen]
+    titles = [adapter_title(folder) for folder, _ in chosen]
     if len(set(titles)) < len(titles):
         raise RunError(f"--adapter: expected folders of runs with different names, got {', '.join(models)}")
     check_evaluate(chosen, methods)
@@ -136,7 +136,7 @@ def evaluate(
     from a3tune.report.write import compare
 
     if len(adapter) > 1 or len(decode or ()) > 1 or decode == [ALL]:
-        subjects = {title: Subject(each, own) for title, (own, each) in zip(titles, chosen, strict=True)}
+        subjects = {title: Subject(run, folder) for title, (folder, run) in zip(titles, chosen, strict=True)}
         with bar("Answering") as progress:
             runs, absent = evaluate_all(subjects, methods, by_difference(out, subjects, methods), progress)
         echo(compare(runs, [SHOWN])[0])
@@ -145,8 +145,8 @@ def evaluate(
         return
     with bar("Answering") as progress:
         results = evaluate_run(settings, folder, progress)
-    for name, found in results.metrics.items():
-        echo(f"{name:32} {found.mean:7.3f}  [{found.low:.3f}, {found.high:.3f}]  n = {found.count}")
+    for name, score in results.metrics.items():
+        echo(f"{name:32} {score.mean:7.3f}  [{score.low:.3f}, {score.high:.3f}]  n = {score.count}")
     for name, reason in results.absent.items():
         echo(f"absent: {name}: {reason}", err=True)
 
