@@ -207,12 +207,12 @@ def test_the_question_picks_segments_of_the_image(image: Image.Image):
 
 def test_scores_are_measured_against_the_region(image: Image.Image, answer: Answer):
     session = session_of(image, answer)
-    assert view.measure(session, answer, "selected", WHOLE, SHORT) == {}
+    assert view.attention_scores(session, answer, "selected", WHOLE, SHORT) == {}
     session.set_region(np.ones((image.height, image.width), bool), "everything")
-    assert view.measure(session, answer, "selected", WHOLE, SHORT)["attention_mass"] == pytest.approx(1)
+    assert view.attention_scores(session, answer, "selected", WHOLE, SHORT)["attention_mass"] == pytest.approx(1)
     box = token_boxes_of_the_peak(answer)
     session.set_region(box_region(box, image), "peak")
-    found = view.measure(session, answer, "selected", WHOLE, SHORT)
+    found = view.attention_scores(session, answer, "selected", WHOLE, SHORT)
     assert found["coverage"] == found["intensity"] == 1.0 and 0 < (found["attention_mass"] or 0) < 1
     shown = Tags(view.looked(session, 0, "selected", WHOLE, SHORT)).text
     assert "Coverage100.0 %" in shown and "Intensity1.000" in shown and "Intensity1.000 %" not in shown

@@ -91,7 +91,7 @@ class A3MoEModel(LoraModel):
 
     def _prepare_model(self, peft_config: A3MoEConfig, model: nn.Module) -> None:  # type: ignore[override]
         super()._prepare_model(peft_config, model)
-        self._install(self.model.base_model, self._derive_routing)
+        self._install(self.model.base_model, self.route_pass)
 
     def _create_and_replace(
         self,
@@ -116,7 +116,7 @@ class A3MoEModel(LoraModel):
             return routed(target, adapter_name, config=lora_config, **kwargs)
         return LoraModel._create_new_module(lora_config, adapter_name, target, **kwargs)
 
-    def _derive_routing(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def route_pass(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         # A plain LoRA adapter beside ours knows no control tokens and asks for no routing.
         configs = [self.peft_config[name] for name in self.active_adapters]
         known = {index for config in configs for index in getattr(config, "control_ids", ())}

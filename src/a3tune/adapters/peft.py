@@ -14,8 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from a3tune.adapters.config import PEFT_TYPE, A3MoEConfig
+from a3tune.adapters.layer import hand_call
 from a3tune.adapters.model import A3MoEModel, check_base, language_linears, without_adapter_name
-from a3tune.compat.peft import check_target_module_exists, register
+from a3tune.compat.peft import check_target_module_exists, is_adapted, register, take_out
 from a3tune.config import AdapterConfig
 from a3tune.errors import A3TuneError, AdapterError, ConfigError
 from a3tune.models import adapter_weights, read_adapter
@@ -76,15 +77,16 @@ def load_adapter(model: PreTrainedModel, folder: Path | str, *, trainable: bool 
             check_base(config.base, model)
         _check_shapes(model, config, shapes, folder)
         _check_sizes(config, shapes, folder)
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-        expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        if missing := sorted(expected.keys() ^ shapes.keys()):
-            adapted.unload()
+        with _as_it_was(model):
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+            expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+            missing = sorted(expected.keys() ^ shapes.keys())
+            if not missing:
+                return adapted
             raise AdapterError(
                 f"{folder}: expected {len(expected)} tensors, as adapter_config.json asks for, got {len(shapes)} "
                 f"(first difference: {missing[0]}). What is missing would be random: copy the adapter anew."
             )
-        return adapted
 
 
 def adapter_config(folder: Path) -> PeftConfig:
@@ -105,6 +107,18 @@ def _fitting(folder: Path) -> Iterator[None]:
         raise AdapterError(
             f"{folder}: expected a whole adapter, loading it failed ({type(error).__name__}: {error}). Copy it anew."
         ) from error
+
+
+@contextmanager
+def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
+    """A load that fails takes out again what PEFT has put into the base model by then."""
+    adapted_before = any(is_adapted(module) for module in model.modules())
+    try:
+        yield
+    except Exception:
+        if not adapted_before:
+            take_out(model, (hand_call, A3MoEModel.route_pass))
+        raise
 
 
 @contextmanager

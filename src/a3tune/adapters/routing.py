@@ -72,8 +72,8 @@ def _is_token(attention_mask: Tensor | dict[str, Tensor] | None, input_ids: Tens
     if attention_mask.ndim == 2:
         return attention_mask[:, -input_ids.shape[1] :].bool()
     # [B, 1, S, T], bool or additive: a token sees itself, padding does not. (Prefill; later alpha is kept.)
-    own = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
-    return own if own.dtype == torch.bool else own == 0
+    itself = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
+    return itself if itself.dtype == torch.bool else itself == 0
 
 
 class GateKeeper:

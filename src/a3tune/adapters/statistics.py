@@ -26,12 +26,12 @@ def gate_loads(model: nn.Module) -> dict[str, GateLoad]:
     device: reading them costs no synchronisation. A kind without experts, or before any pass, is missing. With several
     active adapters their layers follow one another and must have the same number of experts.
     """
-    found = {}
+    by_kind = {}
     for kind, cls in KINDS.items():
         loads = [experts.load for experts in active_experts(model) if isinstance(experts, cls) and experts.load]
         if loads:
-            found[kind] = GateLoad(_stack([load.use for load in loads]), _stack([load.entropy for load in loads]))
-    return found
+            by_kind[kind] = GateLoad(_stack([load.use for load in loads]), _stack([load.entropy for load in loads]))
+    return by_kind
 
 
 def balance_loss(model: nn.Module) -> Tensor:

@@ -32,6 +32,10 @@ def examples() -> tuple[Example, ...]:
 def _example(number: int, seed: int) -> Example:
     scan = make_scan(seed)
     rng = np.random.default_rng(seed)
-    found = (ask(scan, kind, rng) for kind in KINDS)
+    questions = (ask(scan, kind, rng) for kind in KINDS)
     title = f"{number}: {scan.modality}, {scan.body}, {scan.plane}"
-    return Example(title, Image.fromarray(scan.image).convert("RGB"), tuple(own for own in found if own is not None))
+    return Example(
+        title,
+        Image.fromarray(scan.image).convert("RGB"),
+        tuple(question for question in questions if question is not None),
+    )

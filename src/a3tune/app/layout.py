@@ -13,7 +13,7 @@ from a3tune.app.model import WHOLE
 from a3tune.app.session import Session
 
 NOTHING = "(nothing)"
-"""In the place of a model: the pane is not used."""
+"""Stands in place of a model: the pane is not used."""
 SESSION_SECONDS = 3600
 """After about this long without a step a visitor's image and answers are forgotten."""
 LONGEST = 2000

@@ -80,8 +80,8 @@ def load_models(config: ModelConfig, adapters: Mapping[str, Path]) -> dict[str, 
     shared = {id(value): value for value in (*base.model.parameters(), *base.model.buffers())}
     models = {BASE: base}
     for name, folder in adapters.items():
-        own = copy.deepcopy(base.model, dict(shared))
-        models[name] = replace(base, model=load_adapter(own, folder))
+        copied = copy.deepcopy(base.model, dict(shared))
+        models[name] = replace(base, model=load_adapter(copied, folder))
         models[name].model.eval()
     return models
 
@@ -121,11 +121,11 @@ class Asker:
 
         threading.Thread(target=work, daemon=True).start()
         while True:
-            found = told.get()
-            if isinstance(found, BaseException):
-                raise found
-            yield found
-            if isinstance(found, Answer):
+            message = told.get()
+            if isinstance(message, BaseException):
+                raise message
+            yield message
+            if isinstance(message, Answer):
                 return
 
     def _answer(
@@ -144,13 +144,13 @@ class Asker:
         if region is not None:
             held = torch.from_numpy(members(token_weights(region, asked.boxes)))[None].to(vlm.device)
         # The settings of evaluation.decoding are those of evaluation.decode alone.
-        own = settings.decoding if method == settings.decode else {}
+        method_settings = settings.decoding if method == settings.decode else {}
         with _watched(vlm, tell if method in STREAMED else None):
             generated = generate(
                 vlm,
                 inputs,
                 method,
-                settings=own,
+                settings=method_settings,
                 strategy=settings.strategy,
                 max_new_tokens=settings.max_new_tokens,
                 seed=settings.seed,

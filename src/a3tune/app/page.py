@@ -89,8 +89,8 @@ class Page:
         @wraps(step)
         def run(*arguments: Any) -> Iterator[Shown]:
             try:
-                found = step(*arguments)
-                yield from [found] if isinstance(found, dict) else found
+                shown = step(*arguments)
+                yield from [shown] if isinstance(shown, dict) else shown
             except A3TuneError as error:
                 yield {self.ui.status: view.notice(str(error), "error")}
 
@@ -101,8 +101,8 @@ class Page:
         return [*(pane.row for pane in self.ui.panes), self.ui.mode, self.ui.layer, self.ui.head, self.ui.session]
 
     def _open_example(self, title: str, before: Session) -> Shown:
-        example = next(own for own in examples() if own.title == title)
-        prompts = [own.prompt for own in example.questions]
+        example = next(one for one in examples() if one.title == title)
+        prompts = [question.prompt for question in example.questions]
         return self._opened(Session(example.image, title), before) | {
             self.ui.suggestion: gr.update(choices=prompts, value=None, visible=True),
             self.ui.question: prompts[0],
@@ -131,8 +131,8 @@ class Page:
 
     def _suggest(self, prompt: str, *views: Any) -> Shown:
         session: Session = views[-1]
-        example = next(own for own in examples() if own.title == session.title)
-        question = next(own for own in example.questions if own.prompt == prompt)
+        example = next(one for one in examples() if one.title == session.title)
+        question = next(one for one in example.questions if one.prompt == prompt)
         where = question.organ or "none, it is about the whole image"
         session.set_region(question.region, question.organ)
         told = view.notice(f"The true answer is “{question.answer}”. Its region is set: {where}.")

@@ -1,4 +1,4 @@
-"""Serves the page, on this machine alone unless told otherwise, and lets nothing in or out that it need not.
+"""Serves the page, on this machine alone unless told otherwise, and lets nothing in or out that is not needed.
 
 Gradio by itself asks its makers for newer versions and counts its users; all of that is off here.
 """
@@ -60,7 +60,7 @@ def serve(
 
 
 def _settings(gradio: Any, host: str, port: int | None) -> dict[str, Any]:
-    """Everything stated, since what is not comes from environment variables."""
+    """All settings are stated: Gradio takes those that are not from environment variables."""
     from a3tune.app.layout import script
 
     return {
@@ -106,8 +106,8 @@ class _Headers:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
-                own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *own]}
+                ours = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *ours]}
             await send(message)
 
         await self._app(scope, receive, with_headers if scope["type"] == "http" else send)

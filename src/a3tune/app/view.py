@@ -92,9 +92,9 @@ def picks_list(session: Session) -> Markup:
         Markup("<li>{}, similarity {:.2f}</li>").format(_place(picks.mask(rank)), picks.ranked.similarity[index])
         for rank, index in enumerate(picks.best)
     )
-    found = f"{len(picks.ranked.segments)} segments found; the question “{picks.question}” picks:"
+    heading = f"{len(picks.ranked.segments)} segments found; the question “{picks.question}” picks:"
     line = Markup('<p class="quiet"><span class="dashed" aria-hidden="true"></span> {}</p><ol class="quiet">{}</ol>')
-    return line.format(found, rows)
+    return line.format(heading, rows)
 
 
 def answer_text(text: str, model: str, method: str, *, done: bool) -> Markup:
@@ -133,17 +133,17 @@ def ratios(answer: Answer, pane: int) -> Markup:
     return Markup("<details><summary>{}</summary>{}</details>").format(text, head_grid(answer.ratio_LH, pane % 8, alt))
 
 
-def measure(
+def attention_scores(
     session: Session, answer: Answer, heads: Heads, row: int, settings: EvaluationConfig
 ) -> dict[str, float | None]:
     """Attention metrics of a row against the region; None where undefined, empty without a region."""
     if session.region is None:
         return {}
     map_1N, region_1N = answer.attention(heads, row)[None], answer.holds(session.region)[None]
-    found = attention_metrics(map_1N, region_1N, tau=settings.tau, normalisation=settings.normalisation)
+    values = attention_metrics(map_1N, region_1N, tau=settings.tau, normalisation=settings.normalisation)
     return {
-        name: float(found[name][0]) if np.isfinite(found[name][0]) else None
-        for name in in_order(found)
+        name: float(values[name][0]) if np.isfinite(values[name][0]) else None
+        for name in in_order(values)
         if describe(name).main
     }
 
@@ -160,7 +160,7 @@ def as_json(session: Session, heads: Heads, rows: Sequence[int], settings: Evalu
 
     Holds no file name and nothing of an image's header.
     """
-    found = {
+    content = {
         "image": {"width": session.image.width, "height": session.image.height},
         "region": None if session.region is None else {"name": session.region_name, "box": _box(session.region)},
         "settings": {
@@ -171,10 +171,10 @@ def as_json(session: Session, heads: Heads, rows: Sequence[int], settings: Evalu
             "seed": settings.seed,
         },
         "answers": [
-            _record(session, own, heads, rows[pane], settings) for pane, own in sorted(session.answers.items())
+            _record(session, answer, heads, rows[pane], settings) for pane, answer in sorted(session.answers.items())
         ],
     }
-    return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def download(name: str, kind: str, content: bytes) -> dict[str, str]:
@@ -194,18 +194,18 @@ def _record(session: Session, answer: Answer, heads: Heads, row: int, settings: 
         "visual_ratio": np.round(answer.ratio_LH, 5).tolist(),
         "token_boxes": np.round(answer.boxes, 2).tolist(),
         "map": _numbers(answer.attention(heads)),
-        "map_per_token": [_numbers(answer.attention(heads, own + 1)) for own in range(len(answer.tokens))],
-        "chosen": {"word": word(answer, row), **measure(session, answer, heads, row, settings)},
+        "map_per_token": [_numbers(answer.attention(heads, index + 1)) for index in range(len(answer.tokens))],
+        "chosen": {"word": word(answer, row), **attention_scores(session, answer, heads, row, settings)},
     }
 
 
 def _scores(session: Session, answer: Answer, heads: Heads, row: int, settings: EvaluationConfig) -> Markup:
-    found = measure(session, answer, heads, row, settings)
+    scores = attention_scores(session, answer, heads, row, settings)
     cells = Markup().join(
         Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(describe(name).title, _shown(name, value))
-        for name, value in found.items()
+        for name, value in scores.items()
     )
-    return Markup('<dl class="facts">{}</dl>').format(cells) if found else Markup()
+    return Markup('<dl class="facts">{}</dl>').format(cells) if scores else Markup()
 
 
 def _shown(name: str, value: float | None) -> str:
@@ -223,7 +223,7 @@ def _quoted(answer: Answer, row: int) -> str:
 
 
 def _peak(heat: NDArray[np.float32]) -> str:
-    """Where the attention is strongest, for who does not see it."""
+    """Where the attention is strongest, in words for screen readers."""
     if not heat.any():
         return "none on the image"
     y, x = np.unravel_index(heat.argmax(), heat.shape)

@@ -10,15 +10,15 @@ from a3tune import __version__
 from a3tune.errors import A3TuneError
 
 MISTAKE, INTERRUPTED = 2, 130
-"""Exit codes: of what a user can mend, and of Ctrl-C. A bug of ours ends with a traceback and 1."""
+"""Exit codes: for what a user can mend, and for Ctrl-C. A bug of ours ends with a traceback and code 1."""
 
 
 ORDER = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "app", "report", "merge", "reproduce")
-"""Of the commands in the help: as a user comes to need them. Others, such as a user's own, stand behind them."""
+"""Order of the commands in the help: as a user comes to need them. All others come after these."""
 
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but for tab and line end, marks that turn the direction of text, halves of surrogate pairs."""
+"""Control characters other than tab and line end, marks that turn the direction of text, halves of surrogate pairs."""
 
 
 def echo(text: object, *, err: bool = False) -> None:
@@ -26,7 +26,7 @@ def echo(text: object, *, err: bool = False) -> None:
 
     Answers, names and paths may hold anything: what a terminal would obey instead of showing it is shown by its code.
     """
-    typer.echo(_UNSEEN.sub(lambda found: ascii(found[0])[1:-1], str(text)), err=err)
+    typer.echo(_UNSEEN.sub(lambda match: ascii(match[0])[1:-1], str(text)), err=err)
 
 
 class _Commands(TyperGroup):

@@ -35,9 +35,9 @@ def check(folder: Folder, name: Name = None, variant: Variant = None) -> None:
     from a3tune.data.sets import check, format_check
 
     with bar("Reading") as progress:
-        found = check(folder, name, variant=variant, progress=progress)
-    echo(format_check(found))
-    if not found.ok:
+        checked = check(folder, name, variant=variant, progress=progress)
+    echo(format_check(checked))
+    if not checked.ok:
         raise typer.Exit(1)
 
 

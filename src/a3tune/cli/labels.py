@@ -78,14 +78,14 @@ def make(
         run, quality = label(settings, progress)
     echo(f"{run.images} images, {run.proposed} of them cut into segments now; {run.ranked} rankings made now")
     if "all" in quality:
-        found = quality["all"]
+        total = quality["all"]
         echo(
-            f"The true region is among the best {settings.labels.top_k} for {100 * found.recall:.0f} % of the regions "
-            f"(at most {100 * found.ceiling_recall:.0f} % with all segments); mean best overlap {found.best_iou:.2f}"
+            f"The true region is among the best {settings.labels.top_k} for {100 * total.recall:.0f} % of the regions "
+            f"(at most {100 * total.ceiling_recall:.0f} % with all segments); mean best overlap {total.best_iou:.2f}"
         )
-    for name, found in quality.items():
+    for name, group in quality.items():
         if name != "all":
-            echo(f"  {name:24}{100 * found.recall:4.0f} % (at most {100 * found.ceiling_recall:.0f} %)")
+            echo(f"  {name:24}{100 * group.recall:4.0f} % (at most {100 * group.ceiling_recall:.0f} %)")
     for image, reason in run.failures.items():
         echo(f"failed: {image}: {reason}", err=True)
     if run.failures:
@@ -100,19 +100,19 @@ def status(store: Store) -> None:
     """
     from a3tune.labels.status import store_status
 
-    found = store_status(store)
-    if not found.finished:
+    content = store_status(store)
+    if not content.finished:
         echo("not finished: the same `a3tune label` command goes on from here")
-    for labels in found.finished:
+    for labels in content.finished:
         for name, value in labels.settings.items():
             echo(f"{name:16}{value}")
         for name in ("images", "segments", "rankings"):
             echo(f"{name:16}{getattr(labels, name):,}")
         echo("")
-    echo(f"{'size':16}{found.bytes / 1e6:,.1f} MB in {found.shards:,} files")
-    for shard in found.damaged:
+    echo(f"{'size':16}{content.bytes / 1e6:,.1f} MB in {content.shards:,} files")
+    for shard in content.damaged:
         echo(f"damaged: {shard}; delete it and label again", err=True)
-    if found.damaged:
+    if content.damaged:
         raise typer.Exit(1)
 
 

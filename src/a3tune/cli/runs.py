@@ -1,6 +1,5 @@
 """Training, answering, measuring and comparing."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +15,6 @@ from a3tune.cli.options import (
     Overrides,
     bar,
     given_settings,
-    load_settings,
     quieten,
     refuse_existing,
     show_dry_run,
@@ -71,7 +69,9 @@ def train(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRu
 
     Example: `a3tune train data.train=train.jsonl labels.store=labels output=runs/mine`
     """
-    settings = with_labels(config, overrides or [])
+    from a3tune.commands.settings import training_settings
+
+    settings = training_settings(config, overrides or ())
     if dry_run:
         show_dry_run(
             settings, f"train an adapter ({settings.adapter.kind}) on {settings.data.train} in {settings.output}"
@@ -117,8 +117,11 @@ def evaluate(
     given = [*(overrides or ()), f"data.test={data}", f"output={out}"]
     given += [f"evaluation.decode={name}" for name in decode or () if name != ALL]
     chosen = [with_adapter(each, config, given) for each in adapter]
+    from a3tune.commands.settings import measured_alike
+
+    chosen = measured_alike(chosen, given_settings(config, given))
     folder, settings = chosen[0]
-    models = [str(own or each.model.path) for own, each in chosen]
+    models = [str(folder or run.model.path) for folder, run in chosen]
     if dry_run:
         show_dry_run(settings, f"answer {data} with {' and '.join(models)} in {out}")
         return
@@ -126,7 +129,7 @@ def evaluate(
     from a3tune.decoding import DECODERS
 
     methods = list(DECODERS) if decode and ALL in decode else decode or [settings.evaluation.decode]
-    titles = [adapter_title(own) for own, _ in chosen]
+    titles = [adapter_title(folder) for folder, _ in chosen]
     if len(set(titles)) < len(titles):
         raise RunError(f"--adapter: expected folders of runs with different names, got {', '.join(models)}")
     check_evaluate(chosen, methods)
@@ -136,7 +139,7 @@ def evaluate(
     from a3tune.report.write import compare
 
     if len(adapter) > 1 or len(decode or ()) > 1 or decode == [ALL]:
-        subjects = {title: Subject(each, own) for title, (own, each) in zip(titles, chosen, strict=True)}
+        subjects = {title: Subject(run, folder) for title, (folder, run) in zip(titles, chosen, strict=True)}
         with bar("Answering") as progress:
             runs, absent = evaluate_all(subjects, methods, by_difference(out, subjects, methods), progress)
         echo(compare(runs, [SHOWN])[0])
@@ -145,8 +148,8 @@ def evaluate(
         return
     with bar("Answering") as progress:
         results = evaluate_run(settings, folder, progress)
-    for name, found in results.metrics.items():
-        echo(f"{name:32} {found.mean:7.3f}  [{found.low:.3f}, {found.high:.3f}]  n = {found.count}")
+    for name, score in results.metrics.items():
+        echo(f"{name:32} {score.mean:7.3f}  [{score.low:.3f}, {score.high:.3f}]  n = {score.count}")
     for name, reason in results.absent.items():
         echo(f"absent: {name}: {reason}", err=True)
 
@@ -237,17 +240,6 @@ def compare(
         echo(f"Table: {out}")
 
 
-def with_labels(config: Path | None, overrides: list[str]) -> "RunConfig":
-    """Settings of a training. Of the labels those that the user does not give are those of the store's labels."""
-    settings = load_settings(config, overrides)
-    if settings.labels.source != "weak" or not settings.label_store.is_dir():
-        return settings
-    from a3tune.labels.fitting import adopt
-
-    said = {key.removeprefix("labels.") for key in given_settings(config, overrides) if key.startswith("labels.")}
-    return replace(settings, labels=adopt(settings.label_store, settings.labels, said))
-
-
 def adapter_title(adapter: Path | None) -> str:
     """What a model is called beside others: its run's name."""
     if adapter is None:
@@ -257,8 +249,8 @@ def adapter_title(adapter: Path | None) -> str:
 
 
 def with_adapter(adapter: str, config: Path | None, overrides: list[str]) -> tuple[Path | None, "RunConfig"]:
-    """The adapter's folder, and the settings: of `config`, else those it was trained with, else the defaults."""
+    """`commands.settings.model_settings`, imported here: the help needs no settings."""
+    from a3tune.commands.settings import model_settings
+
     folder = None if adapter == NO_ADAPTER else Path(adapter)
-    beside = Path(adapter).parent / "config.yaml"
-    trained_with = beside if folder is not None and beside.is_file() else None
-    return folder, load_settings(config or trained_with, overrides)
+    return model_settings(folder, config, overrides, lambda text: echo(text, err=True))

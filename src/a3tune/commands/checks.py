@@ -11,19 +11,28 @@ from a3tune.config.settings import EvaluationConfig, LabelsConfig
 from a3tune.data.images import load_image
 from a3tune.data.rows import check_split
 from a3tune.decoding import check_name, make_strategy
-from a3tune.errors import ConfigError
+from a3tune.errors import ConfigError, LabelError
 from a3tune.labels.fitting import fitting_settings
 from a3tune.labels.propose import check_proposer
 from a3tune.labels.rank import check_ranker, check_visual_prompt, ranker_folder
 from a3tune.metrics.radiology import check_weights
 from a3tune.models import check_model, read_adapter
-from a3tune.run.folder import RunFolder
+from a3tune.run.folder import MARKER, RunFolder
 
 
 def check_label(config: RunConfig) -> None:
     """Rows, and what finds and ranks segments."""
     check_split(config.data, "train")
+    check_store(config.label_store)
     check_label_maker(config.labels)
+
+
+def check_store(folder: Path) -> None:
+    """Raises LabelError for a place where labels do not belong."""
+    if folder.exists() and not folder.is_dir():
+        raise LabelError(f"{folder}: expected a folder for the labels, this is a file; choose another")
+    if (folder / MARKER).is_file():
+        raise LabelError(f"{folder}: is the folder of a run; keep labels in a folder of their own")
 
 
 def check_label_maker(labels: LabelsConfig) -> None:

@@ -29,6 +29,7 @@ def evaluate_run(config: RunConfig, adapter: Path | None, progress: Progress) ->
 
     An adapter's model card takes over the results.
     """
+    make_decoder(config.evaluation.decode, config.evaluation.decoding)  # told before the model is read
     subject = Subject(config, adapter)
     return _evaluate(subject, subject.load(), read_split(config.data, "test"), progress)
 

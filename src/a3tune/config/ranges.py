@@ -11,16 +11,17 @@ from pydantic import Field, PlainValidator
 def check_heads(value: Any) -> int | float | str:
     """A number of heads as `attention.heads.head_count` takes it; ValueError for what it does not.
 
-    A whole number is a count and a decimal one a share, so 1.0 would be all heads where 1 is one: it is refused.
+    A percentage becomes a decimal number, so that one share has one form; 100% has no such form and stays. A whole
+    number is a count and a decimal one a share, so 1.0 would be all heads where 1 is one: it is refused.
     """
     if isinstance(value, float) and value == 1:
         raise ValueError("1.0 could be one head or all of them: write 1 for one head, or 100% for all")
     percent = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)%", value) if isinstance(value, str) else None
-    if (
-        (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
-        or (isinstance(value, float) and 0 < value < 1)
-        or (percent and 0 < float(percent[1]) <= 100)
-    ):
+    if percent and 0 < float(percent[1]) <= 100:
+        return "100%" if float(percent[1]) == 100 else float(percent[1]) / 100
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    if isinstance(value, float) and 0 < value < 1:
         return value
     raise ValueError(
         "expected an integer >= 1, a percentage such as 12.5% (at most 100%), or a number > 0 and < 1, got "

@@ -156,6 +156,8 @@ def _override_value(key: str, text: str) -> Any:
 
     A mapping (`{alpha: 0.5}`) is one only where a setting takes it.
     """
+    if not text:
+        raise ConfigError(f"{key}=: expected a value, got none")
     annotation: Any = RunConfig
     for part in key.split("."):
         annotation = _types(annotation).get(part) if is_dataclass(annotation) else None

@@ -42,7 +42,7 @@ _COMPONENTS = 4
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether these bytes start as a DICOM file (preamble and "DICM")."""
+    """Whether these bytes start like a DICOM file (preamble and "DICM")."""
     return data[128:132] == b"DICM"
 
 
@@ -239,8 +239,8 @@ def _volume(data: bytes) -> _Volume:
             raise DataError(f"expected a volume of at most {MAX_VOLUME_BYTES:,} bytes, got {size:,}; crop it first")
         check_size(*sorted(shape[:3])[1:])
         raw = _unpacked(data, offset + size)
-        if (found := len(raw.getbuffer())) < offset + size:
-            raise DataError(f"expected {offset + size:,} bytes of volume, got {found:,}: the file is truncated")
+        if (got := len(raw.getbuffer())) < offset + size:
+            raise DataError(f"expected {offset + size:,} bytes of volume, got {got:,}: the file is truncated")
         proxy = ArrayProxy(raw, header)
         return _Volume(tuple(shape), np.asarray(header.get_best_affine()), proxy)
 
@@ -257,7 +257,7 @@ def _head(data: bytes) -> bytes:
 
 
 def _unpacked(data: bytes, size: int) -> io.BytesIO:
-    """At least `size` bytes if there are so many, in memory once."""
+    """At least `size` bytes, if there are that many; held in memory once."""
     if data[:2] != b"\x1f\x8b":
         return io.BytesIO(data)
     raw = io.BytesIO()

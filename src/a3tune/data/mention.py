@@ -19,15 +19,19 @@ def mentioned(text: str, names: Iterable[str]) -> list[str]:
     parts = {name: _side_and_words(name) for name in names}
     words = _words(text)
     free = [True] * len(words)
-    found: set[str] = set()
+    named: set[str] = set()
     for wanted in sorted({wanted for _, wanted in parts.values() if wanted}, key=len, reverse=True):
         for at in range(len(words) - len(wanted) + 1):
             if tuple(words[at : at + len(wanted)]) != wanted or not all(free[at : at + len(wanted)]):
                 continue
             free[at : at + len(wanted)] = [False] * len(wanted)
             side = words[at - 1] if at and words[at - 1] in _SIDES else ""
-            found |= {name for name, (own, own_words) in parts.items() if own_words == wanted and side in ("", own)}
-    return [name for name in names if name in found]
+            named |= {
+                name
+                for name, (name_side, name_words) in parts.items()
+                if name_words == wanted and side in ("", name_side)
+            }
+    return [name for name in names if name in named]
 
 
 def _side_and_words(name: str) -> tuple[str, tuple[str, ...]]:

@@ -62,7 +62,7 @@ def _opened(path: Path) -> Iterator[TextIO]:
 
 
 def check_split(data: DataConfig, split: Split) -> None:
-    """Raises what `read_split` raises when it finds nothing to read, or a first row that breaks the format."""
+    """Raises what `read_split` raises if there is nothing to read or the first row breaks the format."""
     path = _path(data, split)
     if is_table(path):
         _samples(path, islice(read_table(path), 1), "row")

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from a3tune.errors import DataError
 
 _ROWS, _BYTES = 64, 2**28
-"""At most so many rows, and bytes if each row is as large as all of its row group, are in memory twice."""
+"""Most rows, and most bytes if each row is as large as all of its row group, that are in memory twice."""
 _UNPACKED, _RATIO = 2**28, 1000
 """A table that unpacks to more bytes, and to more than this multiple of its file, is refused: no images do."""
 
@@ -39,7 +39,7 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: the file or folder cannot be read, or a row is no question and answer about one image.
     """
-    same: dict[bytes, bytes] = {}  # many questions share an image, whose bytes then are in memory once
+    same: dict[bytes, bytes] = {}  # many questions share an image: its bytes are held once
     for number, row in enumerate(table_rows(path), start=1):
         where = f"{path}:{number}"
         row = _conversation(where, row) if "messages" in row else dict(row)

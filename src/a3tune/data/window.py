@@ -46,7 +46,7 @@ def window(values: np.ndarray) -> np.ndarray:
     low, high = np.percentile(finite, WINDOW_PERCENTILES, overwrite_input=True)
     if low == high:
         low, high = finite.min(), finite.max()
-    del finite  # of a large image it is half a gigabyte
+    del finite  # half a gigabyte for a large image
     np.clip(values, low, high, out=values)
     values -= low
     values /= (high - low) or 1.0
@@ -85,6 +85,6 @@ def ct_window(name: str) -> tuple[float, float]:
 
 
 def _grey(share: np.ndarray) -> np.ndarray:
-    """Shares of white as uint8; in place as far as can be."""
+    """Shares of white as uint8; in place where possible."""
     share *= 255
     return np.round(np.nan_to_num(share, copy=False), out=share).astype(np.uint8)

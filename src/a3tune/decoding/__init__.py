@@ -119,7 +119,7 @@ def generate(
         decode: a name in `DECODERS`, or a method made by `make_decoder`.
         strategy: how the next token is chosen: a name in `STRATEGIES`, or one of your own; None is the method's own.
         max_new_tokens: longest answer.
-        seed: of all chance, in sampling and in noise.
+        seed: of all random numbers, in sampling and in noise.
         regions_BN: see `base.Decoder`.
         settings: of the method, where they differ from the published ones.
 
@@ -162,8 +162,8 @@ def _until_end(tokens_S: "Tensor", ends: list[int], pad: int) -> "Tensor":
     """Up to the end token, with it; an answer that a text ended (`stop_strings`) has padding behind it instead."""
     import torch
 
-    found = torch.isin(tokens_S, torch.tensor([*ends, pad])).nonzero()
-    if not len(found):
+    ends_at = torch.isin(tokens_S, torch.tensor([*ends, pad])).nonzero()
+    if not len(ends_at):
         return tokens_S
-    last = int(found[0])
+    last = int(ends_at[0])
     return tokens_S[: last + (int(tokens_S[last]) in ends)]

@@ -49,7 +49,7 @@ class Decoder(Protocol):
             config: how the next token is chosen (`Strategy.config`).
             regions_BN: bool, or the covered fraction: which image tokens hold the true region, in feature order; only
                 for methods that need it.
-            generator: source of all chance, on the model's device; None takes torch's own.
+            generator: source of all random numbers, on the model's device; None takes torch's own.
 
         Returns the new tokens, int64 `[B, S_new]`, padded on the right.
         """

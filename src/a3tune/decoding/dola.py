@@ -47,13 +47,13 @@ class Dola:
         model: Any = vlm.model
         depth = len(model.get_decoder().layers)
         first = 1 if model.get_output_embeddings().weight is model.get_input_embeddings().weight else 0
-        found = tuple(layer for layer in self.layers if first <= layer < depth)
-        if not found:
+        layers = tuple(layer for layer in self.layers if first <= layer < depth)
+        if not layers:
             raise ModelError(
                 f"{self.name}: needs an early layer from {first} to {depth - 1} in {vlm.name}, got "
                 f"{', '.join(map(str, self.layers)) or 'none'}; name some in `layers`"
             )
-        return found
+        return layers
 
     def __call__(
         self,

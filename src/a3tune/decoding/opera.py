@@ -168,7 +168,7 @@ class _Retrospection:
         self.tries[step] += 1
         undone = self.states[step + 1]
         forbidden = torch.cat([undone.choice_B, self.forbidden.get(step, undone.choice_B[:0])])
-        self.forbidden = {at: own for at, own in self.forbidden.items() if at < step} | {step: forbidden}
+        self.forbidden = {at: choices for at, choices in self.forbidden.items() if at < step} | {step: forbidden}
         del self.states[step + 1 :], self.places[step + 1 :]
         return self.states[step], forbidden
 
@@ -176,8 +176,8 @@ class _Retrospection:
         """The step to go back to, when all beams leant on the token `place` for long enough."""
         if place < self.opera.initial_tokens:
             return None
-        for own in zip(*self.places, strict=True):
-            if own.count(place) <= self.opera.threshold:
+        for places in zip(*self.places, strict=True):
+            if places.count(place) <= self.opera.threshold:
                 return None
         return next((step for step in (place + 1, place) if self.tries[step] < self.opera.candidates), None)
 
@@ -272,8 +272,8 @@ class _Reader:
         self.cache.crop(-tokens_BC.shape[1])
         # The keys are the prompt, the answer and all siblings; a candidate sees of the siblings only itself.
         before = rows_BCT.shape[-1] - tokens_BC.shape[1]
-        own = rows_BCT[..., before:].diagonal(dim1=1, dim2=2)
-        return torch.cat([rows_BCT[..., :before], own[..., None]], dim=-1)
+        itself_BC = rows_BCT[..., before:].diagonal(dim1=1, dim2=2)
+        return torch.cat([rows_BCT[..., :before], itself_BC[..., None]], dim=-1)
 
     def read_again(self, tokens_BS: Tensor) -> Tensor:
         """Logits `[B, V]` after other answers than those read so far."""

@@ -13,13 +13,13 @@ from a3tune.vlm.load import Vlm
 
 
 class Plain:
-    """What the four have in common: everything but the strategy they stand for."""
+    """What the four have in common: everything but their strategy."""
 
     name: ClassVar[str]
     strategy: ClassVar[str]
 
     def check(self, vlm: Vlm) -> None:
-        """Any model can do it."""
+        """Nothing to check: any model can do it."""
 
     def __call__(
         self,

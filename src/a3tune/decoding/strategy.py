@@ -27,7 +27,7 @@ class Strategy:
     """Share of the probability to sample from, most likely tokens first."""
 
     def config(self, vlm: "Vlm", max_new_tokens: int) -> "GenerationConfig":
-        """Everything stated, since what is not comes from the checkpoint's own `generation_config.json`."""
+        """All settings are stated: those that are not come from the checkpoint's `generation_config.json`."""
         from transformers import GenerationConfig
 
         return GenerationConfig(
@@ -68,12 +68,12 @@ def end_tokens(vlm: "Vlm") -> list[int]:
     """Ids that end an answer: the tokenizer's, the chat template's and those of the checkpoint; sorted."""
     from a3tune.vlm.encode import end_token_id
 
-    own = getattr(vlm.model.generation_config, "eos_token_id", None)
-    own = own if isinstance(own, list) else [] if own is None else [own]
-    return sorted({vlm.tokenizer.eos_token_id, end_token_id(vlm), *own})
+    ids = getattr(vlm.model.generation_config, "eos_token_id", None)
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return sorted({vlm.tokenizer.eos_token_id, end_token_id(vlm), *ids})
 
 
 def placeholders(vlm: "Vlm") -> list[int]:
     """Ids that stand for an image or video, which no answer may hold: the model would look for its features."""
     names = ("image_token_id", "video_token_id")
-    return [own for name in names if (own := getattr(vlm.model.config, name, None)) is not None]
+    return [token for name in names if (token := getattr(vlm.model.config, name, None)) is not None]

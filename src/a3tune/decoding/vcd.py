@@ -32,7 +32,7 @@ class Vcd:
     """How far the diffusion goes, 0 to 999."""
 
     def check(self, vlm: Vlm) -> None:
-        """Any model can do it."""
+        """Nothing to check: any model can do it."""
 
     def __call__(
         self,

@@ -50,7 +50,7 @@ def evaluate(
     out_folder: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Results:
-    """Answer every sample; measure the answers, and the attention wherever the true region is known.
+    """Answer every sample; score the answers, and the attention wherever the true region is known.
 
     Attention is that of the text rows `settings.rows`, averaged over the heads with the highest visual ratio of that
     sample alone (Eq. 8-9), so that no sample depends on its batch. The same over all heads (Eq. 2) ends in `ALL_HEADS`.
@@ -60,10 +60,10 @@ def evaluate(
 
     Args:
         vlm: a model whose attention can be captured (`load_vlm`), with or without an adapter.
-        settings: how to answer and what to measure; None is the defaults. `heads` and `rows` that are None are those
+        settings: how to answer and what to score; None is the defaults. `heads` and `rows` that are None are those
             of `AlignmentConfig`; of a run take its `RunConfig.active_evaluation`. A batch is halved where the device
-            has too little memory for so many. Its chance starts from the seed and its first sample's id, so that it
-            differs between batches, and the answers do not depend on interruptions.
+            has too little memory for it. Its random numbers start from the seed and its first sample's id: they differ
+            between batches, and the answers do not depend on interruptions.
         out_folder: run folder for `predictions.jsonl`, `maps/` and `results.json`; a stopped evaluation goes on in it.
         progress: called with the number of samples answered, and of all, after every batch.
 
@@ -90,8 +90,8 @@ def evaluate(
             if any(sample.id not in book.predictions for sample in batch)
         ]
         for start in range(0, len(waiting), processes.count()):
-            own = waiting[start : start + processes.count()][processes.index() :][:1]
-            for answered in processes.gather([_answer_in_memory(vlm, batch, settings) for batch in own]):
+            my_batches = waiting[start : start + processes.count()][processes.index() :][:1]
+            for answered in processes.gather([_answer_in_memory(vlm, batch, settings) for batch in my_batches]):
                 book.add(*answered)
             progress(len(book.predictions), len(samples))
         reports = [sample for sample in samples if sample.answer_type == "report"]
@@ -116,12 +116,12 @@ def _score_reports(book: PredictionLog, samples: Sequence[Sample], settings: Eva
     written = [book.predictions[sample.id] for sample in samples if sample.answer]
     if not written:
         return {}
-    weights = {name: Path(str(place)) for name, place in settings.weights.items()}
-    found = radiology_scores([own.prediction for own in written], [own.answer for own in written], weights)
+    folders = {name: Path(str(place)) for name, place in settings.weights.items()}
+    scored = radiology_scores([one.prediction for one in written], [one.answer for one in written], folders)
     book.score_reports(
-        {own.id: {name: values[row] for name, values in found.values.items()} for row, own in enumerate(written)}
+        {one.id: {name: values[row] for name, values in scored.values.items()} for row, one in enumerate(written)}
     )
-    return found.absent
+    return scored.absent
 
 
 def _answer_in_memory(
@@ -155,18 +155,18 @@ def _answer(vlm: Vlm, batch: Sequence[Sample], settings: EvaluationConfig) -> tu
         for example, tokens in zip(asked, generated.tokens, strict=True)
     ]
     maps = zip(*_attend(vlm, answered, settings), strict=True)
-    found = []
+    predicted = []
     for sample, example, region, (selected_N, all_N) in zip(batch, answered, regions, maps, strict=True):
         text = answer_text(vlm, example.input_ids[example.prompt_length :])
         attention = {}
         if region is not None:
             placed_N = ~np.isnan(example.boxes[:, 0])
-            attention |= _measure(selected_N[placed_N], region[placed_N], settings)
-            everywhere = _measure(all_N[placed_N], region[placed_N], settings)
+            attention |= _attention_scores(selected_N[placed_N], region[placed_N], settings)
+            everywhere = _attention_scores(all_N[placed_N], region[placed_N], settings)
             attention |= {name + ALL_HEADS: value for name, value in everywhere.items()}
         scale = selected_N.max(initial=0.0) or 1.0
-        found.append((make_prediction(sample, text, attention), (selected_N / scale).astype(np.float16)))
-    return found, Cost(time.perf_counter() - start, generated.seconds, generated.passes, generated.peak_bytes)
+        predicted.append((make_prediction(sample, text, attention), (selected_N / scale).astype(np.float16)))
+    return predicted, Cost(time.perf_counter() - start, generated.seconds, generated.passes, generated.peak_bytes)
 
 
 def _read(vlm: Vlm, sample: Sample) -> tuple[Example, NDArray[np.float32] | None]:
@@ -189,7 +189,7 @@ def _generate(
     settings: EvaluationConfig,
     seed: int,
 ) -> Generated:
-    """The answers, end tokens included."""
+    """The answers, with their end tokens."""
     inputs, _ = model_inputs(vlm, asked, "left")
     regions_BN = None
     if all(region is not None for region in regions):
@@ -207,7 +207,7 @@ def _generate(
 
 
 def _seed(seed: int, batch: Sequence[Sample]) -> int:
-    """Of the chance in one batch."""
+    """Seed of the random numbers in one batch."""
     return int.from_bytes(sha256(f"{seed} {batch[0].id}".encode()).digest()[:6])
 
 
@@ -229,10 +229,10 @@ def _attend(vlm: Vlm, answered: Sequence[Example], settings: EvaluationConfig) -
     return selected, everywhere
 
 
-def _measure(map_N: Array, region_N: NDArray[np.float32], settings: EvaluationConfig) -> dict[str, float]:
+def _attention_scores(map_N: Array, region_N: NDArray[np.float32], settings: EvaluationConfig) -> dict[str, float]:
     """Attention metrics of one map; what is undefined is left out."""
-    found = attention_metrics(map_N[None], region_N[None], tau=settings.tau, normalisation=settings.normalisation)
-    return {name: float(values[0]) for name, values in found.items() if np.isfinite(values[0])}
+    scores = attention_metrics(map_N[None], region_N[None], tau=settings.tau, normalisation=settings.normalisation)
+    return {name: float(values[0]) for name, values in scores.items() if np.isfinite(values[0])}
 
 
 def _fingerprint(vlm: Vlm) -> str:

@@ -46,7 +46,7 @@ class Cost:
         )
 
     def share(self, count: int) -> "Cost":
-        """Of one of `count` answers."""
+        """The share of one of `count` answers."""
         return replace(
             self,
             seconds=self.seconds / count,
@@ -98,7 +98,7 @@ class PredictionLog:
 
     def score_reports(self, scores: Mapping[str, Mapping[str, float]]) -> None:
         """Give predictions, by sample id, the report metrics that were computed once all were there."""
-        self.predictions |= {name: replace(self.predictions[name], report=found) for name, found in scores.items()}
+        self.predictions |= {name: replace(self.predictions[name], report=values) for name, values in scores.items()}
         if self.folder:
             lines = _read_lines(self.folder.predictions)
             again = [_line(self.predictions[prediction.id], cost) for prediction, cost in lines]
@@ -131,7 +131,7 @@ class PredictionLog:
         for prediction, cost in whole:
             self.predictions[prediction.id] = prediction
             self.cost += cost
-        # What was cut short goes; the next line must not continue it.
+        # A line that was cut short is removed: the next one must not continue it.
         write_atomic(folder.predictions, "".join(_line(*line) for line in whole).encode())
 
 
@@ -145,15 +145,15 @@ def _line(prediction: Prediction, cost: Cost) -> str:
 def _read_lines(path: Path) -> list[tuple[Prediction, Cost]]:
     """Predictions and what they took; a last line without its end was cut short and is left out."""
     lines = path.read_bytes().split(b"\n")[:-1]
-    found = []
+    predictions = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             cost = _COST.validate_python(row.pop("cost"))
-            found.append((_PREDICTION.validate_python(row), cost))
+            predictions.append((_PREDICTION.validate_python(row), cost))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise RunError(f"{path}:{number}: expected a prediction, the line is damaged; remove it") from None
-    return found
+    return predictions
 
 
 def read_predictions(folder: RunFolder) -> list[Prediction]:

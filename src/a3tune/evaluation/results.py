@@ -21,7 +21,7 @@ BREAKDOWN = ("question_type", "modality", "body", "organ")
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What an evaluation found."""
+    """The outcome of an evaluation."""
 
     predictions: tuple[Prediction, ...]
     """One per sample, in the samples' order."""
@@ -78,9 +78,9 @@ def summarise(
 ) -> Results:
     """Means and intervals of predictions, one per sample in the same order, wherever they come from."""
     groups = clusters(samples)
-    found = [scores(prediction) for prediction in predictions]
+    sample_scores = [scores(prediction) for prediction in predictions]
     breakdown = {
-        field: {value: _estimates(found, groups, chosen) for value, chosen in classes(samples, field).items()}
+        field: {value: _estimates(sample_scores, groups, chosen) for value, chosen in classes(samples, field).items()}
         for field in BREAKDOWN
     }
     counts = {"samples": len(samples), "groups": len(set(groups))}
@@ -89,7 +89,7 @@ def summarise(
     counts["with_attention"] = sum(bool(prediction.attention) for prediction in predictions)
     return Results(
         predictions=tuple(predictions),
-        metrics=_estimates(found, groups, range(len(samples))),
+        metrics=_estimates(sample_scores, groups, range(len(samples))),
         breakdown={field: values for field, values in breakdown.items() if values},
         counts=counts,
         maps=maps or {},
@@ -111,19 +111,22 @@ def clusters(samples: Sequence[Sample]) -> list[str]:
 
 def classes(samples: Sequence[Sample], field: str) -> dict[str, list[int]]:
     """Indices of the samples by their value of a field of `meta`, in order of appearance; without it: in no class."""
-    found: dict[str, list[int]] = {}
+    indices: dict[str, list[int]] = {}
     for index, sample in enumerate(samples):
         if field in sample.meta:
-            found.setdefault(sample.meta[field], []).append(index)
-    return found
+            indices.setdefault(sample.meta[field], []).append(index)
+    return indices
 
 
 def _estimates(
-    found: Sequence[Mapping[str, float]], groups: Sequence[str], chosen: Sequence[int]
+    sample_scores: Sequence[Mapping[str, float]], groups: Sequence[str], chosen: Sequence[int]
 ) -> dict[str, Estimate]:
-    names = dict.fromkeys(name for index in chosen for name in found[index])
-    own_groups = [groups[index] for index in chosen]
-    return {name: mean_interval([found[index].get(name, np.nan) for index in chosen], own_groups) for name in names}
+    names = dict.fromkeys(name for index in chosen for name in sample_scores[index])
+    chosen_groups = [groups[index] for index in chosen]
+    return {
+        name: mean_interval([sample_scores[index].get(name, np.nan) for index in chosen], chosen_groups)
+        for name in names
+    }
 
 
 def _as_json(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
@@ -131,8 +134,12 @@ def _as_json(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
         return value if np.isfinite(value) else None
 
     return {
-        name: {"mean": number(found.mean), "ci95": [number(found.low), number(found.high)], "count": found.count}
-        for name, found in metrics.items()
+        name: {
+            "mean": number(estimate.mean),
+            "ci95": [number(estimate.low), number(estimate.high)],
+            "count": estimate.count,
+        }
+        for name, estimate in metrics.items()
     }
 
 

@@ -8,25 +8,30 @@ from typing import Any
 from a3tune.config import LabelsConfig
 from a3tune.config.settings import LABEL_MAKING
 from a3tune.errors import LabelError
+from a3tune.labels.propose import default_settings
 from a3tune.labels.rank import ranker_folder
-from a3tune.labels.store import StoredSettings, stored_settings
+from a3tune.labels.store import StoredSettings, none_found, stored_settings
 from a3tune.models import folder_hash
 
 
-def fitting_settings(folder: Path, labels: LabelsConfig, said: Collection[str] = LABEL_MAKING) -> StoredSettings:
+def fitting_settings(
+    folder: Path, labels: LabelsConfig, said: Collection[str] = LABEL_MAKING, *, by_name: bool = False
+) -> StoredSettings:
     """The settings of a store's labels that do not contradict what was said.
 
     Args:
         labels: settings of a run; of `LABEL_MAKING` those in `said` count, the others are defaults that nobody chose.
+        by_name: take a model for the one that labels were made with if it is called so: for settings that were adopted
+            from this very store, whose model may have changed or gone since.
 
     Raises:
         LabelError: the folder holds no labels, none that fit, or several that do.
     """
     stored = stored_settings(folder)
     if not stored:
-        raise LabelError(f"{folder}: expected finished region labels, found none; make them with `a3tune label`")
-    contradictions = [list(_contradictions(found, labels, said)) for found in stored]
-    fitting = [found for found, against in zip(stored, contradictions, strict=True) if not against]
+        raise none_found(folder)
+    contradictions = [list(_contradictions(settings, labels, said, by_name)) for settings in stored]
+    fitting = [settings for settings, against in zip(stored, contradictions, strict=True) if not against]
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
@@ -45,14 +50,26 @@ def adopt(folder: Path, labels: LabelsConfig, said: Collection[str]) -> LabelsCo
 
     Raises what `fitting_settings` raises.
     """
-    given = fitting_settings(folder, labels, said).given
-    taken = {name: value for name, value in given.items() if name in LABEL_MAKING and name not in said}
+    made = _made_with(fitting_settings(folder, labels, said))
+    taken = {name: value for name, value in made.items() if name not in said}
     if taken.get("weights") is not None:
         taken["weights"] = Path(taken["weights"])
     return replace(labels, **taken)
 
 
-def _contradictions(stored: StoredSettings, labels: LabelsConfig, said: Collection[str]) -> Iterator[str]:
+def _made_with(stored: StoredSettings) -> dict[str, Any]:
+    """Settings of `LABEL_MAKING`, as they were given; as far as they can be told of labels made in Python."""
+    proposer = stored.settings["proposer"]
+    defaults = default_settings(proposer.get("name", ""))
+    proposal = {name: proposer[name] for name, value in defaults.items() if proposer.get(name, value) != value}
+    known = {"proposer": proposer.get("name"), "proposal": proposal} if defaults else {}
+    known |= {"visual_prompt": stored.settings["visual_prompt"], "query": stored.query}
+    return known | {name: value for name, value in stored.given.items() if name in LABEL_MAKING}
+
+
+def _contradictions(
+    stored: StoredSettings, labels: LabelsConfig, said: Collection[str], by_name: bool
+) -> Iterator[str]:
     """What was said and is not so, in words."""
     proposer, ranker = stored.settings["proposer"], stored.settings["ranker"]
     plain = {"proposer": proposer.get("name"), "visual_prompt": stored.settings["visual_prompt"], "query": stored.query}
@@ -60,34 +77,34 @@ def _contradictions(stored: StoredSettings, labels: LabelsConfig, said: Collecti
         if name in said and getattr(labels, name) != made:
             yield f"labels.{name} is {getattr(labels, name)}, theirs were made with {made}"
     if "proposal" in said:
-        defaults = [name for name in stored.given.get("proposal", {}) if name not in labels.proposal]
-        other = [name for name, value in labels.proposal.items() if proposer.get(name) != value]
-        for name in dict.fromkeys([*defaults, *other]):
-            yield (
-                f"labels.proposal {name} is {labels.proposal.get(name, 'left out')}, theirs were made with "
-                f"{proposer.get(name)}"
-            )
-    if "weights" in said and not _same(labels.weights, stored.given, "weights", proposer.get("weights")):
-        yield f"labels.weights is {labels.weights}, which is not the model that theirs were made with"
-    if "ranker" in said and not _same(ranker_folder(labels.ranker), stored.given, "ranker", ranker.get("content")):
-        yield f"labels.ranker is {labels.ranker}, which is not the model that theirs were made with"
+        # A number that is left out is the proposer's own: what counts is the value, not who wrote it down.
+        numbers = default_settings(labels.proposer) | labels.proposal
+        for name, value in numbers.items():
+            if (name in proposer and proposer[name] != value) or (name not in proposer and name in labels.proposal):
+                yield f"labels.proposal {name} is {value}, theirs were made with {proposer.get(name)}"
+    places = {"weights": labels.weights, "ranker": ranker_folder(labels.ranker)}
+    contents = {"weights": proposer.get("weights"), "ranker": ranker.get("content")}
+    for name, place in places.items():
+        named_alike = by_name and str(getattr(labels, name)) == str(stored.given.get(name))
+        if name in said and not named_alike and not _same(place, stored.given.get(name), contents[name]):
+            yield f"labels.{name} is {getattr(labels, name)}, which is not the model that theirs were made with"
 
 
-def _same(folder: Path | None, given: Mapping[str, Any], name: str, content: str | None) -> bool:
+def _same(folder: Path | None, given: str | None, content: str | None) -> bool:
     """Whether a model is the one that labels were made with: by its content, or by its name where it is not here."""
     if folder is None or content is None:
-        return given.get(name) is None or content is None
+        return given is None or content is None
     if folder.is_dir():
         return folder_hash(folder) == content
-    return str(folder) == given.get(name)
+    return str(folder) == given
 
 
 def _differences(stored: list[StoredSettings]) -> list[str]:
     """For each of some settings the overrides that choose it."""
     rows = [
-        {name: found.given.get(name) for name in LABEL_MAKING}
-        | {"visual_prompt": found.settings["visual_prompt"], "query": found.query}
-        for found in stored
+        {name: settings.given.get(name) for name in LABEL_MAKING}
+        | {"visual_prompt": settings.settings["visual_prompt"], "query": settings.query}
+        for settings in stored
     ]
     differing = [name for name in LABEL_MAKING if len({str(row[name]) for row in rows}) > 1]
     return [" ".join(f"labels.{name}={_written(row[name])}" for name in differing) for row in rows]

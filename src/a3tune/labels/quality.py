@@ -53,37 +53,37 @@ def label_quality(
     Raises:
         LabelError: a region does not fit its image, or a sample has no labels.
     """
-    groups: dict[str, list[_Measured]] = {}
+    groups: dict[str, list[_Overlap]] = {}
     for sample in samples:
         if sample.regions:
-            measured = _measure(sample, ranked(sample), top_k)
+            overlap = _compare(sample, ranked(sample), top_k)
             for group in ["all", *(f"{field}={sample.meta[field]}" for field in by if field in sample.meta)]:
-                groups.setdefault(group, []).append(measured)
+                groups.setdefault(group, []).append(overlap)
     return {group: _summary(items, min_iou) for group, items in groups.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class _Measured:
+class _Overlap:
     best_top: np.ndarray
     """Best IoU of each true region among the top-K, float [regions]."""
     best_all: np.ndarray
     precision: float
 
 
-def _measure(sample: Sample, labels: Labels, top_k: int) -> _Measured:
+def _compare(sample: Sample, labels: Labels, top_k: int) -> _Overlap:
     assert sample.regions
     if not labels.segments:
         nothing = np.zeros(len(sample.regions))
-        return _Measured(nothing, nothing, 0.0)
+        return _Overlap(nothing, nothing, 0.0)
     height, width = labels.segments[0].mask.size
     truth = [region_mask(region, height, width) for region in sample.regions]
     overlap = mask_iou([encode_mask(mask) for mask in truth], [segment.mask for segment in labels.segments])
     top = np.any([decode_mask(segment.mask) for segment in labels.segments[:top_k]], axis=0)
     inside = np.any(truth, axis=0) & top
-    return _Measured(overlap[:, :top_k].max(1), overlap.max(1), float(inside.sum() / max(1, top.sum())))
+    return _Overlap(overlap[:, :top_k].max(1), overlap.max(1), float(inside.sum() / max(1, top.sum())))
 
 
-def _summary(items: list[_Measured], min_iou: float) -> Quality:
+def _summary(items: list[_Overlap], min_iou: float) -> Quality:
     best_top = np.concatenate([item.best_top for item in items])
     best_all = np.concatenate([item.best_all for item in items])
     return Quality(

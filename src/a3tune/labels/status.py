@@ -7,13 +7,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from a3tune.errors import LabelError
-from a3tune.labels.store import TABLES, StoredSettings, stored_settings
+from a3tune.labels.store import TABLES, StoredSettings, made_earlier, none_found, stored_settings
 from a3tune.labels.table import read_shard
 
 
 @dataclass(frozen=True, slots=True)
 class SettingsStatus:
-    """The labels of one settings."""
+    """What a store holds of the labels that were made with one set of settings."""
 
     settings: Mapping[str, str]
     """Setting -> its value in words."""
@@ -29,7 +29,7 @@ class StoreStatus:
     """What is in a store."""
 
     finished: tuple[SettingsStatus, ...]
-    """Of each settings that a run came to its end with: only then can labels be read."""
+    """One for each set of settings that a run has finished with: only then can labels be read."""
     shards: int
     """Files of all settings, unfinished ones too."""
     bytes: int
@@ -46,8 +46,8 @@ def store_status(folder: Path) -> StoreStatus:
     """
     shards = sorted(path for name in TABLES for path in (folder / name).rglob("*.parquet"))
     stored = stored_settings(folder)
-    if not stored and not shards:
-        raise LabelError(f"{folder}: expected region labels, found none; make them with `a3tune label`")
+    if not stored and (not shards or made_earlier(folder)):
+        raise none_found(folder)
     tables: dict[Path, pa.Table] = {}
     damaged: list[Path] = []
     for shard in shards:
@@ -56,7 +56,7 @@ def store_status(folder: Path) -> StoreStatus:
         except LabelError:
             damaged.append(shard)
     return StoreStatus(
-        finished=tuple(_settings_status(folder, found, tables) for found in stored),
+        finished=tuple(_settings_status(folder, settings, tables) for settings in stored),
         shards=len(shards),
         bytes=sum(shard.stat().st_size for shard in shards),
         damaged=tuple(damaged),

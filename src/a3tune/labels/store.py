@@ -1,4 +1,4 @@
-"""The labels of a data set on disk: what was found, how it ranks, and which labels follow. Resumable at any moment.
+"""The labels of a data set on disk: segments, how they rank, and which labels follow. Resumable at any moment.
 
 A store is a folder of three tables of parquet shards. Each table lives under a hash of the settings that its rows
 depend on, so that a changed setting makes again just what it must, and nothing is ever mixed:
@@ -6,7 +6,7 @@ depend on, so that a changed setting makes again just what it must, and nothing 
     segments/<proposer>/             image -> its candidate segments
     embeddings/<ranking>/            image -> a vector for each segment
     similarities/<ranking>/          image, query -> a similarity for each segment
-    settings/<hash>.json             settings that a run came to its end with: labels are read by one of them
+    settings/<hash>.json             settings that a run has finished with: labels are read by one of them
     quality/<hash>-<K>.json          how well the best K of them find the true regions, where these are known
 
 An image is named by the hash of its content; <ranking> covers proposer, visual prompt and ranker, <hash> the query as
@@ -41,6 +41,8 @@ _CACHED_TEXTS = 2**14
 """Vectors of queries that a worker keeps: templates ask the same of many images."""
 BACKENDS = {"process": workers.in_order, "ray": cluster.in_order}
 """Where the workers are: processes of this machine, or actors of a Ray cluster."""
+_OLD_SETTINGS = "current.json"
+"""File of stores that knew one settings only."""
 SETTINGS, QUALITY = "settings", "quality"
 """Folders of a store."""
 
@@ -80,7 +82,7 @@ class StoredSettings:
 
     @property
     def name(self) -> str:
-        """Hash of all of it that labels depend on: the settings' file in a store."""
+        """Hash of everything that labels depend on: the name of the settings' file in a store."""
         return short_hash([self.ranking, self.query])
 
     @classmethod
@@ -106,7 +108,7 @@ def open_table(folder: Path, name: str, settings: StoredSettings) -> Table:
 
 
 def stored_settings(folder: Path) -> list[StoredSettings]:
-    """The settings that runs into a store came to their end with.
+    """The settings that runs into a store have finished with.
 
     Raises:
         LabelError: a file of them is damaged.
@@ -143,7 +145,7 @@ def label_images(
     """Propose and rank the segments of every sample's image into the store at `folder`.
 
     Images run through the proposer once, segments through the ranker once per visual prompt, query texts once. What the
-    store holds already is not made again; an interrupted run goes on where it was, at most `SHARD_IMAGES` images are
+    store holds already is not made again. An interrupted run goes on where it was; at most `SHARD_IMAGES` images are
     made twice. With several `workers`, or with those of a Ray cluster, images are shared out to processes of one thread
     each, which read images and load the models by their paths; only this process writes, and the store is the same.
     `progress(done, total)` is called after every image. `given` are the settings behind `maker` as a user gave them.
@@ -178,8 +180,24 @@ def label_images(
         finally:
             looks.close()
             tables.write()
-        write_settings(folder, settings)
+        if settings.name not in {known.name for known in stored_settings(folder)}:
+            write_settings(folder, settings)
     return LabelRun(settings.name, len(images), tables.proposed, tables.ranked, failures)
+
+
+def made_earlier(folder: Path) -> bool:
+    """Whether a version of a3tune wrote this store that knew one settings only."""
+    return (folder / _OLD_SETTINGS).is_file()
+
+
+def none_found(folder: Path) -> LabelError:
+    """What is said of a folder without labels that can be read, and what to do."""
+    if made_earlier(folder):
+        return LabelError(
+            f"{folder}: holds labels of an earlier version of a3tune; run `a3tune label` on it once with the settings "
+            "that they were made with: nothing is made anew"
+        )
+    return LabelError(f"{folder}: expected finished region labels, found none; make them with `a3tune label`")
 
 
 def write_settings(folder: Path, settings: StoredSettings) -> None:
@@ -240,11 +258,11 @@ class LabelStore:
             LabelError: the sample's image or query is not in the store.
             DataError: its image cannot be read.
         """
-        found = self._found(sample)
-        ranked = self._similarities.get(found["image"], format_query(self.settings.query, sample))
+        segments_row = self._segments_row(sample)
+        ranked = self._similarities.get(segments_row["image"], format_query(self.settings.query, sample))
         if ranked is None:
             raise self._lacks(sample, "question")
-        segments = RankedSegments(tuple(_segments_of(found)), np.asarray(ranked["similarity"]))
+        segments = RankedSegments(tuple(_segments_of(segments_row)), np.asarray(ranked["similarity"]))
         return segments.labels(sample.id, top_k, threshold)
 
     def image(self, sample: Sample) -> StoredImage:
@@ -254,16 +272,16 @@ class LabelStore:
             LabelError: the image is not in the store.
             DataError: it cannot be read.
         """
-        found = self._found(sample)
-        return StoredImage(found["image"], found["height"], found["width"])
+        segments_row = self._segments_row(sample)
+        return StoredImage(segments_row["image"], segments_row["height"], segments_row["width"])
 
-    def _found(self, sample: Sample) -> dict:
+    def _segments_row(self, sample: Sample) -> dict:
         if sample.image not in self._image_of:
             self._image_of[sample.image] = content_hash(sample.image)
-        found = self._segments.get(self._image_of[sample.image])
-        if found is None:
+        segments_row = self._segments.get(self._image_of[sample.image])
+        if segments_row is None:
             raise self._lacks(sample, "image")
-        return found
+        return segments_row
 
     def _lacks(self, sample: Sample, what: str) -> LabelError:
         return LabelError(f"sample {sample.id}: its {what} has no labels in {self._folder}; run `a3tune label` on it")
@@ -273,7 +291,7 @@ class _Task(NamedTuple):
     """What is to be seen in one image."""
 
     source: ImageSource
-    found: dict | None
+    segments_row: dict | None
     """Its row of segments, if the store has it."""
     embedded: bool
     """Whether the store has the vectors of these segments: only the queries are new."""
@@ -281,8 +299,8 @@ class _Task(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    found: dict | None
-    """What a row of segments holds, but for the image's name; None if the store has segments and vectors."""
+    segments_row: dict | None
+    """A row of segments without the image's name; None if the store has segments and vectors."""
     vectors: np.ndarray | None
     """float16 [M, E]: the embedded segments, likewise."""
     texts: Mapping[str, np.ndarray]
@@ -307,16 +325,16 @@ class _Look:
             picture = load_image(task.source)
         except DataError as error:
             return str(error)
-        found = task.found
-        if found is None:
+        segments_row = task.segments_row
+        if segments_row is None:
             segments = self._maker.proposer(picture)
-            found = {
+            segments_row = {
                 "height": picture.height,
                 "width": picture.width,
                 "counts": [segment.mask.counts for segment in segments],
                 "scores": [segment.score for segment in segments],
             }
-        return _Seen(found, self._maker.embed_segments(picture, _segments_of(found)), self._texts(task))
+        return _Seen(segments_row, self._maker.embed_segments(picture, _segments_of(segments_row)), self._texts(task))
 
     def _texts(self, task: _Task) -> dict[str, np.ndarray]:
         return {query: self._embed_query(query) for query in task.queries}
@@ -334,13 +352,13 @@ class _Tables:
         missing = tuple(query for query in queries if (image, query) not in self._similarities)
         if not missing and (image,) in self._segments:
             return None
-        found = self._segments.get(image)
-        return _Task(source, found, found is not None and (image,) in self._embeddings, missing)
+        segments_row = self._segments.get(image)
+        return _Task(source, segments_row, segments_row is not None and (image,) in self._embeddings, missing)
 
     def complete(self, image: str, seen: _Seen) -> None:
         """Add the rows of one image and its queries."""
-        if seen.found is not None and (image,) not in self._segments:
-            self._segments.add({"image": image, **seen.found})
+        if seen.segments_row is not None and (image,) not in self._segments:
+            self._segments.add({"image": image, **seen.segments_row})
             self.proposed += 1
         if seen.vectors is not None and (image,) not in self._embeddings:
             width, content = seen.vectors.shape[1], seen.vectors.tobytes()
@@ -393,18 +411,18 @@ def _sweep(folder: Path) -> None:
 
 def _read_settings(path: Path) -> StoredSettings:
     try:
-        found = StoredSettings(**json.loads(path.read_bytes()))
-        if path.stem != found.name:
+        settings = StoredSettings(**json.loads(path.read_bytes()))
+        if path.stem != settings.name:
             raise ValueError("they are not those of the file's name")
-        return found
+        return settings
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise LabelError(f"{path}: expected the settings of a label run: {error}; delete it and label again") from error
 
 
 def _chosen(folder: Path, name: str | None) -> StoredSettings:
-    stored = {found.name: found for found in stored_settings(folder)}
+    stored = {settings.name: settings for settings in stored_settings(folder)}
     if not stored or name not in (None, *stored):
-        raise LabelError(f"{folder}: expected finished region labels, found none; make them with `a3tune label`")
+        raise none_found(folder)
     if name is None and len(stored) > 1:
         raise LabelError(
             f"{folder}: holds labels of {len(stored)} settings; say which. `a3tune label status` shows them"

@@ -90,7 +90,7 @@ def model_card(
 def with_evaluation(card: str, evaluation: Evaluation) -> str | None:
     """A card with an evaluation among its results, in place of an earlier one of the same data and decoding method.
 
-    None if the two marks are not there, or not once: then the card is not as we wrote it.
+    None unless both marks are there exactly once: else the card is not as we wrote it.
     """
     start, end = RESULTS
     head, _, rest = card.partition(start)
@@ -104,8 +104,8 @@ def with_evaluation(card: str, evaluation: Evaluation) -> str | None:
 
 
 def update_card(adapter: Path, evaluation: Evaluation) -> None:
-    """`with_evaluation` of the card in an adapter's folder. One that is not as we wrote it, or cannot be changed, stays
-    as it is, and a warning says so; where there is none nothing happens."""
+    """`with_evaluation` of the card in an adapter's folder. A card that is not as we wrote it, or cannot be changed,
+    stays as it is, and a warning says so; without a card nothing happens."""
     card = adapter / CARD
     if not card.is_file():
         return
@@ -208,12 +208,12 @@ def _loading(config: RunConfig) -> str:
 
 
 def _quality(labels: LabelQuality) -> str:
-    found = labels.overall
+    scores = labels.overall
     return (
-        f"Of the true regions of {found.count:,} training questions, as far as they are known, "
-        f"{100 * found.recall_at_k:.1f} % are among the best {labels.top_k} labels (intersection over union at least "
-        f"{labels.iou_threshold:g}) and {100 * found.ceiling:.1f} % among all segments; the mean best overlap is "
-        f"{found.mean_best_iou:.2f}."
+        f"Of the true regions of {scores.count:,} training questions, as far as they are known, "
+        f"{100 * scores.recall_at_k:.1f} % are among the best {labels.top_k} labels (intersection over union at least "
+        f"{labels.iou_threshold:g}) and {100 * scores.ceiling:.1f} % among all segments; the mean best overlap is "
+        f"{scores.mean_best_iou:.2f}."
     )
 
 
@@ -238,8 +238,8 @@ def _results(evaluation: Evaluation) -> str:
 
 
 def _scores(evaluation: Evaluation, names: Sequence[str]) -> str:
-    def shown(name: str, found: Estimate) -> str:
-        return f"{number(found.mean, name)} [{number(found.low, name)}, {number(found.high, name)}]"
+    def shown(name: str, estimate: Estimate) -> str:
+        return f"{number(estimate.mean, name)} [{number(estimate.low, name)}, {number(estimate.high, name)}]"
 
     rows = {describe(name).heading: shown(name, evaluation.scores[name]) for name in names}
     return _table(("Metric", "Mean [95 % interval]"), rows)

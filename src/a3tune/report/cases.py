@@ -61,14 +61,14 @@ def select_cases(
     Raises:
         KeyError: no predictions of `method` or `reference`.
     """
-    own = {p.id: p for p in predictions[method] if math.isfinite(p.attention.get("attention_mass", math.nan))}
-    other = {p.id: p for p in predictions[reference]}
-    ids = sorted(own.keys() & other.keys())
-    gain = {i: score(own[i]) - score(other[i]) for i in ids}
+    localised = {p.id: p for p in predictions[method] if math.isfinite(p.attention.get("attention_mass", math.nan))}
+    compared = {p.id: p for p in predictions[reference]}
+    ids = sorted(localised.keys() & compared.keys())
+    gain = {i: score(localised[i]) - score(compared[i]) for i in ids}
     rng = np.random.default_rng(seed)
     strata: dict[str, list[str]] = {}
     for i in ids:
-        strata.setdefault(own[i].meta.get(stratum, ""), []).append(i)
+        strata.setdefault(localised[i].meta.get(stratum, ""), []).append(i)
     choices = [
         Choice(i, f"random, {name}" if name else "random")
         for name, members in sorted(strata.items())

@@ -9,7 +9,7 @@ _FORMULA = ("=", "+", "-", "@")
 
 
 def one_line(text: str) -> str:
-    """Without line ends and what cannot be seen: neither ends a comment, a heading or a row of a table."""
+    """Without line ends and invisible characters: nothing in it ends a comment, a heading or a row of a table."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 

@@ -27,7 +27,7 @@ _OPACITY = 0.88
 _POINTS = 60
 """A curve with more points is shown as means of neighbouring ones."""
 _LARGEST = 640
-"""Longest side of an embedded image, in pixels: a page of X-rays would else weigh tens of megabytes."""
+"""Longest side of an embedded image, in pixels: otherwise a page of X-rays would weigh tens of megabytes."""
 _SHARP = 256
 """Up to this side an image is magnified without blur."""
 _WIDTH = 340
@@ -255,14 +255,14 @@ def _x_axis(root: Element, axis: _Axis, top: float, bottom: float) -> None:
 
 
 def _outline(root: Element, mask: np.ndarray, kind: str) -> None:
-    """Twice: a dark line below a bright one can be seen on black, grey and white."""
+    """Drawn twice: a dark line below a bright one can be seen on black, grey and white."""
     path = outline(mask)
     SubElement(root, "path", {"d": path, "class": "halo"})
     SubElement(root, "path", {"d": path, "class": kind})
 
 
 def _picture(parent: Element, pixels: np.ndarray, width: int, height: int, **attributes: str) -> None:
-    """Laid over `width` x `height` of the drawing; large images are made smaller, small ones keep sharp pixels."""
+    """A picture over `width` x `height` of the drawing; large images are made smaller, small ones keep sharp pixels."""
     image, file = Image.fromarray(pixels), io.BytesIO()
     image.thumbnail((_LARGEST, _LARGEST))
     image.save(file, "PNG", optimize=True)

@@ -52,18 +52,22 @@ def read_run(name: str, title: str, folder: RunFolder, samples: Sequence[Sample]
     return EvaluatedRun(name, title, predictions, read_maps(folder), tuple(read_log(folder.metrics)))
 
 
-def run_results(runs: Sequence[EvaluatedRun], samples: Sequence[Sample], reference: str) -> tuple[RunResult, ...]:
+def run_results(
+    runs: Sequence[EvaluatedRun], samples: Sequence[Sample], reference: str, *, attention_alike: bool = True
+) -> tuple[RunResult, ...]:
     """Scores of every run and its differences to `reference`, one of their names.
 
-    Metrics of the main tables are compared; p-values are adjusted over all comparisons (Holm).
+    Metrics of the main tables are compared, those of attention only where all runs measured it alike; p-values are
+    adjusted over all comparisons (Holm).
     """
     groups = clusters(samples)
     scores_of = {run.name: [scores(prediction) for prediction in run.predictions] for run in runs}
     compared = {
-        (run.name, metric): found
+        (run.name, metric): difference_and_p
         for run in runs
         if run.name != reference
-        for metric, found in _compare(scores_of[run.name], scores_of[reference], groups).items()
+        for metric, difference_and_p in _compare(scores_of[run.name], scores_of[reference], groups).items()
+        if attention_alike or describe(metric).kind != "attention"
     }
     adjusted = holm([p for _, p in compared.values()])
     differences: dict[str, dict[str, Comparison]] = {run.name: {} for run in runs}
@@ -90,7 +94,7 @@ def counts(samples: Sequence[Sample]) -> dict[str, int]:
 def stored_quality(config: RunConfig) -> LabelQuality | None:
     """How good the weak labels of a run are; None where nobody knows, or its store is not there any more."""
     try:
-        settings = fitting_settings(config.label_store, config.labels)
+        settings = fitting_settings(config.label_store, config.labels, by_name=True)
     except LabelError:
         return None
     quality = read_quality(config.label_store, settings.name, config.labels.top_k)

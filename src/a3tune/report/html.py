@@ -61,7 +61,7 @@ def render(data: ReportData) -> str:
     )
     environment.filters["typographic"] = typographic
     results, baseline = data.results, data.question_only
-    table = comparison_table(results, data.reference)
+    table = comparison_table(results, data.reference, attention_alike=data.attention_alike)
     without_image = comparison_table([baseline], baseline.name) if baseline else None
     page = environment.get_template("report.html.j2").render(
         data=data,

@@ -29,13 +29,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def curves_from_log(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
     """The curves of `CURVES` in the lines of `metrics.jsonl`; one that was never logged is missing."""
     logged = [line for line in lines if "step" in line]
-    found: dict[str, Curve] = {}
+    curves: dict[str, Curve] = {}
     for name in CURVES:
         points = [(line["step"], line[name]) for line in logged if line.get(name) is not None]
         if points:
             steps, values = zip(*points, strict=True)
-            found[name] = Curve(np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64))
-    return found
+            curves[name] = Curve(np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64))
+    return curves
 
 
 def heads_from_log(lines: Iterable[Mapping[str, Any]]) -> np.ndarray | None:
@@ -46,9 +46,9 @@ def heads_from_log(lines: Iterable[Mapping[str, Any]]) -> np.ndarray | None:
 
 def experts_from_log(lines: Iterable[Mapping[str, Any]]) -> dict[Literal["query", "key"], ExpertUse]:
     """The experts' use in the last line of `metrics.jsonl` that holds it."""
-    found: dict[Literal["query", "key"], ExpertUse] = {}
+    experts: dict[Literal["query", "key"], ExpertUse] = {}
     for line in lines:
         for kind in ("query", "key"):
             if f"{kind}_use" in line:
-                found[kind] = ExpertUse(tuple(line[f"{kind}_use"]), line[f"{kind}_entropy"])
-    return found
+                experts[kind] = ExpertUse(tuple(line[f"{kind}_use"]), line[f"{kind}_entropy"])
+    return experts

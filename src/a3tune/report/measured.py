@@ -1,14 +1,20 @@
-"""Over which heads and text rows the attention of runs was measured, in words; and that runs differ, if they do."""
+"""How the attention of runs was measured, in words: over which heads and text rows, and on which scale."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from a3tune.config import EvaluationConfig
+from a3tune.metrics.catalogue import SCALED
 
 _ROWS = {
     "answer": "the rows that choose the answer's tokens",
     "prompt": "the prompt's text rows",
     "after_image": "all text rows after the image",
 }
+
+
+def alike(settings: Iterable[EvaluationConfig]) -> bool:
+    """Whether scores of attention can be compared."""
+    return len({_way(chosen) for chosen in settings}) == 1
 
 
 def measured_over(settings: Mapping[str, EvaluationConfig]) -> str:
@@ -23,9 +29,11 @@ def measured_over(settings: Mapping[str, EvaluationConfig]) -> str:
 def _way(settings: EvaluationConfig) -> str:
     heads = settings.heads
     if isinstance(heads, int):
-        share = f"the {heads} heads"
+        share = f"the {heads} heads" if heads > 1 else "the one head"
     elif isinstance(heads, float):
         share = f"the {100 * heads:g} % of all heads"
     else:
         share = f"the {heads} of all heads"
-    return f"{share} that look at the image most, and over {_ROWS[settings.rows or 'answer']}"
+    rows = _ROWS[settings.rows or "answer"]
+    scale = f"{SCALED[settings.normalisation]}, with {settings.tau:g} as Coverage's threshold"
+    return f"{share} that look at the image most, and over {rows}, {scale}"

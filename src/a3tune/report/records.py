@@ -31,7 +31,7 @@ class Comparison:
 
     @property
     def significant(self) -> bool:
-        """The interval of the difference leaves out 0, and so does the test if there is one. NaN is not significant."""
+        """The interval of the difference leaves out 0, and a test, if there is one, agrees. NaN is not significant."""
         apart = self.difference.low > 0 or self.difference.high < 0
         return apart and (self.p is None or self.p < 0.05)
 
@@ -165,6 +165,8 @@ class ReportData:
     cases: Cases | None = None
     synthetic: bool = False
     """The scans are phantoms."""
+    attention_alike: bool = True
+    """Whether the runs' attention was measured alike; else its scores are neither ranked nor tested."""
     notes: tuple[str, ...] = ()
     """Further limits and remarks, one sentence or more each."""
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -98,18 +98,20 @@ def comparison_table(
     title: str = "",
     costs: Mapping[str, Cost] | None = None,
     note: str = "",
+    attention_alike: bool = True,
 ) -> Table:
     """The table of results compared with `reference`, the name of one of them; metrics that none has are left out.
 
     `costs` are those of answering all questions, by name of the result.
     """
-    names = in_order(name for result in results for name, found in result.scores.items() if math.isfinite(found.mean))
+    names = in_order(name for result in results for name, score in result.scores.items() if math.isfinite(score.mean))
     columns = [Column(name, describe(name)) for name in names]
     cells = {
         name: ranked_cells(
             name,
             [result.scores.get(name) for result in results],
             [result.differences.get(name) for result in results],
+            rank=attention_alike or describe(name).kind != "attention",
         )
         for name in names
     }
@@ -134,13 +136,17 @@ def comparison_table(
 
 
 def ranked_cells(
-    name: str, estimates: Sequence[Estimate | None], comparisons: Sequence[Comparison | None] | None = None
+    name: str,
+    estimates: Sequence[Estimate | None],
+    comparisons: Sequence[Comparison | None] | None = None,
+    *,
+    rank: bool = True,
 ) -> list[Cell]:
     """Estimates of one metric as cells, ranked among each other; None and NaN are cells without a number."""
     metric = describe(name)
     texts = ["" if estimate is None else metric.text(estimate.mean) for estimate in estimates]
     distinct = sorted({float(text) for text in texts if text}, reverse=not metric.lower_is_better)
-    ranked = len(distinct) > 1 and metric.kind != "unknown"
+    ranked = rank and len(distinct) > 1 and metric.kind != "unknown"
     ranks = dict(zip(distinct, (1, 2), strict=False)) if ranked else {}
     changes = [_change(metric, comparison) for comparison in comparisons or [None] * len(estimates)]
     return [
@@ -154,11 +160,11 @@ def ranked_cells(
 def _change(metric: Metric, comparison: Comparison | None) -> Change | None:
     if comparison is None or not math.isfinite(comparison.difference.mean):
         return None
-    found = comparison.difference
-    higher = found.mean > 0
+    difference = comparison.difference
+    higher = difference.mean > 0
     direction = ("higher" if higher else "lower") if comparison.significant else "same"
     good = direction != "same" and higher != metric.lower_is_better
-    return Change(comparison, metric.text(found.mean, signed=True), _interval(metric, found), direction, good)
+    return Change(comparison, metric.text(difference.mean, signed=True), _interval(metric, difference), direction, good)
 
 
 def _interval(metric: Metric, estimate: Estimate) -> str:
@@ -167,7 +173,7 @@ def _interval(metric: Metric, estimate: Estimate) -> str:
 
 
 def _relative(cost: Cost, reference: Cost) -> tuple[str, str]:
-    def over(own: float, other: float) -> str:
-        return f"{own / other:.2f}x" if other else ""
+    def over(cost: float, reference: float) -> str:
+        return f"{cost / reference:.2f}x" if reference else ""
 
     return over(cost.passes, reference.passes), over(cost.answer_seconds, reference.answer_seconds)

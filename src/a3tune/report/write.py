@@ -13,7 +13,7 @@ from a3tune.evaluation.results import classes
 from a3tune.machine.files import write_atomic
 from a3tune.report.formats import written
 from a3tune.report.gather import EvaluatedRun, counts, question_only, read_run, run_results, stored_quality
-from a3tune.report.measured import measured_over
+from a3tune.report.measured import alike, measured_over
 from a3tune.report.records import Cases, ReportData
 from a3tune.report.table import comparison_table
 from a3tune.run.folder import RunFolder, read_json, read_settings
@@ -22,7 +22,7 @@ from a3tune.types import Sample
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a report says beside what its runs left."""
+    """What a report says besides what its runs left."""
 
     title: str
     command: str
@@ -46,13 +46,13 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
     reference, shown = page.reference or next(iter(folders)), page.shown or list(folders)[-1]
     configs = {name: _evaluation(folder) for name, folder in folders.items()}
     config = configs[shown]
-    from a3tune.report.html import render  # draws with matplotlib: nobody waits for it to be told of a mistake
+    from a3tune.report.html import render  # imports matplotlib, which is slow: after the checks
 
     samples = read_split(config.data, "test")
     evaluated = [read_run(name, page.titles.get(name, name), folder, samples) for name, folder in folders.items()]
     data = ReportData(
         title=page.title,
-        results=run_results(evaluated, samples, reference),
+        results=run_results(evaluated, samples, reference, attention_alike=_alike(configs)),
         reference=reference,
         counts=counts(samples),
         seeds=1,
@@ -65,6 +65,7 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
         labels=stored_quality(config),
         cases=_cases(config, evaluated, samples, shown, reference) if shown != reference else None,
         synthetic=page.synthetic,
+        attention_alike=_alike(configs),
         notes=(_measured(configs, page.titles),),
         environment=_environment(folders[shown]),
     )
@@ -89,11 +90,11 @@ def compare(runs: Sequence[Path], forms: Sequence[str], by: str | None = None) -
     if not indices_of:
         known = sorted({name for sample in samples for name in sample.meta})
         raise DataError(f"meta.{by}: expected a field of the questions, they have {', '.join(known) or 'none'}")
-    tables = []
+    tables, same, note = [], _alike(configs), _measured(configs, {})
     for value, indices in indices_of.items():
         part = [replace(run, predictions=tuple(run.predictions[index] for index in indices)) for run in evaluated]
-        results = run_results(part, [samples[index] for index in indices], reference)
-        tables.append(comparison_table(results, reference, title=value, costs=costs, note=_measured(configs, {})))
+        results = run_results(part, [samples[index] for index in indices], reference, attention_alike=same)
+        tables.append(comparison_table(results, reference, title=value, costs=costs, note=note, attention_alike=same))
     return [written(tables, form) for form in forms]
 
 
@@ -109,6 +110,10 @@ def _evaluation(folder: RunFolder) -> RunConfig:
     if not path.is_file():
         raise RunError(f"{folder.path}: holds no {path.name}: it was not evaluated; use `a3tune eval` first")
     return read_settings(path)
+
+
+def _alike(configs: Mapping[str, RunConfig]) -> bool:
+    return alike(config.active_evaluation for config in configs.values())
 
 
 def _measured(configs: Mapping[str, RunConfig], titles: Mapping[str, str]) -> str:

@@ -132,7 +132,7 @@ def region_source(config: RunConfig) -> RegionSource:
         return truth_labels
     if labels.source == "none":
         return lambda sample, height, width: None
-    store = LabelStore(config.label_store, fitting_settings(config.label_store, labels).name)
+    store = LabelStore(config.label_store, fitting_settings(config.label_store, labels, by_name=True).name)
     return lambda sample, height, width: store.labels(sample, labels.top_k, labels.threshold)
 
 

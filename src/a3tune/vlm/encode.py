@@ -61,7 +61,7 @@ def encode(
     per_sample = [[entry] if isinstance(entry, Image) else list(entry) for entry in images]
     targets = [None] * len(prompts) if answers is None else answers
     samples = zip(per_sample, prompts, targets, strict=True)
-    return pad(vlm, [prepare(vlm, own, prompt, answer) for own, prompt, answer in samples], padding_side)
+    return pad(vlm, [prepare(vlm, images, prompt, answer) for images, prompt, answer in samples], padding_side)
 
 
 def prepare(vlm: Vlm, images: Sequence[Image], prompt: str, answer: str | None = None) -> Example:
@@ -119,7 +119,7 @@ def pad(vlm: Vlm, examples: Sequence[Example], padding_side: PaddingSide) -> Bat
     image_mask = real & (input_ids == vlm.model.config.image_token_id)
     is_control = torch.isin(input_ids, torch.tensor(vlm.control_ids))
     placed_mask = image_mask.clone()
-    placed_mask[image_mask] = torch.from_numpy(np.concatenate([~np.isnan(own.boxes[:, 0]) for own in examples]))
+    placed_mask[image_mask] = torch.from_numpy(np.concatenate([~np.isnan(example.boxes[:, 0]) for example in examples]))
     batch = {
         "input_ids": input_ids,
         "attention_mask": real.long(),

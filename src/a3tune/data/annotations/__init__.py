@@ -25,13 +25,13 @@ _LISTED = 10
 
 
 def attach_regions(samples: Sequence[Sample], source: Path, *, progress: Progress | None = None) -> list[Sample]:
-    """Give samples the regions that `source` has of their images; in order, the others as they were.
+    """Give samples the regions that `source` has of their images; the order stays, and so do all other samples.
 
     A sample gets the regions whose name its prompt names (`mention.py`) and those without a name, in place of what it
     had. `source` is one of
 
         masks.json        COCO (codes, polygons, boxes), or Label Studio's JSON export (brush, rectangles, polygons);
-                          images are found by file name, with as many folders as it gives
+                          images are matched by file name, with as many folders as it gives
         folder/           PNG masks with the names of the images; `labels.json` {"1": "liver"} names the values
         labels.nii.gz     label volume on the grid of the one volume whose slices the samples show; `labels.json` beside
         folder/           label volumes with the names of the image volumes; `labels.json` names the values
@@ -44,30 +44,30 @@ def attach_regions(samples: Sequence[Sample], source: Path, *, progress: Progres
     """
     images = sorted({sample.image for sample in samples if isinstance(sample.image, Path)})
     if _is_volume(source) or (source.is_dir() and any(_is_volume(file) for file in source.iterdir())):
-        found = _from_volumes(source, images, progress)
+        regions_of = _from_volumes(source, images, progress)
     elif source.is_dir():
-        found = _from_pictures(source, images, progress)
+        regions_of = _from_pictures(source, images, progress)
     else:
-        found = _from_annotations(source, images, progress)
-    attached = [_with_regions(sample, found) for sample in samples]
+        regions_of = _from_annotations(source, images, progress)
+    attached = [_with_regions(sample, regions_of) for sample in samples]
     if all(new is old for new, old in zip(attached, samples, strict=True)):
-        names = sorted({region.name for regions in found.values() for region in regions})
+        names = sorted({region.name for regions in regions_of.values() for region in regions})
         raise DataError(
-            f"{source}: no sample gets a region from it; it has masks of {len(found)} images of these samples, "
+            f"{source}: no sample gets a region from it; it has masks of {len(regions_of)} images of these samples, "
             f"and no prompt names any of {', '.join(names[:_LISTED]) or 'no regions'}"
         )
     return attached
 
 
-def _with_regions(sample: Sample, found: dict[Path, tuple[Region, ...]]) -> Sample:
-    regions = found.get(sample.image, ()) if isinstance(sample.image, Path) else ()
+def _with_regions(sample: Sample, regions_of: dict[Path, tuple[Region, ...]]) -> Sample:
+    regions = regions_of.get(sample.image, ()) if isinstance(sample.image, Path) else ()
     named = set(mentioned(sample.prompt, {region.name for region in regions}))
     chosen = tuple(region for region in regions if not region.name or region.name in named)
     return replace(sample, regions=chosen) if chosen else sample
 
 
 def _from_annotations(source: Path, images: list[Path], progress: Progress | None) -> dict[Path, tuple[Region, ...]]:
-    found: dict[Path, tuple[Region, ...]] = {}
+    regions_of: dict[Path, tuple[Region, ...]] = {}
     missing: list[str] = []
     annotated = _read_annotations(source)
     for number, item in enumerate(annotated, start=1):
@@ -76,11 +76,11 @@ def _from_annotations(source: Path, images: list[Path], progress: Progress | Non
             missing.append(item.image)
         for image in fitting:
             _check_size(source, image, item.size)
-            found[image] = found.get(image, ()) + item.regions
+            regions_of[image] = regions_of.get(image, ()) + item.regions
         if progress:
             progress(number, len(annotated))
     _refuse_missing(source, missing)
-    return found
+    return regions_of
 
 
 def _read_annotations(source: Path) -> list[Annotated]:
@@ -105,7 +105,7 @@ def _from_pictures(source: Path, images: list[Path], progress: Progress | None) 
     masks = sorted(file for file in source.iterdir() if file.suffix.lower() == ".png")
     if not masks:
         raise DataError(f"{source}: expected PNG masks or NIfTI label volumes in this folder, found none")
-    found: dict[Path, tuple[Region, ...]] = {}
+    regions_of: dict[Path, tuple[Region, ...]] = {}
     missing: list[str] = []
     folders = {image.parent for image in images}
     for number, mask in enumerate(masks, start=1):
@@ -117,16 +117,16 @@ def _from_pictures(source: Path, images: list[Path], progress: Progress | None) 
         for image in fitting:
             values = mask_values(mask)
             _check_size(mask, image, values.shape)
-            found[image] = value_regions(mask, values, names, names_file)
+            regions_of[image] = value_regions(mask, values, names, names_file)
         if progress:
             progress(number, len(masks))
     _refuse_missing(source, missing)
-    return found
+    return regions_of
 
 
 def _from_volumes(source: Path, images: list[Path], progress: Progress | None) -> dict[Path, tuple[Region, ...]]:
     slices = [(image, *split_fragment(image)) for image in images if _is_volume(split_fragment(image)[0])]
-    found: dict[Path, tuple[Region, ...]] = {}
+    regions_of: dict[Path, tuple[Region, ...]] = {}
     checked: set[Path] = set()
     for number, (image, volume, fragment) in enumerate(slices, start=1):
         labels = source / volume.name if source.is_dir() else source
@@ -137,12 +137,12 @@ def _from_volumes(source: Path, images: list[Path], progress: Progress | None) -
             checked.add(volume)
         names_file = source / "labels.json" if source.is_dir() else source.with_name(_bare(source) + ".json")
         values = slice_values(labels, fragment)
-        found[image] = value_regions(labels, values, read_names(names_file), names_file)
+        regions_of[image] = value_regions(labels, values, read_names(names_file), names_file)
         if progress:
             progress(number, len(slices))
-    if not found:
+    if not regions_of:
         raise DataError(f"{source}: no sample shows a slice ('ct.nii.gz#axial=12') of a volume that it has labels of")
-    return found
+    return regions_of
 
 
 def _check_grid(labels: Path, volume: Path) -> None:

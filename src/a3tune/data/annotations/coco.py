@@ -31,8 +31,8 @@ def read_coco(where: str, data: dict[str, Any]) -> list[Annotated]:
             )
         regions.setdefault(key, []).append(_region(here, item, sizes[key], names[category]))
     return [
-        Annotated(str(_field(f"{where}: image {key}", images[key], "file_name")), sizes[key], tuple(found))
-        for key, found in regions.items()
+        Annotated(str(_field(f"{where}: image {key}", images[key], "file_name")), sizes[key], tuple(of_image))
+        for key, of_image in regions.items()
     ]
 
 

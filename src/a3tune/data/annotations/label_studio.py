@@ -22,8 +22,8 @@ def read_label_studio(where: str, tasks: list[Any]) -> list[Annotated]:
     Raises:
         DataError: a task is damaged, or holds a shape of another kind.
     """
-    found = [_task(f"{where}: [{number}]", task) for number, task in enumerate(tasks)]
-    return [item for item in found if item is not None]
+    annotated = [_task(f"{where}: [{number}]", task) for number, task in enumerate(tasks)]
+    return [item for item in annotated if item is not None]
 
 
 def decode_brush(codes: list[int], height: int, width: int) -> np.ndarray:

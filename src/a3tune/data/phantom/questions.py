@@ -53,10 +53,10 @@ def ask(scan: Scan, kind: str, rng: np.random.Generator) -> Question | None:
     if kind in GENERIC_TYPES:
         answer = {"modality": scan.modality, "body": scan.body, "plane": scan.plane}[kind]
         return Question(kind, _pick(TEMPLATES[kind], rng), answer, "open", "", None)
-    found = _LOCALISED[kind](scan, rng)
-    if found is None:
+    drawn = _LOCALISED[kind](scan, rng)
+    if drawn is None:
         return None
-    answer, organ, lesion_kind, region = found
+    answer, organ, lesion_kind, region = drawn
     prompt = fill(_pick(TEMPLATES[kind], rng), organ, lesion_kind)
     answer_type: AnswerType = "closed" if kind in CLOSED_TYPES else "open"
     return Question(kind, prompt, answer, answer_type, organ, region)
@@ -113,8 +113,8 @@ def _presence_of_kind(scan: Scan, rng: np.random.Generator) -> _Found | None:
         kinds = {lesion.kind for lesion in _in(scan, organ)}
         return kind in kinds if answer == "yes" else kind not in kinds and bool(kinds) == other
 
-    found = _about_organ(scan, rng, answer, fits)
-    return found and (found[0], found[1], kind, found[3])
+    drawn = _about_organ(scan, rng, answer, fits)
+    return drawn and (drawn[0], drawn[1], kind, drawn[3])
 
 
 def _kind(scan: Scan, rng: np.random.Generator) -> _Found | None:

@@ -139,8 +139,8 @@ def detect(folder: Path) -> str:
         )
     names = [name for name, data_set in DATA_SETS.items() if data_set.recognises(folder)]
     if len(names) != 1:
-        found = f"fits {' and '.join(names)}: name one" if names else "fits none; docs/data.md has their layouts"
-        raise DataError(f"{folder}: expected the layout of one of {', '.join(DATA_SETS)}, it {found}")
+        fits = f"fits {' and '.join(names)}: name one" if names else "fits none; docs/data.md has their layouts"
+        raise DataError(f"{folder}: expected the layout of one of {', '.join(DATA_SETS)}, it {fits}")
     return names[0]
 
 

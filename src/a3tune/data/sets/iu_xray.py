@@ -1,4 +1,4 @@
-"""IU X-Ray reports (Demner-Fushman et al. 2016), in the layout of R2Gen, which the paper's counts are of.
+"""IU X-Ray reports (Demner-Fushman et al. 2016), in the layout of R2Gen, whose counts the paper gives.
 
     annotation.json                    {"train": [{"id", "report", "image_path": [...]}, ...], "val": ..., "test": ...}
     images/CXR2384_IM-0942/0.png       the frontal view; 1.png is the lateral one

@@ -18,7 +18,7 @@ from a3tune.types import Sample
 QUESTIONS = Path("QA_information") / "Open-access"
 TEST_SHARE = 0.3
 _META = {"modality": ("modality_type", "modality"), "question_type": ("question_type",), "dataset": ("dataset",)}
-"""Field of `meta` -> the published field, which one file calls differently."""
+"""Field of `meta` -> the published field; one file names it differently."""
 
 
 def recognises(folder: Path) -> bool:

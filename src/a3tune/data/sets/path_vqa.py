@@ -39,7 +39,7 @@ def read(reading: Reading, variant: str) -> Splits:
 
 
 def _read_parquet(reading: Reading, splits: Splits) -> None:
-    same: dict[bytes, bytes] = {}  # many questions share an image, whose bytes then are in memory once
+    same: dict[bytes, bytes] = {}  # many questions share an image: its bytes are held once
     files = {split: _parquet(reading.folder, split) for split in _SPLITS}
     for split, paths in files.items():
         if not paths:
@@ -85,7 +85,7 @@ def _file_name(folder: Path, name: str) -> str:
     """A row's image with the ending that rows leave out."""
     if name.endswith(_SUFFIXES):
         return name
-    with suppress(DataError):  # a name that leads out of the folder is noted by who asks for the image
+    with suppress(DataError):  # `Reading.image` notes a name that leads out of the folder
         return next((name + end for end in _SUFFIXES if inside(folder, name + end).is_file()), name + _SUFFIXES[0])
     return name
 

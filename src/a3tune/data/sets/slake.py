@@ -38,7 +38,7 @@ _ASKS_LESION = re.compile(r"\b(abnormalit(y|ies)|lesions?|diseases?|tumou?rs?)\b
 _MASK_LINE = re.compile(r"^\W*(\d+)\W+(\D.*?)\W*$|^\W*(\D.*?)\W+(\d+)\W*$")
 
 _LONGEST_LINE = 200
-"""Longer ones are no names, and take the pattern a time that grows with the square of their length."""
+"""Longer texts are no names, and the pattern would need time that grows with the square of their length."""
 
 
 def recognises(folder: Path) -> bool:

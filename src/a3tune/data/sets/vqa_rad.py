@@ -1,4 +1,4 @@
-"""VQA-RAD (Lau et al. 2018, CC0), in the two layouts that go round.
+"""VQA-RAD (Lau et al. 2018, CC0), in the two layouts that are in use.
 
     VQA_RAD Dataset Public.json, "VQA_RAD Image Folder/"    as published on OSF: 2,248 rows
     trainset.json, testset.json, images/                    as most code uses it: 3,064 and 451 rows

@@ -16,7 +16,7 @@ from a3tune.machine.registry import Registry
 from a3tune.models import read_config
 from a3tune.types import Segment
 
-__all__ = ["PROPOSERS", "Filters", "Proposer", "check_proposer", "make_proposer"]
+__all__ = ["PROPOSERS", "Filters", "Proposer", "check_proposer", "default_settings", "make_proposer"]
 
 
 class Proposer(Protocol):
@@ -57,6 +57,13 @@ def check_proposer(name: str, weights: Path | None = None) -> None:
         raise ConfigError(f"proposer: expected one of {', '.join(PROPOSERS)}, got {name!r}")
     if weights is not None and not weights.exists():
         read_config(weights)
+
+
+def default_settings(name: str) -> dict[str, Any]:
+    """A proposer's own numbers where nobody gives others; empty for a name that is not known here."""
+    if name not in PROPOSERS:
+        return {}
+    return {field.name: field.default for field in fields(PROPOSERS[name]) if isinstance(field.default, int | float)}
 
 
 def make_proposer(

@@ -38,7 +38,7 @@ class Filters:
     max_overlap: float = 0.8
     """Of two segments with a larger IoU the one with the lower score goes, 0 to 1."""
     max_segments: int = 64
-    """At most so many, best scores first, 1 to 1000; the published code has no such limit."""
+    """Most segments of an image, best scores first, 1 to 1000; the published code has no such limit."""
 
     def __post_init__(self):
         for field in fields(self):

@@ -63,10 +63,15 @@ class SamNetwork:
         """Keywords for `masks` from the pixels [1, 3, side, side] of a canvas."""
         half = torch.bfloat16 if self._device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
         with torch.autocast(self._device.type, dtype=half, enabled=self._device.type != "cpu"):
-            found = self._model.get_image_embeddings(pixels.to(self._device))
-        if isinstance(found, tuple):  # SAM-HQ also hands over the features of its first layers
-            return {"image_embeddings": found[0].float(), "intermediate_embeddings": [map.float() for map in found[1]]}
-        return {"image_embeddings": [map.float() for map in found] if isinstance(found, list) else found.float()}
+            features = self._model.get_image_embeddings(pixels.to(self._device))
+        if isinstance(features, tuple):  # SAM-HQ also hands over the features of its first layers
+            return {
+                "image_embeddings": features[0].float(),
+                "intermediate_embeddings": [map.float() for map in features[1]],
+            }
+        return {
+            "image_embeddings": [map.float() for map in features] if isinstance(features, list) else features.float()
+        }
 
     @torch.inference_mode()
     def masks(self, encoded: Mapping[str, Any], *, several: bool, **prompts: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -75,8 +80,8 @@ class SamNetwork:
         Prompts are `input_points` [1, P, 1, 2] or `input_boxes` [1, P, 4] in pixels of the canvas.
         """
         prompts = {name: prompt.to(self._device) for name, prompt in prompts.items()}
-        found = self._model(**encoded, **prompts, multimask_output=several)
-        return found.pred_masks[0].cpu(), found.iou_scores[0].cpu()
+        outputs = self._model(**encoded, **prompts, multimask_output=several)
+        return outputs.pred_masks[0].cpu(), outputs.iou_scores[0].cpu()
 
 
 def check_kind(folder: Path, kinds: Collection[str] = _FAMILIES.keys()) -> str:
@@ -96,7 +101,7 @@ class Sam(Filters):
     """A SAM, SAM-HQ or SAM 2 in a local folder, asked what lies at each point of a grid.
 
     Each point gives three masks (part, object, whole); all that pass the filters stay candidates. Filters and the
-    suppression of duplicates run on the decoder's coarse grid, only what is kept is enlarged. The thresholds are those
+    suppression of duplicates run on the decoder's coarse grid; only what is kept is enlarged. The thresholds are those
     of A3Tune's published code, which asks at 8 x 8 points and again in four crops; SAM's own grid of 32 x 32 finds the
     same small things while the encoder runs once.
 

@@ -142,12 +142,12 @@ def _load(folder: Path, image_size: int) -> _TwoTowers:
     weights = _renamed(_read(folder))
     try:
         model = _TwoTowers(weights, image_size)
-        found = model.load_state_dict(weights, strict=False)
+        keys = model.load_state_dict(weights, strict=False)
     except KeyError as error:
         raise ModelError(f"{folder}: weight {error} is missing; get the complete, original checkpoint") from error
     except (RuntimeError, ValueError) as error:  # shapes that do not fit
         raise ModelError(f"{folder}: expected the weights of BiomedCLIP: {error}") from error
-    check_complete(folder, found.missing_keys, found.unexpected_keys)
+    check_complete(folder, keys.missing_keys, keys.unexpected_keys)
     return model.eval().requires_grad_(False)
 
 

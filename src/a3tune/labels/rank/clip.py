@@ -25,7 +25,7 @@ class _Family(NamedTuple):
     model: Any
     images: Any
     padded: bool
-    """Texts fill the whole context and no mask hides the padding: SigLIP was only trained so."""
+    """Texts fill the whole context and no mask hides the padding: SigLIP was trained only in this way."""
 
 
 _PARTS = (

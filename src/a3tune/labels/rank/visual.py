@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 LONGEST_SIDE = 512
-"""Pixels of a visual prompt's longer side at most: rankers look at 224 to 448 pixels, scans can have thousands."""
+"""Most pixels of a visual prompt's longer side: rankers look at 224 to 448 pixels, scans can have thousands."""
 _CONTEXT = 0.5
 """Margin of `expand` on each side, as a share of the segment's box."""
 _DIMMED = 0.35

@@ -19,10 +19,10 @@ def as_csv(tables: Sequence[Table]) -> str:
         columns = (*table.main, *table.further)
         for row, column in ((row, column) for row in table.rows for column in columns):
             cell = row.cells[column.name]
-            found, change = cell.estimate, cell.change
+            estimate, change = cell.estimate, cell.change
             writer.writerow(
                 [spreadsheet(table.title), spreadsheet(row.title), spreadsheet(column.name)]
-                + [found.mean, found.low, found.high, found.count]
+                + [estimate.mean, estimate.low, estimate.high, estimate.count]
                 + (["", ""] if change is None else [change.comparison.difference.mean, change.comparison.p])
                 + (["", ""] if row.cost is None else [row.cost.passes, row.cost.answer_seconds])
             )

@@ -40,7 +40,7 @@ def _boxes(config: Any, images: Any, height: int, width: int, most_tiles: int | 
     if most_tiles:
         ratio = math.sqrt(len(y_cells) * len(x_cells) / (most_tiles * side**2))
         if ratio > 1.1:
-            y_cells, x_cells = (_merged(own, int(len(own) // ratio)) for own in (y_cells, x_cells))
+            y_cells, x_cells = (_merged(spans, int(len(spans) // ratio)) for spans in (y_cells, x_cells))
     tiled = grid(y_cells, x_cells).reshape(len(y_cells), len(x_cells), 4)
     row_ends = np.full((len(y_cells), 1, 4), np.nan)
     return np.concatenate([base, np.concatenate([tiled, row_ends], axis=1).reshape(-1, 4)])
@@ -79,10 +79,10 @@ def _unpadded(canvas: tuple[int, int], tile: int, patch: int, height: int, width
     return patches(rows, y_cut, canvas[0], y_new, height), patches(columns, x_cut, canvas[1], x_new, width)
 
 
-def _merged(own: np.ndarray, count: int) -> np.ndarray:
+def _merged(spans: np.ndarray, count: int) -> np.ndarray:
     """The cells when they are shrunk to `count`: each new one is an equal share of the row of old ones."""
-    first = np.arange(count) * len(own) / count
-    low, high = np.floor(first).astype(int), np.ceil(first + len(own) / count - 1e-9).astype(int) - 1
-    size = own[:, 1] - own[:, 0]
-    end = first + len(own) / count
-    return np.stack([own[low, 0] + (first - low) * size[low], own[high, 0] + (end - high) * size[high]], axis=1)
+    first = np.arange(count) * len(spans) / count
+    low, high = np.floor(first).astype(int), np.ceil(first + len(spans) / count - 1e-9).astype(int) - 1
+    size = spans[:, 1] - spans[:, 0]
+    end = first + len(spans) / count
+    return np.stack([spans[low, 0] + (first - low) * size[low], spans[high, 0] + (end - high) * size[high]], axis=1)
