@@ -1,5 +1,7 @@
+import csv
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from a3tune.cli import app
-from a3tune.config import load_config
+from a3tune.config import dump_config, load_config
 from a3tune.data.phantom import write_phantom
 from a3tune.decoding import DECODERS
 
@@ -419,3 +421,68 @@ def test_runs_that_measured_attention_in_different_ways_say_so(run: Run, trained
     assert "measured in different ways" in Path("both.html").read_text()
     card = (trained / "adapter" / "README.md").read_text()
     assert "Attention is averaged over" in card
+
+
+@pytest.mark.parametrize("how", ["link", "here", "checkpoint"])
+def test_an_adapter_brings_its_settings_however_it_is_reached(
+    run: Run, trained: Path, how: str, tmp_path: Path, monkeypatch
+):
+    adapter = trained / "adapter"
+    if how == "link":
+        (tmp_path / "link").symlink_to(adapter)
+        adapter = tmp_path / "link"
+    elif how == "here":
+        monkeypatch.chdir(adapter)
+        adapter = Path()
+    else:
+        adapter = trained / "checkpoints" / "checkpoint-1"
+    result = run("ask", "Where?", "--image", "x.png", "--adapter", adapter, "--out", tmp_path / "heat.png", "--dry-run")
+    assert "heads: 0.5" in result.output
+
+
+def test_an_adapter_without_its_run_says_that_defaults_hold(run: Run, trained: Path, tmp_path: Path):
+    shutil.copytree(trained / "adapter", tmp_path / "copied" / "adapter")
+    result = run("ask", "Where?", "--image", "x.png", "--adapter", tmp_path / "copied" / "adapter", "--dry-run")
+    assert "has no config.yaml of its run beside it" in result.stderr
+
+
+def test_settings_beside_an_adapter_start_no_program(run: Run, trained: Path, tmp_path: Path):
+    shutil.copytree(trained / "adapter", tmp_path / "strange" / "adapter")
+    settings = load_config(trained / "config.yaml", [f"evaluation.weights.radgraph={tmp_path}"])
+    (tmp_path / "strange" / "config.yaml").write_text(dump_config(settings))
+    arguments = ("ask", "Where?", "--image", "x.png", "--adapter", tmp_path / "strange" / "adapter", "--dry-run")
+    result = run(*arguments)
+    assert "evaluation.weights is left out" in result.stderr and "radgraph" not in result.stdout
+    assert "radgraph" in run(*arguments, f"evaluation.weights.radgraph={tmp_path}").stdout
+
+
+def test_a_base_beside_an_adapter_is_measured_as_the_adapter_is(run: Run, trained: Path, data, vlm_folder: Path):
+    models = ("--adapter", "none", "--adapter", trained / "adapter", f"model.path={vlm_folder}")
+    result = run("eval", data["test"], *models, "--out", "both", "evaluation.max_new_tokens=2")
+    assert result.exit_code == 0, result.output
+    assert "Attention is averaged over the 50 % of all heads" in result.stdout
+
+
+def test_what_was_measured_differently_is_neither_ranked_nor_tested(run: Run, trained: Path, data):
+    settings = ("evaluation.tau=0.6", "evaluation.normalisation=sum")
+    assert run("eval", data["test"], "--adapter", trained / "adapter", "--out", "tau", *settings).exit_code == 0
+    table = run("compare", trained, "tau", "--out", "table.csv").stdout
+    assert "measured in different ways" in table and "0.6 as Coverage's threshold" in table
+    rows = list(csv.DictReader(Path("table.csv").read_text().splitlines()))
+    assert not any(row["p"] for row in rows if row["metric"] in ("coverage", "intensity", "attention_mass"))
+
+
+def test_a_second_setting_of_the_store_does_not_stop_a_run(run: Run, data, vlm_folder: Path, ranker_folder: Path):
+    shared = (f"data.train={data['train']}", "labels.store=labels", f"model.path={vlm_folder}", "training.max_steps=1")
+    shared += ("adapter.rank=2", "adapter.expert_rank=2", "training.batch_size=2", "output=mine")
+    assert run("label", data["train"], "--out", "labels", f"labels.ranker={ranker_folder}").exit_code == 0
+    assert run("train", *shared).exit_code == 0
+    shutil.rmtree("mine/adapter")
+    assert run("label", data["train"], "--out", "labels", "labels.visual_prompt=crop").exit_code == 0
+    assert run("train", *shared).exit_code == 0
+    assert run("train", *shared).exit_code == 0
+
+
+def test_labels_do_not_go_into_a_run(run: Run, trained: Path, data):
+    result = run("label", data["train"], "--out", trained)
+    assert result.exit_code == 2 and "is the folder of a run" in result.stderr

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from a3tune.data.images import load_image
 from a3tune.errors import LabelError
 from a3tune.labels.fitting import adopt, fitting_settings
 from a3tune.labels.make import make_maker
+from a3tune.labels.propose import default_settings
 from a3tune.labels.store import LabelStore, label_images
 from a3tune.models import shipped
 from test_store import make_samples
@@ -44,7 +46,7 @@ def test_a_contradiction_is_named(store: Path):
         adopt(store, DIM, {"visual_prompt"})
     with pytest.raises(LabelError, match=r"labels.proposal min_area is 0.5, theirs were made with 0.01"):
         adopt(store, replace(DIM, proposal={"min_area": 0.5}), {"proposal"})
-    with pytest.raises(LabelError, match=r"labels.proposal min_area is left out, theirs were made with 0.01"):
+    with pytest.raises(LabelError, match=r"labels.proposal min_area is 0.001, theirs were made with 0.01"):
         fitting_settings(store, replace(CROP, proposal={}))
     with pytest.raises(LabelError, match=r"labels.query is \{organ\}"):
         adopt(store, replace(DIM, query="{organ}"), {"query"})
@@ -89,4 +91,37 @@ def test_in_memory_and_in_the_store_are_the_same_labels(store: Path):
 
 def test_no_labels_say_how_to_make_them(tmp_path: Path):
     with pytest.raises(LabelError, match="found none; make them with `a3tune label`"):
+        fitting_settings(tmp_path, DIM)
+
+
+def test_a_default_that_is_written_out_is_no_other_setting(tmp_path: Path):
+    store = _labelled(tmp_path, DIM)
+    before = {path.name: path.read_bytes() for path in (store / "settings").iterdir()}
+    written = replace(DIM, proposal={"min_area": default_settings("superpixels")["min_area"]})
+    assert _labelled(tmp_path, written) == store
+    assert {path.name: path.read_bytes() for path in (store / "settings").iterdir()} == before
+    assert fitting_settings(store, written).name == fitting_settings(store, DIM).name
+
+
+def test_what_was_adopted_goes_by_the_name_of_its_model(tmp_path: Path):
+    ranker = tmp_path / "ranker"
+    shutil.copytree(shipped("ranker"), ranker)
+    own = replace(DIM, ranker=str(ranker))
+    store = _labelled(tmp_path, own)
+    (ranker / "notes.json").write_text("{}")
+    with pytest.raises(LabelError, match="is not the model"):
+        fitting_settings(store, own)
+    assert fitting_settings(store, adopt(store, DIM, ()), by_name=True)
+
+
+def test_labels_made_in_python_can_be_adopted(tmp_path: Path):
+    label_images(make_samples(tmp_path, 1), make_maker(CROP, "cpu"), tmp_path / "labels")
+    adopted = adopt(tmp_path / "labels", DIM, ())
+    assert (adopted.visual_prompt, adopted.proposal) == ("crop", {"min_area": 0.01})
+    assert fitting_settings(tmp_path / "labels", adopted)
+
+
+def test_a_store_of_an_earlier_version_says_how_to_go_on(tmp_path: Path):
+    (tmp_path / "current.json").write_text("{}")
+    with pytest.raises(LabelError, match="of an earlier version of a3tune; run `a3tune label` on it once"):
         fitting_settings(tmp_path, DIM)

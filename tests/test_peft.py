@@ -721,3 +721,18 @@ def test_a_prompt_in_parts_is_refused():
         text = {name: value for name, value in inputs.items() if name != "pixel_values"}
         model.generate(**text, **{CACHE: cache}, max_new_tokens=2)
     assert torch.equal(model.generate(**inputs, max_new_tokens=2), whole)
+
+
+def test_a_load_that_fails_leaves_the_model_as_it_was(tmp_path: Path):
+    adapted().save_pretrained(tmp_path)
+    good = tensors_of(tmp_path)
+    key = next(key for key in good if key.endswith("router.2.weight"))
+    save_file(good | {key: torch.cat([good[key]] * 2)}, tmp_path / "adapter_model.safetensors")
+    model, inputs = base(), batch()
+    expected = model(**inputs).logits
+    with pytest.raises(AdapterError, match="expected a whole adapter"):
+        load_adapter(model, tmp_path)
+    assert torch.equal(model(**inputs).logits, expected)
+    assert not any("lora" in name for name, _ in model.named_modules())
+    save_file(good, tmp_path / "adapter_model.safetensors")
+    assert torch.equal(load_adapter(model, tmp_path)(**inputs).logits, adapted()(**inputs).logits)

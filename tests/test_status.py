@@ -54,7 +54,7 @@ def test_damaged_shards_are_listed_and_not_counted(tmp_path):
 
 def test_folders_that_are_no_store(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(LabelError, match="expected region labels, found none"):
+        with pytest.raises(LabelError, match="expected finished region labels, found none"):
             store_status(folder)
     (tmp_path / "settings").mkdir()
     (tmp_path / "settings" / "x.json").write_text('{"query": "x"}')

@@ -19,8 +19,8 @@ Model = tuple[Path | None, RunConfig]
 def training_settings(config: Path | None, overrides: Sequence[str]) -> RunConfig:
     """Settings of a training.
 
-    What the user does not say of the labels is as in the run in the output folder, if there is one, else as the labels in
-    the store were made.
+    What the user does not say of the labels is as in the run in the output folder, if there is one, else as the labels
+    in the store were made.
     """
     settings = load_config(config, overrides)
     if settings.labels.source != "weak" or not settings.label_store.is_dir():
