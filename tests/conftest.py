@@ -8,12 +8,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers.processors import TemplateProcessing
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
 from a3tune.data.phantom.questions import TEMPLATES
 from a3tune.vlm.tiny import IMAGE_SIZE, PATCH_SIZE, random_vlm, tiny_image_processor, tiny_processor, train_tokenizer
 
+# How long an example takes says nothing on a machine that does other work, too.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 TEXTS = [text for templates in TEMPLATES.values() for text in templates]
 
 

@@ -47,7 +47,7 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "label: ranker": (["label", ROWS, "--out", "labels", "labels.ranker=nosuch"], "expected the folder of a ranker"),
     "label: visual prompt": (["label", ROWS, "--out", "labels", "labels.visual_prompt=red"], "visual_prompt"),
     "label: weights": (["label", ROWS, "--out", "o", "labels.proposer=sam", "labels.weights=no"], "no: expected"),
-    "label status: store": (["label", "status", "nosuch"], "expected region labels, found none"),
+    "label status: store": (["label", "status", "nosuch"], "expected finished region labels, found none"),
     "label export: store": (["label", "export", "nosuch", ROWS, "--out", "o.json"], "found none"),
     "label export: output": (["label", "export", "nosuch", ROWS, "--out", ROWS], "--force"),
     "label export: setting": (["label", "export", "nosuch", ROWS, "--out", "o", "labels.topk=1"], "labels.top_k"),

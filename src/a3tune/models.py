@@ -132,7 +132,7 @@ def load_model(kind: Any, folder: Path, **options: Any) -> Any:
     import torch
 
     try:
-        model, found = kind.from_pretrained(
+        model, loading = kind.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
@@ -142,7 +142,7 @@ def load_model(kind: Any, folder: Path, **options: Any) -> Any:
         )
     except Exception as error:  # transformers raises what it likes on a damaged folder
         raise ModelError(f"{folder}: expected a {kind.__name__} with safetensors weights: {error}") from error
-    check_complete(folder, found["missing_keys"], [])
+    check_complete(folder, loading["missing_keys"], [])
     return model.eval()
 
 

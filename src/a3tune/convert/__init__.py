@@ -104,7 +104,7 @@ def detect(source: Path) -> str:
     for kind, module in KINDS.items():
         if module.matches(config):
             return kind
-    raise ModelError(f"{source}: {_described(config)} cannot be converted; known kinds: {_known()}.")
+    raise ModelError(f"{source}: {_described(config)}; known kinds: {_known()}.")
 
 
 def _refuse_to_overwrite(out: Path, source: Path, force: bool) -> None:
@@ -118,8 +118,10 @@ def _refuse_to_overwrite(out: Path, source: Path, force: bool) -> None:
 
 def _described(config: Mapping[str, Any]) -> str:
     if "text_config" in config:
-        return f"a {config.get('model_type')!r} in transformers' format, which `load_vlm` takes as it is, need not and"
-    return f"a checkpoint of model_type {config.get('model_type')!r}"
+        return (
+            f"a {config.get('model_type')!r} in transformers' format needs no conversion: `load_vlm` takes it as it is"
+        )
+    return f"a checkpoint of model_type {config.get('model_type')!r} cannot be converted"
 
 
 def _known() -> str:

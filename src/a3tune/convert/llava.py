@@ -59,7 +59,7 @@ class Plan:
 
 def renamed(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """All tensors by their names in transformers. Raises `ModelError` for one that LLaVA has no place for."""
-    found = {}
+    by_new_name = {}
     for name, tensor in tensors.items():
         if COMPUTED.fullmatch(name):
             continue
@@ -69,17 +69,17 @@ def renamed(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
                 f"unexpected tensor {name!r}: LLaVA has no place for it. Is this a checkpoint of another kind, "
                 "or one with its own adapter?"
             )
-        found[new] = tensor.renamed(new)
-    return found
+        by_new_name[new] = tensor.renamed(new)
+    return by_new_name
 
 
 def text_config(kind: type[PreTrainedConfig], source: Mapping[str, Any], tokenizer: Any, rows: int) -> Any:
     """Configuration of the language model from the original, flat `config.json`; special tokens are the tokenizer's."""
     known = {field.name for field in fields(kind)} - {"architectures", "transformers_version", "dtype"}  # pyright: ignore[reportArgumentType]
     known |= {"rope_theta", "rope_scaling"}
-    own = {name: value for name, value in source.items() if name in known}
+    settings = {name: value for name, value in source.items() if name in known}
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    return kind.from_dict({**own, **ids, "vocab_size": rows})
+    return kind.from_dict({**settings, **ids, "vocab_size": rows})
 
 
 def with_tower(
@@ -90,11 +90,11 @@ def with_tower(
     The tower comes from the checkpoint, or if it has none from `folder`, a CLIP model in transformers' format. Raises
     `ModelError` when there is none, or one in both places.
     """
-    own = {key.removeprefix(TOWER): tensor for key, tensor in tensors.items() if key.startswith(TOWER)}
-    if own and folder is not None:
+    tower = {key.removeprefix(TOWER): tensor for key, tensor in tensors.items() if key.startswith(TOWER)}
+    if tower and folder is not None:
         raise ModelError(f"{name}: has a vision tower of its own; leave out the folder {folder}.")
-    if own:
-        return tensors, _clip_config({key: tensor.shape for key, tensor in own.items()})
+    if tower:
+        return tensors, _clip_config({key: tensor.shape for key, tensor in tower.items()})
     if folder is None:
         raise ModelError(
             f"{name}: holds no vision tower. Download the CLIP that its config.json names as mm_vision_tower, and give "
@@ -264,9 +264,9 @@ def _grown(tensor: LazyTensor, rows: int) -> LazyTensor:
 
 def _add_tokens(backend: Tokenizer, folder: Path, settings: Mapping[str, Any], ours: list[str]) -> None:
     """Add the checkpoint's own tokens under the ids they were trained with, then ours at the end."""
-    own = {int(index): entry for index, entry in settings.get("added_tokens_decoder", {}).items()}
-    own |= {index: {"content": text} for text, index in read_json(folder / "added_tokens.json").items()}
-    for index, entry in sorted(own.items()):
+    added = {int(index): entry for index, entry in settings.get("added_tokens_decoder", {}).items()}
+    added |= {index: {"content": text} for text, index in read_json(folder / "added_tokens.json").items()}
+    for index, entry in sorted(added.items()):
         text = entry["content"]
         if entry.get("special", True):
             backend.add_special_tokens([AddedToken(text, normalized=False, special=True)])

@@ -1,4 +1,4 @@
-"""A plain LoRA adapter merged into its base: a model of its own, that whatever loads models of transformers can serve.
+"""A plain LoRA adapter merged into its base: a whole model, which any program for models of transformers can serve.
 
 Knows weights and files; not how the adapter was trained. Holds one copy of the model in memory, on the processor.
 """

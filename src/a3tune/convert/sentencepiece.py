@@ -56,21 +56,21 @@ def read_sentencepiece(path: Path) -> Tokenizer:
 
 def _merges(pieces: list[Piece], ids: dict[str, int]) -> list[tuple[str, str]]:
     """Every way to put a piece together from two others; better scores first, as sentencepiece merges."""
-    found = []
+    merges = []
     for index, piece in enumerate(pieces):
         halves = ((piece.text[:cut], piece.text[cut:]) for cut in range(1, len(piece.text)))
-        found += [(-piece.score, index, ids[a], ids[b], a, b) for a, b in halves if a in ids and b in ids]
-    return [(a, b) for *_, a, b in sorted(found)]
+        merges += [(-piece.score, index, ids[a], ids[b], a, b) for a, b in halves if a in ids and b in ids]
+    return [(a, b) for *_, a, b in sorted(merges)]
 
 
 def _parse(message: bytes) -> tuple[list[Piece], int]:
     pieces, model_type = [], 1
     for field, value in _fields(message):
         if field == 1:
-            own = dict(_fields(value))
-            score = struct.unpack("<f", own.get(2, b"\0\0\0\0"))[0]
-            pieces.append(Piece(own[1].decode(), score, own.get(3, 1)))
-            if len(own[1]) > _LONGEST_PIECE:
+            parts = dict(_fields(value))
+            score = struct.unpack("<f", parts.get(2, b"\0\0\0\0"))[0]
+            pieces.append(Piece(parts[1].decode(), score, parts.get(3, 1)))
+            if len(parts[1]) > _LONGEST_PIECE:
                 raise ValueError("a piece as long as no vocabulary has one")
         elif field == 2:
             model_type = dict(_fields(value)).get(3, 1)

@@ -31,7 +31,7 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is read when it is wanted, and not kept."""
+    """A tensor that is read each time it is used, and not kept."""
 
     name: str
     shape: tuple[int, ...]
@@ -89,11 +89,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of a folder's weights. Raises `ModelError` when there are none, or one is missing."""
-    found = _named_files(folder)
-    for path in found:
+    paths = _named_files(folder)
+    for path in paths:
         if not os.path.isfile(path):  # noqa: PTH113  (False for a name that no file can have)
             raise ModelError(f"{folder}: the shard {path.name[:80]} is missing; its index names it. Download it again.")
-    return found
+    return paths
 
 
 def write_checkpoint(

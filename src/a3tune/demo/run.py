@@ -55,9 +55,9 @@ def run_demo(demo: Demo, say: Callable[[str], None], bar: Bar) -> Path:
             say(line)
         evaluated = {name: _method(demo, name, stages, data, labels, bar) for name in demo.configs}
         stages.run("report", evaluated, [folder.report], lambda: _report(demo, folder.report, stages.seconds))
-        found = summary(demo, stages.seconds)
-        folder.write_json(folder.summary.name, found)
-    for line in _table(found):
+        numbers = summary(demo, stages.seconds)
+        folder.write_json(folder.summary.name, numbers)
+    for line in _table(numbers):
         say(line)
     return folder.report
 
@@ -113,7 +113,7 @@ def _method(demo: Demo, name: str, stages: Stages, data: str, labels: str, bar: 
                 try:
                     fine_tune(config, progress, synthetic=True)
                 except Interrupted:
-                    # Its advice is for `a3tune train`; the demo goes on by itself.
+                    # The message advises on `a3tune train`; the demo goes on by itself.
                     raise KeyboardInterrupt from None
 
         trained = stages.run(f"train_{name}", inputs, [folder.path], train)
@@ -168,10 +168,10 @@ def _inputs(demo: Demo) -> Iterator[str]:
     )
 
 
-def _table(found: Mapping[str, Any]) -> Iterator[str]:
+def _table(numbers: Mapping[str, Any]) -> Iterator[str]:
     titles = {metric: describe(metric).title for metric in SUMMARY_METRICS}
     yield " " * 22 + "".join(f"{title:>18}" for title in titles.values())
-    for method, scores in found["methods"].items():
+    for method, scores in numbers["methods"].items():
         values = [number(scores[metric]["mean"], metric) if metric in scores else "-" for metric in titles]
         yield f"{TITLES.get(method, method):22}" + "".join(f"{value:>18}" for value in values)
 
@@ -180,10 +180,10 @@ def label_quality_of(demo: Demo) -> Quality:
     """How well the weak labels of the demo find the true regions."""
     config = demo.configs["a3tune"]
     settings = fitting_settings(config.label_store, config.labels)
-    found = read_quality(config.label_store, settings.name, config.labels.top_k)
-    if found is None or "all" not in found:
+    quality = read_quality(config.label_store, settings.name, config.labels.top_k)
+    if quality is None or "all" not in quality:
         raise LabelError(f"{config.label_store}: is not whole; delete it and run the same command again")
-    return found["all"]
+    return quality["all"]
 
 
 def _weights(path: str, asset: str) -> str:

@@ -68,7 +68,7 @@ def connect(workers: int) -> tuple[Any, bool]:
     Raises:
         ConfigError: it is not installed, or there is no cluster at RAY_ADDRESS.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read at the import; Ray tells its makers otherwise
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read at the import; otherwise Ray sends usage statistics
     try:
         import ray
     except ImportError as error:

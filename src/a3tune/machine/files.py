@@ -28,8 +28,8 @@ def unfinished(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a new file that takes `path`'s place when the block ends well; else `path` stays as it was.
 
-    A reader sees the old file or the new one, and so does who reads after a power failure. On an error nothing of the
-    new one is left. Of two processes that write the same file the second waits. The folder is made if there is none.
+    A reader sees the old file or the new one, also after a power failure. On an error nothing of the new one is left.
+    Of two processes that write the same file the second waits. The folder is made if there is none.
 
     Raises:
         OutputError: the system refuses to write (disk full, no permission); the block itself should only write.
@@ -153,7 +153,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise RunError(f"{folder}: this file system has no locks ({error.strerror}); choose another") from None
         _held.add(file)
         try:
-            # Who holds it is told for comfort: a full disk does not stop work that needs no room.
+            # The holder's name only helps people: a full disk does not stop work that needs no room.
             with suppress(OSError):
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())

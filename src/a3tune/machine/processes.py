@@ -35,19 +35,19 @@ def wait() -> None:
         PartialState().wait_for_everyone()
 
 
-def gather(own: list[T]) -> list[T]:
+def gather(items: list[T]) -> list[T]:
     """What all processes have, in their order. All must call this."""
     if count() == 1:
-        return own
+        return items
     from accelerate.utils import gather_object
 
-    return gather_object(own)
+    return gather_object(items)
 
 
-def from_first(own: T) -> T:
+def from_first(value: T) -> T:
     """What the first process has. All must call this."""
     if count() == 1:
-        return own
+        return value
     from accelerate.utils import broadcast_object_list
 
-    return broadcast_object_list([own])[0]
+    return broadcast_object_list([value])[0]

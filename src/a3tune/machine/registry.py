@@ -1,6 +1,6 @@
-"""Names and what they stand for, imported when it is asked for. Knows no name.
+"""Names and what they stand for, imported on first use. Knows no name.
 
-What is slow to import (PyTorch, transformers) is then not waited for by who asks for the names only.
+Whoever needs only the names does not wait for slow imports (PyTorch, transformers).
 """
 
 from collections.abc import Iterator, Mapping, MutableMapping

@@ -38,7 +38,7 @@ SCALED: dict[Normalisation, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric, for those who compute it and for those who show it."""
+    """One metric, for the code that computes it and for the code that shows it."""
 
     title: str
     meaning: str
@@ -243,8 +243,8 @@ def answer_scores(
     prediction: str, answer: str, answer_type: AnswerType, options: Sequence[str] = ()
 ) -> dict[str, float]:
     """Every score of an answer that its question has, by name; radiology reports have none of these."""
-    found = {name: score(prediction, answer, answer_type, options) for name, score in computed("answer").items()}
-    return {name: value for name, value in found.items() if value is not None}
+    scores = {name: score(prediction, answer, answer_type, options) for name, score in computed("answer").items()}
+    return {name: value for name, value in scores.items() if value is not None}
 
 
 def attention_metrics(

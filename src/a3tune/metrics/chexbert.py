@@ -37,11 +37,11 @@ def chexbert(predictions: Texts, references: Texts, folder: Path | None = None) 
     config, tokenizer = read_config(folder)
     model = AutoModel.from_config(config, add_pooling_layer=False)
     try:
-        found = model.load_state_dict(_read(folder / _WEIGHTS), strict=False)
+        keys = model.load_state_dict(_read(folder / _WEIGHTS), strict=False)
     except RuntimeError as error:  # shapes that do not fit
         last = str(error).splitlines()[-1].strip()
         raise ModelError(f"{folder / _WEIGHTS}: expected the weights of CheXbert: {last}; {_HOW}") from error
-    check_complete(folder / _WEIGHTS, found.missing_keys, found.unexpected_keys)
+    check_complete(folder / _WEIGHTS, keys.missing_keys, keys.unexpected_keys)
     model = model.to(device := choose_device(None)).eval()
     limit = min(MAX_TOKENS, config.max_position_embeddings)
 

@@ -49,8 +49,8 @@ def run_script(name: str, folder: Path, texts: Sequence[Sequence[str]], how: str
     `folder/venv` if there is one, else with ours. Raises ModelError with the last line that it wrote, and `how`.
     """
     inside = ("Scripts/python.exe",) if os.name == "nt" else ("bin/python",)
-    own = folder.absolute().joinpath("venv", *inside)
-    python = str(own) if own.exists() else sys.executable
+    own_python = folder.absolute().joinpath("venv", *inside)
+    python = str(own_python) if own_python.exists() else sys.executable
     payload = json.dumps([[" ".join(text.split()[:MAX_WORDS]) for text in column] for column in texts])
     done = subprocess.run(
         [python, str(_SCRIPTS / f"{name}.py")],

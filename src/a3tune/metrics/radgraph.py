@@ -29,8 +29,8 @@ def radgraph(predictions: Texts, references: Texts, folder: Path | None = None) 
         ModelError: the folder does not hold that, or the package failed.
     """
     folder = required(folder, ["radgraph/config.json", "radgraph/weights.th"], _HOW)
-    found = run_script("annotate_radgraph", folder, [[*predictions, *references]], _HOW)
-    pairs = list(zip(found[: len(predictions)], found[len(predictions) :], strict=True))
+    annotated = run_script("annotate_radgraph", folder, [[*predictions, *references]], _HOW)
+    pairs = list(zip(annotated[: len(predictions)], annotated[len(predictions) :], strict=True))
     levels = [package_f1(said, truth) for said, truth in pairs]
     return {"radgraph": [combined_f1(said, truth) for said, truth in pairs]} | {
         f"radgraph_{name}": [level[name] for level in levels] for name in ("simple", "partial", "complete")

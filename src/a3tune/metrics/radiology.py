@@ -13,7 +13,7 @@ from a3tune.metrics.catalogue import computed
 NLTK_DATA = "nltk_data"
 """Key in `weights` of the folder with nltk's `punkt_tab` and `wordnet`; the other keys are names of metrics."""
 NO_REPORT = "No report generated."
-"""What a prediction counts as that is too short to be a report."""
+"""Stands for a prediction that is too short to be a report."""
 _SHORTEST = 10
 _PREFIX = "Assistant:"
 
@@ -22,7 +22,7 @@ _NLTK = ("bleu", "rouge_l", "meteor")
 
 @dataclass(frozen=True, slots=True)
 class RadiologyScores:
-    """What `radiology_scores` found."""
+    """What `radiology_scores` returns."""
 
     values: Mapping[str, tuple[float, ...]]
     """By metric, one score per report, in their order; a metric of the paper is the mean of them (x 100)."""
@@ -58,11 +58,11 @@ def radiology_scores(
     absent: dict[str, str] = {}
     for name in metrics:
         try:
-            found = functions[name](cleaned, references, folders.get(NLTK_DATA if name in _NLTK else name))
+            scored = functions[name](cleaned, references, folders.get(NLTK_DATA if name in _NLTK else name))
         except ModelError as error:
             absent[name] = str(error)
         else:
-            values |= {key: tuple(scores) for key, scores in found.items()}
+            values |= {key: tuple(scores) for key, scores in scored.items()}
     return RadiologyScores(values, absent)
 
 

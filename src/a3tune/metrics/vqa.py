@@ -53,11 +53,11 @@ def open_recall(prediction: str, answer: str, *, clipped: bool = False) -> float
     LLaVA-Med's tp counts how often shared words stand in the PREDICTION, so that repeating them raises the score;
     `clipped` counts none more often than the answer does. 0 when either side is empty.
     """
-    found, wanted = Counter(normalise(prediction).split()), Counter(normalise(answer).split())
+    given, wanted = Counter(normalise(prediction).split()), Counter(normalise(answer).split())
     if clipped:
-        return (found & wanted).total() / wanted.total() if wanted else 0.0
-    hits = sum(count for word, count in found.items() if word in wanted)
-    misses = sum(count for word, count in wanted.items() if word not in found)
+        return (given & wanted).total() / wanted.total() if wanted else 0.0
+    hits = sum(count for word, count in given.items() if word in wanted)
+    misses = sum(count for word, count in wanted.items() if word not in given)
     return hits / (hits + misses) if hits else 0.0
 
 

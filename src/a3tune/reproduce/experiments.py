@@ -70,14 +70,14 @@ def experiments() -> dict[str, Experiment]:
 
 
 def choose(names: list[str]) -> list[Experiment]:
-    """The named ones; `all` is all of them, `fig5` is `fig5a` and `fig5b`. Raises ConfigError for one not known."""
+    """The named ones; `all` is all of them, `fig5` is `fig5a` and `fig5b`. Raises ConfigError for an unknown name."""
     known = experiments()
     chosen: dict[str, Experiment] = {}
     for name in names:
-        found = {key: value for key, value in known.items() if name in ("all", key, key.rstrip("ab"))}
-        if not found:
+        named = {key: value for key, value in known.items() if name in ("all", key, key.rstrip("ab"))}
+        if not named:
             raise ConfigError(f"{name}: expected a table or figure of the paper, one of {', '.join(known)}, or all")
-        chosen |= found
+        chosen |= named
     return list(chosen.values())
 
 

@@ -116,9 +116,11 @@ def phantom_places(
         if not (folder / "test.jsonl").is_file():
             write_phantom(folder, patients or DEMO_PATIENTS, reports=reports, progress=progress)
     data = {name: folders[name in REPORTS] for name in paper["data"]}
-    own = {name: (*settings, *(["evaluation.max_new_tokens=96"] if name in REPORTS else [])) for name in paper["data"]}
+    settings_of = {
+        name: (*settings, *(["evaluation.max_new_tokens=96"] if name in REPORTS else [])) for name in paper["data"]
+    }
     models: dict[str, str] = dict.fromkeys(("llava-med", "llava-med-1.5", "huatuogpt-vision"), "tiny")
-    return Places(models, data | _with_regions(data, out), own, _DEMO, _PHANTOM_CLASSES, stand_in=True)
+    return Places(models, data | _with_regions(data, out), settings_of, _DEMO, _PHANTOM_CLASSES, stand_in=True)
 
 
 def _with_regions(data: Mapping[str, Path], out: Path) -> dict[str, Path]:

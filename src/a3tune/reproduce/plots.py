@@ -51,7 +51,7 @@ _LONG = 15
 
 def draw(experiment: Experiment, table: Table) -> bytes | None:
     """The plot of a figure's table as an SVG file, the same bytes for the same numbers; None without any number."""
-    if not any(_found(row) for row in table.cells):
+    if not any(_measured(row) for row in table.cells):
         return None
     with rc_context(_STYLE):
         if experiment.axis:
@@ -81,10 +81,10 @@ def _sweep(experiment: Experiment, table: Table) -> Figure:
         axes.grid(axis="y")
         if experiment.peak is not None:
             axes.axvline(experiment.peak, color=_MUTED, linestyle=":", linewidth=1.3)
-        found = _found([row[at] for row in table.cells])
-        means = [estimate.mean for _, estimate in found]
-        values = [x[index] for index, _ in found]
-        axes.errorbar(values, means, _whiskers(found), color=_INK, marker="o", markersize=5, capsize=3)
+        measured = _measured([row[at] for row in table.cells])
+        means = [estimate.mean for _, estimate in measured]
+        values = [x[index] for index, _ in measured]
+        axes.errorbar(values, means, _whiskers(measured), color=_INK, marker="o", markersize=5, capsize=3)
     figure.supxlabel(experiment.axis, fontsize=9.5)
     return figure
 
@@ -118,15 +118,15 @@ def _bars(
     ends = [0.0]
     for number, (title, cells) in enumerate(series):
         colour, hatch = fills[number % len(fills)]
-        found = _found(cells)
-        if not found:
+        measured = _measured(cells)
+        if not measured:
             continue
-        places = [index + height * (number + 0.5) - 0.4 for index, _ in found]
-        means = [estimate.mean for _, estimate in found]
+        places = [index + height * (number + 0.5) - 0.4 for index, _ in measured]
+        means = [estimate.mean for _, estimate in measured]
         style = {"color": colour, "edgecolor": _INK, "linewidth": 0.8, "hatch": hatch, "label": title}
         axes.barh(places, means, 0.9 * height, **style)
-        axes.errorbar(means, places, xerr=_whiskers(found), fmt="none", ecolor=_INK, elinewidth=1.2, capsize=2.5)
-        for place, (_, estimate) in zip(places, found, strict=True):
+        axes.errorbar(means, places, xerr=_whiskers(measured), fmt="none", ecolor=_INK, elinewidth=1.2, capsize=2.5)
+        for place, (_, estimate) in zip(places, measured, strict=True):
             end = max(value for value in (estimate.mean, estimate.high) if math.isfinite(value))
             ends.append(end)
             text = estimate_text(estimate).split()[0]
@@ -153,14 +153,14 @@ def _around(axes: Axes, x: np.ndarray) -> tuple[float, float]:
     return float(left), float(right)
 
 
-def _found(cells: Sequence[Cell]) -> list[tuple[int, Estimate]]:
+def _measured(cells: Sequence[Cell]) -> list[tuple[int, Estimate]]:
     """The measured ones with their positions."""
     return [(at, cell.ours) for at, cell in enumerate(cells) if cell.ours and math.isfinite(cell.ours.mean)]
 
 
-def _whiskers(found: Sequence[tuple[int, Estimate]]) -> np.ndarray:
+def _whiskers(measured: Sequence[tuple[int, Estimate]]) -> np.ndarray:
     """Lengths below and above each mean, float [2, n]; 0 where there is no interval."""
-    ends = [(estimate.mean - estimate.low, estimate.high - estimate.mean) for _, estimate in found]
+    ends = [(estimate.mean - estimate.low, estimate.high - estimate.mean) for _, estimate in measured]
     return np.nan_to_num(np.array(ends, dtype=float).reshape(-1, 2).T).clip(0)
 
 
@@ -177,10 +177,10 @@ def _caption(experiment: Experiment, table: Table) -> str:
 
 
 def _described(table: Table) -> Iterator[str]:
-    """All numbers in words, for who cannot see the picture."""
+    """All numbers in words, for readers who cannot see the picture."""
     for at, column in enumerate(table.columns):
-        found = _found([row[at] for row in table.cells])
-        numbers = [f"{table.rows[index]} {estimate_text(estimate)}" for index, estimate in found]
+        measured = _measured([row[at] for row in table.cells])
+        numbers = [f"{table.rows[index]} {estimate_text(estimate)}" for index, estimate in measured]
         yield f"{column}: " + (", ".join(numbers) or "nothing measured")
 
 

@@ -57,8 +57,8 @@ def reproduce(
     """
     chosen = choose(list(names))
     if on == PHANTOM:
-        own = (*(_QUICK_SETTINGS if quick else ()), *settings)
-        places = phantom_places(out, own, lambda done, total: None, QUICK if quick else None)
+        all_settings = (*(_QUICK_SETTINGS if quick else ()), *settings)
+        places = phantom_places(out, all_settings, lambda done, total: None, QUICK if quick else None)
     else:
         places = read_places(Path(on), out)
     absent = run_all(plan(places, out, chosen, seeds), jobs, say)

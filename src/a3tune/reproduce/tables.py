@@ -141,7 +141,7 @@ def _known_table(places: Places, experiment: Experiment, value: Callable[[str, s
 
 def _columns(places: Places, experiment: Experiment) -> list[tuple[Column, int | None]]:
     """Columns as measured here, and which published column each is; several that are the same here become one."""
-    found: dict[tuple, tuple[Column, int | None]] = {}
+    columns: dict[tuple, tuple[Column, int | None]] = {}
     for at, column in enumerate(experiment.columns):
         folder = places.data.get(column.data)
         where = dict(
@@ -153,11 +153,11 @@ def _columns(places: Places, experiment: Experiment) -> list[tuple[Column, int |
         if column.by and folder is not None:
             values = classes(read_rows(folder / "test.jsonl"), column.by)
             for value in values:
-                own = replace(here, by="", where={column.by: (value,)})
-                found.setdefault((folder, column.metric, value), (own, None))
+                one_class = replace(here, by="", where={column.by: (value,)})
+                columns.setdefault((folder, column.metric, value), (one_class, None))
         else:
-            found.setdefault((folder, column.metric, tuple(here.where.items())), (here, at))
-    return list(found.values())
+            columns.setdefault((folder, column.metric, tuple(here.where.items())), (here, at))
+    return list(columns.values())
 
 
 def _heading(column: Column) -> str:
@@ -176,10 +176,10 @@ def _questions(places: Places, column: Column) -> list[Sample]:
 
 def _scores(folder: RunFolder) -> dict[str, dict[str, float]]:
     """Scores of a run's answers by sample id; `ANSWER` among them."""
-    found = {prediction.id: scores(prediction) for prediction in read_predictions(folder)}
+    by_id = {prediction.id: scores(prediction) for prediction in read_predictions(folder)}
     return {
-        name: own | {ANSWER: own.get("open_recall", own.get("closed_accuracy_strict", np.nan))}
-        for name, own in found.items()
+        name: values | {ANSWER: values.get("open_recall", values.get("closed_accuracy_strict", np.nan))}
+        for name, values in by_id.items()
     }
 
 
@@ -220,17 +220,17 @@ def _table(
     )
 
 
-def estimate_text(found: Estimate) -> str:
+def estimate_text(estimate: Estimate) -> str:
     """A mean, and its interval if it has one; a single number as it is."""
-    if found.count == 1:
-        return f"{found.mean:g}"
-    digits = _digits(found)
-    text = f"{found.mean:.{digits}f}"
-    return text + (f" [{found.low:.{digits}f}, {found.high:.{digits}f}]" if found.high > found.low else "")
+    if estimate.count == 1:
+        return f"{estimate.mean:g}"
+    digits = _digits(estimate)
+    text = f"{estimate.mean:.{digits}f}"
+    return text + (f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]" if estimate.high > estimate.low else "")
 
 
-def _digits(found: Estimate) -> int:
-    return 3 if 0 < abs(found.mean) < 1 else 1
+def _digits(estimate: Estimate) -> int:
+    return 3 if 0 < abs(estimate.mean) < 1 else 1
 
 
 def _text(cell: Cell, comparable: bool) -> str:

@@ -34,7 +34,7 @@ def calibrate(alignment: Alignment, model: Any, batches: Iterable[Mapping[str, A
             "alignment.head_selection: fixed ranks the heads before the training, when ZeRO-3 has shared out the "
             "model already; use batch, running or another recipe"
         )
-    # A process without a batch has no votes, but they need their shape.
+    # A process without a batch casts no votes, but its empty votes need the same shape.
     text = model.config.get_text_config()
     ratios = [torch.zeros(0, text.num_hidden_layers, text.num_attention_heads, device=model.device)]
     model.eval()

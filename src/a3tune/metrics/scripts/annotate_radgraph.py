@@ -7,6 +7,6 @@ from radgraph import RadGraph  # pyright: ignore[reportMissingImports]
 
 if __name__ == "__main__":
     (reports,) = json.load(sys.stdin)
-    found = RadGraph(model_type="radgraph", model_cache_dir=".")(reports)
+    annotated = RadGraph(model_type="radgraph", model_cache_dir=".")(reports)
     print()
-    print(json.dumps([{"entities": found[str(index)]["entities"]} for index in range(len(reports))]))
+    print(json.dumps([{"entities": annotated[str(index)]["entities"]} for index in range(len(reports))]))
