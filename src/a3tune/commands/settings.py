@@ -9,7 +9,6 @@ from pathlib import Path
 
 from a3tune.config import RunConfig, given_settings, load_config
 from a3tune.config.settings import LABEL_MAKING
-from a3tune.labels.fitting import adopt
 from a3tune.run.folder import RunFolder
 
 Model = tuple[Path | None, RunConfig]
@@ -32,6 +31,8 @@ def training_settings(config: Path | None, overrides: Sequence[str]) -> RunConfi
         earlier = load_config(begun).labels
         kept = {name: getattr(earlier, name) for name in LABEL_MAKING if name not in said}
         return replace(settings, labels=replace(settings.labels, **kept))
+    from a3tune.labels.fitting import adopt  # reads parquet: only where there is a store
+
     return replace(settings, labels=adopt(settings.label_store, settings.labels, said))
 
 
