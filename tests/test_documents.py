@@ -40,7 +40,7 @@ REGISTRIES: tuple[dict[Any, Any], ...] = (
     FAMILIES,
     METRICS,
 )
-PATIENTS = {"train": 10, "validation": 2, "test": 3}
+PATIENTS = {"train": 4, "validation": 1, "test": 2}
 """The most that are drawn for a page."""
 Provide = Callable[[str], None]
 

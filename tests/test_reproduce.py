@@ -23,7 +23,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def phantom(out: Path) -> Places:
-    return phantom_places(out, SETTINGS, lambda done, total: None, {"train": 2, "validation": 1, "test": 2})
+    return phantom_places(out, SETTINGS, lambda done, total: None, {"train": 2, "validation": 1, "test": 1})
 
 
 def test_every_table_and_figure_is_well_formed():

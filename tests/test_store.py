@@ -17,7 +17,6 @@ from a3tune.data.images import content_hash
 from a3tune.errors import ConfigError, LabelError, OutputError, RunError
 from a3tune.labels import store
 from a3tune.labels.make import LabelMaker
-from a3tune.labels.rank.clip import ClipRanker
 from a3tune.labels.store import LabelStore, label_images
 from a3tune.labels.truth import truth_labels
 from a3tune.masks import box_mask, decode_mask, encode_mask
@@ -407,6 +406,8 @@ def test_rows_that_a_deleted_shard_held_are_made_again_and_only_those(tmp_path):
 
 
 def test_a_prompt_of_3000_words_is_ranked(tmp_path, ranker_folder):
+    from a3tune.labels.rank.clip import ClipRanker  # here: the processes that import this file need not wait for torch
+
     long = replace(make_samples(tmp_path, 1)[0], prompt="where is the liver " * 750)
     label_images([long], LabelMaker(Quarters(), ClipRanker(ranker_folder, device="cpu")), tmp_path / "store")
     assert len(LabelStore(tmp_path / "store").labels(long).segments) == 4

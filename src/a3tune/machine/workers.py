@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -61,9 +62,9 @@ def _done() -> Future:
 
 def _become_worker(work: Callable[[Any], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us, after it has written what is done
-    import torch
-
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # what computes reads it when it is imported
+    if "torch" in sys.modules:  # it came with the work
+        sys.modules["torch"].set_num_threads(1)
     _state["work"] = work
     Thread(target=_end_with_parent, daemon=True).start()
 
