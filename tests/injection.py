@@ -48,10 +48,15 @@ FREEING = ("os.remove", "os.rmdir")
 """Changes that a full disk allows."""
 PRELOADED = (
     "a3tune.cli",
-    "a3tune.commands",
-    "a3tune.convert",
+    "a3tune.commands.evaluate",
+    "a3tune.commands.label",
+    "a3tune.commands.train",
+    "a3tune.convert.llava",
     "a3tune.data.sets",
+    "a3tune.decoding.plain",
     "a3tune.labels.export",
+    "a3tune.labels.propose.superpixels",
+    "a3tune.labels.rank.clip",
     "a3tune.report.table",
     "transformers.models.clip.modeling_clip",
     "transformers.models.llama.modeling_llama",
