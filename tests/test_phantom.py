@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,18 +13,22 @@ from a3tune.data.phantom import ask, make_scan, write_phantom
 from a3tune.data.phantom.anatomy import LESION_KINDS, VIEWS
 from a3tune.data.phantom.findings import findings
 from a3tune.data.phantom.questions import GENERIC_TYPES, LOCALISED_TYPES, NUMBERS
-from a3tune.data.phantom.scan import SIZE
+from a3tune.data.phantom.scan import SIZE, Scan
 from a3tune.data.rows import read_rows
 from a3tune.masks import decode_mask
 from a3tune.models import shipped
 
-SCANS = [make_scan((5, number)) for number in range(150)]
+
+@cache
+def scans() -> list[Scan]:
+    """Drawn once, by the first test that looks at them: not while tests are collected."""
+    return [make_scan((5, number)) for number in range(150)]
 
 
 @pytest.fixture(scope="module")
 def questions():
     rng = np.random.default_rng(0)
-    asked = [(scan, ask(scan, kind, rng)) for scan in SCANS for kind in (*GENERIC_TYPES, *LOCALISED_TYPES)]
+    asked = [(scan, ask(scan, kind, rng)) for scan in scans() for kind in (*GENERIC_TYPES, *LOCALISED_TYPES)]
     return [(scan, question) for scan, question in asked if question is not None]
 
 
@@ -34,12 +39,12 @@ def test_a_seed_gives_one_scan():
 
 
 def test_every_view_and_modality_occurs():
-    assert {(scan.body, scan.plane) for scan in SCANS} == {(view.body, view.plane) for view in VIEWS}
-    assert {scan.modality for scan in SCANS} == {"CT", "MRI"}
+    assert {(scan.body, scan.plane) for scan in scans()} == {(view.body, view.plane) for view in VIEWS}
+    assert {scan.modality for scan in scans()} == {"CT", "MRI"}
 
 
 def test_masks_are_exact():
-    for scan in SCANS:
+    for scan in scans():
         assert scan.image.shape == (SIZE, SIZE) and scan.image.dtype == np.uint8
         assert not np.any(np.sum(list(scan.organs.values()), axis=0) > 1), "organs overlap"
         for lesion in scan.lesions:
@@ -50,7 +55,7 @@ def test_masks_are_exact():
 
 def test_lesions_show_in_the_picture():
     contrast = {kind: [] for kind in LESION_KINDS}
-    for scan in SCANS:
+    for scan in scans():
         for lesion in scan.lesions:
             others = np.any([other.mask for other in scan.lesions], axis=0)
             healthy = scan.organs[lesion.organ] & ~others
@@ -104,7 +109,7 @@ def test_all_types_are_asked_and_answers_are_balanced():
         "position": 2,
         "count": 3,
     }.items():
-        found = Counter(q.answer for scan in SCANS for _ in range(4) if (q := ask(scan, kind, rng)))
+        found = Counter(q.answer for scan in scans() for _ in range(4) if (q := ask(scan, kind, rng)))
         assert len(found) == answers
         assert max(found.values()) / sum(found.values()) < 1 / answers + 0.17, (kind, found)
 
@@ -133,7 +138,7 @@ def test_writing_is_repeatable(tmp_path):
 def test_a_report_tells_the_truth_of_every_organ_in_words_that_the_base_reads():
     tokenizer = AutoTokenizer.from_pretrained(str(shipped("vlm")))
     known = {tokenizer.decode([token]) for token in range(len(tokenizer))}
-    for scan in SCANS[:30]:
+    for scan in scans()[:30]:
         first, *sentences = findings(scan).removesuffix(".").split(". ")
         assert first == f"{scan.plane} {scan.modality} of the {scan.body}"
         for organ, sentence in zip(scan.hosts, sentences, strict=True):
