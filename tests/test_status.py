@@ -1,6 +1,9 @@
+import weakref
+
 import pytest
 
 from a3tune.errors import LabelError
+from a3tune.labels import status as looking
 from a3tune.labels import store
 from a3tune.labels.make import LabelMaker
 from a3tune.labels.status import store_status
@@ -50,6 +53,22 @@ def test_damaged_shards_are_listed_and_not_counted(tmp_path):
     assert status.damaged == (shard,)
     (labels,) = status.finished
     assert (labels.images, labels.rankings) == (3, 0)
+
+
+def test_one_shard_is_in_memory_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SHARD_IMAGES", 1)
+    label_images(make_samples(tmp_path), LabelMaker(Quarters(), Brightness()), tmp_path / "store")
+    read, before, held = looking.read_shard, [], []
+
+    def watched(path):
+        held.append(sum(shard() is not None for shard in before))
+        table = read(path)
+        before.append(weakref.ref(table))
+        return table
+
+    monkeypatch.setattr(looking, "read_shard", watched)
+    store_status(tmp_path / "store")
+    assert held == [0] * 9
 
 
 def test_folders_that_are_no_store(tmp_path):

@@ -1,10 +1,9 @@
 """What a label store holds, in numbers and in words. Knows files, makes nothing."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import pyarrow as pa
 
 from a3tune.errors import LabelError
 from a3tune.labels.store import TABLES, StoredSettings, made_earlier, none_found, stored_settings
@@ -48,29 +47,37 @@ def store_status(folder: Path) -> StoreStatus:
     stored = stored_settings(folder)
     if not stored and (not shards or made_earlier(folder)):
         raise none_found(folder)
-    tables: dict[Path, pa.Table] = {}
+    counts: dict[Path, Counter[str]] = {}
     damaged: list[Path] = []
     for shard in shards:
         try:
-            tables[shard] = read_shard(shard)
+            counts.setdefault(shard.parent, Counter()).update(_counts(shard))
         except LabelError:
             damaged.append(shard)
     return StoreStatus(
-        finished=tuple(_settings_status(folder, settings, tables) for settings in stored),
+        finished=tuple(_settings_status(folder, settings, counts) for settings in stored),
         shards=len(shards),
         bytes=sum(shard.stat().st_size for shard in shards),
         damaged=tuple(damaged),
     )
 
 
-def _settings_status(folder: Path, stored: StoredSettings, tables: Mapping[Path, pa.Table]) -> SettingsStatus:
-    segments = [table for shard, table in tables.items() if shard.parent == folder / "segments" / stored.segments]
-    rankings = [table for shard, table in tables.items() if shard.parent == folder / "similarities" / stored.ranking]
+def _counts(shard: Path) -> dict[str, int]:
+    """Rows, and segments where they hold any; the shard itself is not kept: a store can be larger than the memory."""
+    table = read_shard(shard)
+    segments = sum(map(len, table["counts"].to_pylist())) if "counts" in table.column_names else 0
+    return {"rows": table.num_rows, "segments": segments}
+
+
+def _settings_status(folder: Path, stored: StoredSettings, counts: Mapping[Path, Counter[str]]) -> SettingsStatus:
+    """`counts`: by the folder of a table of some settings."""
+    segments = counts.get(folder / "segments" / stored.segments, Counter())
+    rankings = counts.get(folder / "similarities" / stored.ranking, Counter())
     return SettingsStatus(
         settings=_words({**stored.settings, "query": stored.query}),
-        images=sum(table.num_rows for table in segments),
-        segments=sum(len(row) for table in segments for row in table["counts"].to_pylist()),
-        rankings=sum(table.num_rows for table in rankings),
+        images=segments["rows"],
+        segments=segments["segments"],
+        rankings=rankings["rows"],
     )
 
 
