@@ -15,7 +15,7 @@ from a3tune.config import dump_config, load_config
 from a3tune.data.rows import read_rows, write_rows
 from a3tune.evaluation.predictions import Cost, PredictionLog
 from a3tune.evaluation.results import make_prediction
-from a3tune.labels.store import StoredSettings
+from a3tune.labels.stored import StoredSettings
 from a3tune.models import A3MOE
 from a3tune.run.folder import RunFolder
 from a3tune.types import Sample

@@ -15,7 +15,7 @@ from a3tune.config import RunConfig, load_config
 from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows, write_rows
 from a3tune.evaluation.predictions import read_maps
-from a3tune.labels.store import read_quality
+from a3tune.labels.stored import read_quality
 from a3tune.run.folder import RunFolder
 from zoo import ZOO
 

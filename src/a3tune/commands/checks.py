@@ -12,9 +12,9 @@ from a3tune.data.images import load_image
 from a3tune.data.rows import check_split
 from a3tune.decoding import check_name, make_strategy
 from a3tune.errors import ConfigError, LabelError
-from a3tune.labels.fitting import fitting_settings
 from a3tune.labels.propose import check_proposer
 from a3tune.labels.rank import check_ranker, check_visual_prompt, ranker_folder
+from a3tune.labels.stored import none_found
 from a3tune.metrics.radiology import check_weights
 from a3tune.models import check_model, read_adapter
 from a3tune.run.folder import MARKER, RunFolder
@@ -55,7 +55,7 @@ def check_train(config: RunConfig) -> None:
     check_split(config.data, "train")
     check_model(config.model.path)
     if config.labels.source == "weak" and not config.label_store.is_dir():
-        fitting_settings(config.label_store, config.labels)
+        raise none_found(config.label_store)
     RunFolder.check(config.output)
 
 

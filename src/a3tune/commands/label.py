@@ -11,7 +11,8 @@ from a3tune.data.images import describe
 from a3tune.data.rows import read_split
 from a3tune.labels.make import make_maker
 from a3tune.labels.quality import Quality, label_quality
-from a3tune.labels.store import LabelRun, LabelStore, label_images, write_quality
+from a3tune.labels.store import LabelRun, LabelStore, label_images
+from a3tune.labels.stored import write_quality
 
 GROUPS = ("body", "modality", "organ")
 """Fields of `meta` that label quality is broken down by."""

@@ -31,7 +31,7 @@ def training_settings(config: Path | None, overrides: Sequence[str]) -> RunConfi
         earlier = load_config(begun).labels
         kept = {name: getattr(earlier, name) for name in LABEL_MAKING if name not in said}
         return replace(settings, labels=replace(settings.labels, **kept))
-    from a3tune.labels.fitting import adopt  # reads parquet: only where there is a store
+    from a3tune.labels.fitting import adopt  # knows proposers and rankers: only where there is a store
 
     return replace(settings, labels=adopt(settings.label_store, settings.labels, said))
 

@@ -20,7 +20,7 @@ from a3tune.demo.plan import Demo
 from a3tune.errors import LabelError
 from a3tune.labels.fitting import fitting_settings
 from a3tune.labels.quality import Quality
-from a3tune.labels.store import read_quality
+from a3tune.labels.stored import read_quality
 from a3tune.metrics.catalogue import describe
 from a3tune.models import shipped
 from a3tune.report.gather import question_only

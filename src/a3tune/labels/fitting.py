@@ -10,7 +10,7 @@ from a3tune.config.settings import LABEL_MAKING
 from a3tune.errors import LabelError
 from a3tune.labels.propose import default_settings
 from a3tune.labels.rank import ranker_folder
-from a3tune.labels.store import StoredSettings, none_found, stored_settings
+from a3tune.labels.stored import StoredSettings, none_found, stored_settings
 from a3tune.models import folder_hash
 
 

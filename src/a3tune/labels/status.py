@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from a3tune.errors import LabelError
-from a3tune.labels.store import TABLES, StoredSettings, made_earlier, none_found, stored_settings
+from a3tune.labels.store import TABLES
+from a3tune.labels.stored import StoredSettings, made_earlier, none_found, stored_settings
 from a3tune.labels.table import read_shard
 
 

@@ -6,16 +6,13 @@ depend on, so that a changed setting makes again just what it must, and nothing 
     segments/<proposer>/             image -> its candidate segments
     embeddings/<ranking>/            image -> a vector for each segment
     similarities/<ranking>/          image, query -> a similarity for each segment
-    settings/<hash>.json             settings that a run has finished with: labels are read by one of them
-    quality/<hash>-<K>.json          how well the best K of them find the true regions, where these are known
 
-An image is named by the hash of its content; <ranking> covers proposer, visual prompt and ranker, <hash> the query as
-well. Top-K is no part of the store: it is taken when labels are read.
+An image is named by the hash of its content; <ranking> covers proposer, visual prompt and ranker. Beside the tables
+`stored.py` keeps what runs have finished with. Top-K is no part of the store: it is taken when labels are read.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,25 +23,19 @@ import pyarrow as pa
 from a3tune.data.images import content_hash, describe, load_image
 from a3tune.errors import ConfigError, DataError, LabelError
 from a3tune.labels.make import LabelMaker, RankedSegments, similarity
-from a3tune.labels.quality import Quality
 from a3tune.labels.rank import format_query
-from a3tune.labels.table import Table, short_hash
+from a3tune.labels.stored import StoredSettings, none_found, stored_settings, write_settings
+from a3tune.labels.table import Table
 from a3tune.machine import cluster, workers
-from a3tune.machine.files import locked, write_atomic
+from a3tune.machine.files import locked
 from a3tune.types import ImageSource, Labels, Rle, Sample, Segment
 
-REVISION = 2
-"""Raised when the same settings come to mean other segments or similarities: everything is then made again."""
 SHARD_IMAGES = 32
 """Images between two writes: the most that a killed run loses."""
 _CACHED_TEXTS = 2**14
 """Vectors of queries that a worker keeps: templates ask the same of many images."""
 BACKENDS = {"process": workers.in_order, "ray": cluster.in_order}
 """Where the workers are: processes of this machine, or actors of a Ray cluster."""
-_OLD_SETTINGS = "current.json"
-"""File of stores that knew one settings only."""
-SETTINGS, QUALITY = "settings", "quality"
-"""Folders of a store."""
 
 _IMAGE = pa.field("image", pa.string())
 _SEGMENTS = pa.schema(
@@ -66,37 +57,6 @@ TABLES = {
 """Folder of a table -> columns, key, and the hash in `StoredSettings` of the settings that its rows depend on."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredSettings:
-    """What labels of a store were made with."""
-
-    segments: str
-    """Hash of what segments depend on."""
-    ranking: str
-    """Hash of what similarities depend on."""
-    query: str
-    settings: Mapping[str, Any]
-    """`LabelMaker.settings`: every number, and the content of every model."""
-    given: Mapping[str, Any]
-    """The settings of `LabelsConfig.MAKING` as they were given; empty for labels that were made in Python."""
-
-    @property
-    def name(self) -> str:
-        """Hash of everything that labels depend on: the name of the settings' file in a store."""
-        return short_hash([self.ranking, self.query])
-
-    @classmethod
-    def of(cls, maker: LabelMaker, given: Mapping[str, Any] | None = None) -> "StoredSettings":
-        settings = maker.settings()
-        return cls(
-            segments=short_hash([REVISION, settings["proposer"]]),
-            ranking=short_hash([REVISION, settings]),
-            query=maker.query,
-            settings=settings,
-            given=given or {},
-        )
-
-
 def open_table(folder: Path, name: str, settings: StoredSettings) -> Table:
     """One of a store's tables for some settings.
 
@@ -105,15 +65,6 @@ def open_table(folder: Path, name: str, settings: StoredSettings) -> Table:
     """
     schema, key, covers = TABLES[name]
     return Table(folder / name / getattr(settings, covers), schema, key)
-
-
-def stored_settings(folder: Path) -> list[StoredSettings]:
-    """The settings that runs into a store have finished with.
-
-    Raises:
-        LabelError: a file of them is damaged.
-    """
-    return [_read_settings(path) for path in sorted((folder / SETTINGS).glob("*.json"))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,47 +134,6 @@ def label_images(
         if settings.name not in {known.name for known in stored_settings(folder)}:
             write_settings(folder, settings)
     return LabelRun(settings.name, len(images), tables.proposed, tables.ranked, failures)
-
-
-def made_earlier(folder: Path) -> bool:
-    """Whether a version of a3tune wrote this store that knew one settings only."""
-    return (folder / _OLD_SETTINGS).is_file()
-
-
-def none_found(folder: Path) -> LabelError:
-    """What is said of a folder without labels that can be read, and what to do."""
-    if made_earlier(folder):
-        return LabelError(
-            f"{folder}: holds labels of an earlier version of a3tune; run `a3tune label` on it once with the settings "
-            "that they were made with: nothing is made anew"
-        )
-    return LabelError(f"{folder}: expected finished region labels, found none; make them with `a3tune label`")
-
-
-def write_settings(folder: Path, settings: StoredSettings) -> None:
-    """Let labels be read by these settings: all that a run made with them is in the tables."""
-    write_atomic(folder / SETTINGS / f"{settings.name}.json", json.dumps(asdict(settings), indent=2).encode())
-
-
-def write_quality(folder: Path, settings: str, top_k: int, quality: Mapping[str, Quality]) -> None:
-    """Keep how well the best K labels of some settings find the true regions (`label_quality`)."""
-    text = json.dumps({name: asdict(group) for name, group in quality.items()}, indent=2)
-    write_atomic(_quality_file(folder, settings, top_k), text.encode())
-
-
-def read_quality(folder: Path, settings: str, top_k: int) -> dict[str, Quality] | None:
-    """What `write_quality` kept; None if nothing. Raises LabelError when the file is damaged."""
-    path = _quality_file(folder, settings, top_k)
-    if not path.is_file():
-        return None
-    try:
-        return {name: Quality(**group) for name, group in json.loads(path.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise LabelError(f"{path}: cannot be read, it is damaged ({error}); run `a3tune label` again") from error
-
-
-def _quality_file(folder: Path, settings: str, top_k: int) -> Path:
-    return folder / QUALITY / f"{settings}-{top_k}.json"
 
 
 class StoredImage(NamedTuple):
@@ -407,16 +317,6 @@ def _sweep(folder: Path) -> None:
     """Remove the unfinished files of killed runs."""
     for leftover in folder.rglob(".*.tmp"):
         leftover.unlink()
-
-
-def _read_settings(path: Path) -> StoredSettings:
-    try:
-        settings = StoredSettings(**json.loads(path.read_bytes()))
-        if path.stem != settings.name:
-            raise ValueError("they are not those of the file's name")
-        return settings
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise LabelError(f"{path}: expected the settings of a label run: {error}; delete it and label again") from error
 
 
 def _chosen(folder: Path, name: str | None) -> StoredSettings:

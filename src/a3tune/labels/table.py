@@ -1,7 +1,6 @@
 """Rows in parquet shards, found by key; each shard is written whole or not at all. Knows no labels."""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -11,15 +10,11 @@ import pyarrow.parquet as pq
 
 from a3tune.errors import LabelError
 from a3tune.machine.files import replacing
+from a3tune.machine.hashes import short_hash
 
 _CACHED_SHARDS = 64
 _ROW_BITS = 32
 """Of a row's place: the number of its shard, then its number in the shard."""
-
-
-def short_hash(value: object) -> str:
-    """Short name of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _digest(key: tuple[str, ...]) -> bytes:

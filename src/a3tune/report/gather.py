@@ -15,7 +15,7 @@ from a3tune.evaluation.predictions import Map, read_maps, read_predictions
 from a3tune.evaluation.results import Results, clusters, make_prediction, scores, summarise
 from a3tune.labels.fitting import fitting_settings
 from a3tune.labels.quality import MIN_IOU, Quality
-from a3tune.labels.store import read_quality
+from a3tune.labels.stored import read_quality
 from a3tune.metrics.catalogue import describe, in_order
 from a3tune.metrics.stats import Estimate, holm, paired_difference, paired_permutation_test
 from a3tune.metrics.vqa import prior_baseline

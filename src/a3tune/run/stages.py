@@ -11,6 +11,7 @@ from typing import Any
 
 from a3tune import __version__
 from a3tune.machine.files import write_atomic
+from a3tune.machine.hashes import json_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Stages:
 
         Returns the stage's key, an input of the stages that build on it.
         """
-        key = _hash({"stage": name, "version": __version__, **inputs})
+        key = json_hash({"stage": name, "version": __version__, **inputs})
         stamp = self._read(name)
         if stamp is not None and stamp.key == key:
             if stamp.done and all(path.exists() for path in outputs):
@@ -90,11 +91,7 @@ class Stages:
 def digest(path: Path) -> str:
     """Hash of a file, or of all files in a folder and their names."""
     files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
-    return _hash({str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files})
-
-
-def _hash(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return json_hash({str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files})
 
 
 def _remove(path: Path) -> None:
