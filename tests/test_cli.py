@@ -454,6 +454,9 @@ def test_settings_beside_an_adapter_start_no_program(run: Run, trained: Path, tm
     result = run(*arguments)
     assert "evaluation.weights is left out" in result.stderr and "radgraph" not in result.stdout
     assert "radgraph" in run(*arguments, f"evaluation.weights.radgraph={tmp_path}").stdout
+    mine = run(*arguments, f"evaluation.weights.chexbert={tmp_path}")  # does not bring theirs along
+    assert "evaluation.weights is left out" in mine.stderr
+    assert "chexbert" in mine.stdout and "radgraph" not in mine.stdout
 
 
 def test_a_base_beside_an_adapter_is_measured_as_the_adapter_is(run: Run, trained: Path, data, vlm_folder: Path):

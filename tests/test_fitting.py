@@ -1,9 +1,12 @@
+import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from a3tune.commands.settings import training_settings
 from a3tune.config import LabelsConfig
 from a3tune.data.images import load_image
 from a3tune.errors import LabelError
@@ -39,6 +42,17 @@ def _labelled(folder: Path, *settings: LabelsConfig) -> Path:
 def test_what_nobody_said_is_what_the_labels_were_made_with(store: Path):
     assert adopt(store, DIM, ()) == CROP
     assert adopt(store, replace(DIM, top_k=2, source="truth"), {"top_k"}) == replace(CROP, top_k=2, source="truth")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_settings_from_a_pipe_are_said_as_those_of_a_file(store: Path, tmp_path: Path):
+    text = f"data:\n  train: {tmp_path}\nlabels:\n  store: {store}\n  visual_prompt: dim\n"
+    (tmp_path / "file.yaml").write_text(text)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    threading.Thread(target=(tmp_path / "pipe.yaml").write_text, args=(text,), daemon=True).start()
+    for name in ("file.yaml", "pipe.yaml"):
+        with pytest.raises(LabelError, match=r"labels.visual_prompt is dim, theirs were made with crop"):
+            training_settings(tmp_path / name, ())
 
 
 def test_a_contradiction_is_named(store: Path):

@@ -108,6 +108,27 @@ def test_the_folder_tells_where_it_is_from_but_no_path(adapter: Path, vlm_folder
         assert str(adapter.parent).encode() not in file.read_bytes(), file.name
 
 
+@pytest.mark.parametrize("how", ["link", "here", "checkpoint"])
+def test_an_adapter_brings_its_base_however_it_is_reached(
+    adapter: Path, vlm_folder: Path, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(adapter.parent, run)
+    place = run / "checkpoints" / "checkpoint-3" if how == "checkpoint" else run / "adapter"
+    if how == "checkpoint":
+        shutil.copytree(run / "adapter", place, dirs_exist_ok=True)
+    settings = json.loads((place / "adapter_config.json").read_text())
+    (place / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": None}))
+    monkeypatch.chdir(place)
+    (tmp_path / "link").symlink_to(place)
+    reached = {"link": tmp_path / "link", "here": Path(), "checkpoint": place}[how]
+    merged = merge(reached, tmp_path / "merged").folder
+    assert json.loads((merged / MARKER).read_text())["base"] == vlm_folder.name
+    assert "Plain LoRA of rank 4" in (merged / "README.md").read_text()
+    # Beside a checkpoint lies PEFT's card, which names folders.
+    assert (merged / ADAPTER_CARD).is_file() == (how != "checkpoint")
+
+
 def test_the_number_format_of_the_base_is_kept(vlm_folder: Path, tmp_path: Path) -> None:
     base = load_vlm(vlm_folder, device="cpu", dtype="bfloat16")
     base.model.save_pretrained(tmp_path / "base")

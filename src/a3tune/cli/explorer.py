@@ -7,7 +7,7 @@ import typer
 from a3tune.app.host import LOOPBACK, check_host, is_loopback
 from a3tune.cli.app import app, echo
 from a3tune.cli.options import ConfigFile, DryRun, Overrides, quieten, show_dry_run
-from a3tune.cli.runs import NO_ADAPTER, adapter_title, with_adapter
+from a3tune.cli.runs import NO_ADAPTER, adapter_title, with_adapters
 from a3tune.errors import RunError
 
 MOST = 2
@@ -32,7 +32,7 @@ def explore(
 
     Example: `a3tune app --adapter runs/mine/adapter`
     """
-    chosen = [with_adapter(each, config, overrides or []) for each in adapter or [NO_ADAPTER]]
+    chosen = with_adapters(adapter or [NO_ADAPTER], config, overrides or [])
     settings = chosen[0][1]
     adapters = {adapter_title(folder): folder for folder, _ in chosen if folder is not None}
     if len(adapters) < len(adapter or ()) or len(adapters) > MOST:

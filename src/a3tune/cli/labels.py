@@ -14,7 +14,6 @@ from a3tune.cli.options import (
     Force,
     Overrides,
     bar,
-    given_settings,
     load_settings,
     quieten,
     refuse_existing,
@@ -132,7 +131,10 @@ def export(
 
     Example: `a3tune label export labels train.jsonl --format overlays --out overlays`
     """
-    settings, said = load_settings(config, overrides or ()).labels, given_settings(config, overrides or ())
+    from a3tune.commands.settings import label_settings
+
+    run, said = label_settings(config, overrides or ())
+    settings = run.labels
     refuse_existing(out, force)
     from a3tune.data.rows import read_rows
     from a3tune.labels.export import export_coco, export_overlays
@@ -140,7 +142,7 @@ def export(
     from a3tune.labels.store import LabelStore
 
     write = {"coco": export_coco, "overlays": export_overlays}[form]
-    chosen = fitting_settings(store, settings, {key.removeprefix("labels.") for key in said})
+    chosen = fitting_settings(store, settings, said)
     done = write(
         LabelStore(store, chosen.name), read_rows(data), out, top_k=settings.top_k, threshold=settings.threshold
     )

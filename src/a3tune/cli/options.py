@@ -41,13 +41,6 @@ def load_settings(config: Path | None, overrides: Sequence[str]) -> "RunConfig":
     return load_config(config, overrides)
 
 
-def given_settings(config: Path | None, overrides: Sequence[str]) -> set[str]:
-    """`config.given_settings`, imported here as above."""
-    from a3tune.config import given_settings
-
-    return given_settings(config, overrides)
-
-
 def show_dry_run(settings: "RunConfig", what: str) -> None:
     from a3tune.config import dump_config
 

@@ -1,5 +1,6 @@
 """Training, answering, measuring and comparing."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,6 @@ from a3tune.cli.options import (
     Force,
     Overrides,
     bar,
-    given_settings,
     quieten,
     refuse_existing,
     show_dry_run,
@@ -116,10 +116,7 @@ def evaluate(
     """
     given = [*(overrides or ()), f"data.test={data}", f"output={out}"]
     given += [f"evaluation.decode={name}" for name in decode or () if name != ALL]
-    chosen = [with_adapter(each, config, given) for each in adapter]
-    from a3tune.commands.settings import measured_alike
-
-    chosen = measured_alike(chosen, given_settings(config, given))
+    chosen = with_adapters(adapter, config, given)
     folder, settings = chosen[0]
     models = [str(folder or run.model.path) for folder, run in chosen]
     if dry_run:
@@ -171,7 +168,7 @@ def ask(
 
     Example: `a3tune ask --adapter runs/mine/adapter --image scan.png "Is there a lesion in the liver?"`
     """
-    folder, settings = with_adapter(adapter, config, overrides or [])
+    ((folder, settings),) = with_adapters([adapter], config, overrides or [])
     refuse_existing(out, force)
     if dry_run:
         show_dry_run(settings, f"ask {folder or settings.model.path} about {image}, answer here, picture in {out}")
@@ -248,9 +245,11 @@ def adapter_title(adapter: Path | None) -> str:
     return path.parent.name if path.name == "adapter" else path.name
 
 
-def with_adapter(adapter: str, config: Path | None, overrides: list[str]) -> tuple[Path | None, "RunConfig"]:
+def with_adapters(
+    adapters: Sequence[str], config: Path | None, overrides: list[str]
+) -> "list[tuple[Path | None, RunConfig]]":
     """`commands.settings.model_settings`, imported here: the help needs no settings."""
     from a3tune.commands.settings import model_settings
 
-    folder = None if adapter == NO_ADAPTER else Path(adapter)
-    return model_settings(folder, config, overrides, lambda text: echo(text, err=True))
+    folders = [None if adapter == NO_ADAPTER else Path(adapter) for adapter in adapters]
+    return model_settings(folders, config, overrides, lambda text: echo(text, err=True))

@@ -1,6 +1,6 @@
 """Every setting of a run. Light: what needs no model starts at once."""
 
-from a3tune.config.reading import dump_config, given_settings, load_config
+from a3tune.config.reading import dump_config, load_config, load_given
 from a3tune.config.settings import (
     AdapterConfig,
     AlignmentConfig,
@@ -22,6 +22,6 @@ __all__ = [
     "RunConfig",
     "TrainingConfig",
     "dump_config",
-    "given_settings",
     "load_config",
+    "load_given",
 ]

@@ -24,6 +24,13 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> RunConfig:
 
     Raises ConfigError, which names every setting that is unknown, of the wrong type or out of range.
     """
+    return load_given(path, overrides)[0]
+
+
+def load_given(path: Path | None, overrides: Iterable[str] = ()) -> tuple[RunConfig, set[str]]:
+    """`load_config`, and the dotted names of the settings that the file or overrides give: all others are defaults that
+    nobody chose. The file is read once: it may be a pipe.
+    """
     tree = {} if path is None else _parse_yaml(_read(path), str(path))
     origin: dict[str, str] = {}
     for override in overrides:
@@ -32,17 +39,12 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> RunConfig:
             raise ConfigError(f"{override}: expected key=value, such as labels.top_k=2")
         origin[key] = override
         _set(tree, key, _override_value(key, text), override)
-    return _validate(tree, lambda key: origin.get(key, str(path or "defaults")))
-
-
-def given_settings(path: Path | None, overrides: Iterable[str] = ()) -> set[str]:
-    """Dotted names of the settings that a YAML file or overrides give; all others are defaults that nobody chose."""
-    tree = {} if path is None else _parse_yaml(_read(path), str(path))
-    # `labels.proposal.min_area=0.01` gives labels.proposal.
-    given = {".".join(override.partition("=")[0].split(".")[:2]) for override in overrides}
-    for section, content in tree.items():
-        given |= {f"{section}.{name}" for name in content} if isinstance(content, dict) else {str(section)}
-    return given
+    config = _validate(tree, lambda key: origin.get(key, str(path or "defaults")))
+    return config, {
+        f"{section}.{name}" if name else section
+        for section, content in tree.items()
+        for name in (content if isinstance(content, dict) else [""])
+    }
 
 
 def dump_config(config: RunConfig) -> str:

@@ -18,7 +18,7 @@ from a3tune.config.public import public_name
 from a3tune.convert.stream import writing
 from a3tune.errors import AdapterError, ModelError, OutputError
 from a3tune.machine.files import replacing_folder
-from a3tune.models import A3MOE, check_model, read_adapter
+from a3tune.models import A3MOE, adapter_weights, check_model, read_adapter
 from a3tune.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -65,32 +65,31 @@ def merge(adapter: Path, out: Path, card: Card, *, base: str | None = None, forc
         OutputError: `out` is there already, or cannot be written.
         RunError: another merge into `out` is under way.
     """
-    name, config = check(adapter, out, base=base, force=force)
+    name, run = check(adapter, out, base=base, force=force)
     from a3tune.vlm.load import load_vlm
 
     with replacing_folder(out, partial(_refuse_to_overwrite, out, force)) as folder:
         vlm = load_vlm(name, device="cpu", dtype="stored", attention=False)
         _check_base(vlm)
         nbytes = _write(_merged(vlm, adapter), vlm.processor, folder)
-        _describe(folder, adapter, name, config, card)
+        _describe(folder, adapter, name, run, card)
     return Merged(out, name, nbytes)
 
 
-def check(adapter: Path, out: Path, *, base: str | None = None, force: bool = False) -> tuple[str, RunConfig | None]:
-    """The base of `merge`'s arguments, and the settings of the adapter's run where they are known.
+def check(adapter: Path, out: Path, *, base: str | None = None, force: bool = False) -> tuple[str, RunFolder | None]:
+    """The base of `merge`'s arguments, and the adapter's run where it is known.
 
     Raises what `merge` raises, as far as that can be told before anything slow is imported.
     """
     settings = read_adapter(adapter)
     _refuse_routed(adapter, settings)
-    run = RunFolder(adapter.parent)
-    config = run.read_config() if run.config.is_file() else None
-    name = base or (config.model.path if config else settings.get("base_model_name_or_path"))
+    run = RunFolder.of_adapter(adapter)
+    name = base or (run.read_config().model.path if run else settings.get("base_model_name_or_path"))
     if not name:
         raise AdapterError(f"{adapter}: names no base model, and there is no run's config.yaml beside it; give --model")
     check_model(name)
     _refuse_to_overwrite(out, force)
-    return name, config
+    return name, run
 
 
 def _refuse_routed(adapter: Path, settings: Mapping[str, Any]) -> None:
@@ -157,12 +156,12 @@ def _drop_unused_sampling(generation: "GenerationConfig") -> None:
             setattr(generation, name, None)
 
 
-def _describe(folder: Path, adapter: Path, base: str, config: RunConfig | None, card: Card) -> None:
-    weights = (adapter / "adapter_model.safetensors").read_bytes()
+def _describe(folder: Path, adapter: Path, base: str, run: RunFolder | None, card: Card) -> None:
+    weights = adapter_weights(adapter).read_bytes()
     about = {"a3tune": version("a3tune"), "base": public_name(base), "adapter_sha256": sha256(weights).hexdigest()}
     with writing(folder):
-        (folder / "README.md").write_text(card(base, config), encoding="utf-8")
+        (folder / "README.md").write_text(card(base, run.read_config() if run else None), encoding="utf-8")
         (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        # Without a run beside it the card is another program's, and may name folders of this machine.
-        if config and (adapter / "README.md").is_file():
+        # The card of a checkpoint, or without a run, is another program's, and may name folders of this machine.
+        if run and run.path == adapter.resolve().parent and (adapter / "README.md").is_file():
             shutil.copyfile(adapter / "README.md", folder / ADAPTER_CARD)

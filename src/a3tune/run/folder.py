@@ -74,6 +74,13 @@ class RunFolder:
             )
         return cls(path)
 
+    @classmethod
+    def of_adapter(cls, adapter: Path) -> "RunFolder | None":
+        """The run that an adapter, or a checkpoint of it, lies in; None if there is none. A link is followed."""
+        place = adapter.resolve().parent
+        runs = (cls(path) for path in (place, place.parent))
+        return next((run for run in runs if place in (run.path, run.checkpoints) and run.config.is_file()), None)
+
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
