@@ -19,6 +19,10 @@ Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the original image; x1 and y1 are exclusive."""
 ImageSource = Path | bytes
 """Where an image comes from: a file, or the encoded bytes of one."""
+Filling = Literal["mean", "blur", "noise"]
+"""What stands in place of hidden pixels (`evaluation/occlusion.py`)."""
+Part = Literal["inside", "outside", "elsewhere"]
+"""What of an image is hidden: its region, all but its region, or as much of it somewhere else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,5 +93,7 @@ class Prediction:
     """Attention metrics of this sample, when its true regions are known."""
     report: Mapping[str, float] = field(default_factory=dict)
     """Metrics of this answer as a radiology report (`metrics.radiology`), when it is one."""
+    reliance: Mapping[str, float] = field(default_factory=dict)
+    """What this answer rests on (`metrics.reliance`), when it was asked again with parts of the image hidden."""
     options: tuple[str, ...] = ()
     """Of the sample."""

@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from a3tune.attention.boost import Boost
 from a3tune.attention.heads import visual_ratio
+from a3tune.attention.hide import hide
 from a3tune.compat.attention import attention_implementation, sdpa_attention_forward, sdpa_mask
 from a3tune.errors import ConfigError, ModelError
 
@@ -178,16 +179,22 @@ def attention_forward(
     *,
     capture: CaptureRequest | None = None,
     boost: Boost | None = None,
+    hidden: Tensor | None = None,
     output_attentions: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """SDPA, and as a second output the captured attention when `capture` is given: [B, H, N + 1] or [B, H, G, N + 1].
-    `boost` changes what the last position attends to; what is captured is the attention without it.
+    `boost` changes what the last position attends to; what is captured is the attention without it. `hidden`, bool
+    [B, T], are key positions that no other position attends to.
 
     The last column is the mass on image and prompt columns, the denominator of Eq. 8. It is fp32 (fp64 when the queries
     are), and attention dropout does not touch it. Raises ModelError when the layer's keys are not the positions that
     the request speaks of.
     """
+    causal = kwargs.get("is_causal")
+    causal = bool(getattr(module, "is_causal", True) if causal is None else causal) and query.shape[2] > 1
+    if hidden is not None:
+        attention_mask = hide(attention_mask, hidden.to(query.device), query.shape[2], causal)
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -200,8 +207,6 @@ def attention_forward(
     dropped = 0 if window is None or capture.length is None else max(0, capture.length - key.shape[2])
     columns = capture.columns.to(query.device) - dropped
     columns = columns.masked_fill(columns < 0, -1)
-    causal = kwargs.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
     rows_BC, weights_BGC = capture.used_rows
     # Half precision is too coarse for the softmax; the weights' precision is that of the whole computation.
     precision = torch.promote_types(query.dtype, torch.float32)
@@ -214,7 +219,7 @@ def attention_forward(
         columns,
         _denominator(columns, capture.text_columns[:, dropped:], key).to(precision),
         scaling,
-        bool(causal) and query.shape[2] > 1,
+        causal,
     )
     return output, packed_BHGN if capture.row_weights.ndim == 3 else packed_BHGN.squeeze(2)
 

@@ -1,6 +1,7 @@
 """`a3tune ask`: one question about one image, and a picture of where the model looked."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ def ask(config: RunConfig, adapter: Path | None, image: Path, question: str, out
     """The answer to one question; `out` becomes a PNG of the image under the attention of the answer."""
     vlm = Subject(config, adapter).load()
     sample = Sample(id="question", image=image, prompt=question, answer="", answer_type="report")
-    results = evaluate(vlm, [sample], config.active_evaluation)
+    results = evaluate(vlm, [sample], replace(config.active_evaluation, occlude=False))
     pixels = np.asarray(load_image(image))
     size = (pixels.shape[0], pixels.shape[1])
     heat = paint(results.maps[sample.id].astype(np.float32), token_boxes(vlm, *size), size)

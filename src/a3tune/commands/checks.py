@@ -9,9 +9,10 @@ from pathlib import Path
 from a3tune.config import RunConfig
 from a3tune.config.settings import EvaluationConfig, LabelsConfig
 from a3tune.data.images import load_image
-from a3tune.data.rows import check_split
+from a3tune.data.rows import check_split, read_split
 from a3tune.decoding import check_name, make_strategy
 from a3tune.errors import ConfigError, LabelError
+from a3tune.evaluation.regions import region_source
 from a3tune.labels.propose import check_proposer
 from a3tune.labels.rank import check_ranker, check_visual_prompt, ranker_folder
 from a3tune.labels.stored import none_found
@@ -67,6 +68,8 @@ def check_evaluate(models: Sequence[tuple[Path | None, RunConfig]], methods: Seq
         check_methods(config.evaluation, methods)
         if len(models) == len(methods) == 1:
             RunFolder.check(config.output)
+        if config.evaluation.occlude and region_source(read_split(config.data, "test")) == "weak":
+            check_label_maker(config.labels)
 
 
 def check_ask(config: RunConfig, adapter: Path | None, image: Path) -> None:

@@ -80,7 +80,7 @@ def _evaluate(subject: Subject, vlm: Vlm, samples: Sequence[Sample], progress: P
         RunFolder.create(config.output)
     processes.wait()
     folder = RunFolder(config.output)
-    results = evaluate(vlm, samples, config.evaluation, out_folder=folder.path, progress=progress)
+    results = evaluate(vlm, samples, config.evaluation, labels=config.labels, out_folder=folder.path, progress=progress)
     if processes.index() == 0:
         folder.write_text(folder.evaluation.name, dump_config(config))
         if not folder.environment.is_file():

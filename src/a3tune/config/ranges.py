@@ -3,9 +3,11 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, PlainValidator
+
+from a3tune.types import Filling
 
 
 def check_heads(value: Any) -> int | float | str:
@@ -29,6 +31,17 @@ def check_heads(value: Any) -> int | float | str:
     )
 
 
+def check_fillings(value: Any) -> tuple[str, ...]:
+    """Names of fillings, each once, as a list or with commas between them; ValueError for anything else."""
+    names = [name.strip() for name in value.strip("[]").split(",")] if isinstance(value, str) else value
+    if isinstance(names, list | tuple) and names and all(name in get_args(Filling) for name in names):
+        return tuple(dict.fromkeys(names))
+    raise ValueError(
+        f"expected one or more of {', '.join(get_args(Filling))} with commas between them, got "
+        f"{json.dumps(value, default=str)[:80]}"
+    )
+
+
 Count = Annotated[int, Field(strict=True, ge=1, description="an integer >= 1")]
 Natural = Annotated[int, Field(strict=True, ge=0, description="an integer >= 0")]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32, description="an integer >= 0 and < 2**32")]
@@ -41,6 +54,7 @@ GivenHeads = Annotated[
     int | float | str | None, PlainValidator(lambda value: None if value is None else check_heads(value))
 ]
 """`Heads`, or null; not a union, of which every branch would complain."""
+Fillings = Annotated[tuple[Filling, ...], PlainValidator(check_fillings)]
 Cosine = Annotated[float, Field(strict=True, ge=-1, le=1, description="a number >= -1 and <= 1")]
 Dropout = Annotated[float, Field(strict=True, ge=0, lt=1, description="a number >= 0 and < 1")]
 Switch = Annotated[bool, Field(strict=True, description="true or false")]

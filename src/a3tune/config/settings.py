@@ -17,6 +17,7 @@ from a3tune.config.ranges import (
     Device,
     Dropout,
     FilePath,
+    Fillings,
     Fraction,
     GivenHeads,
     Heads,
@@ -215,6 +216,12 @@ class EvaluationConfig(_Section):
     """Heads whose attention is averaged, as `alignment.heads`; null: those of the training."""
     rows: Literal["after_image", "answer", "prompt"] | None = None
     """Text rows whose attention is averaged, as `alignment.rows`; null: those of the training."""
+    occlude: Switch = False
+    """Ask again with the region hidden, with all but the region hidden, and with as much hidden elsewhere."""
+    fillings: Fillings = ("mean", "blur", "noise")
+    """What hidden pixels are replaced by, each in turn: mean, blur, noise."""
+    dilation: Share = 0.02
+    """How far around a region is hidden with it, in lengths of the image's longer side: 0 to 1."""
 
     def over(self, alignment: AlignmentConfig) -> "EvaluationConfig":
         """The same, measured over the heads and rows of a training where none are given."""

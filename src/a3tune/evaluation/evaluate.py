@@ -3,27 +3,31 @@
 Knows the order of things; how answers and maps are scored is the business of `metrics`, their means that of `results`.
 """
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import pad_sequence
 
 from a3tune.attention.align import averaged_map
 from a3tune.attention.capture import capture_request, stack
 from a3tune.attention.heads import HeadSelector
-from a3tune.config import AlignmentConfig, EvaluationConfig
+from a3tune.config import AlignmentConfig, EvaluationConfig, LabelsConfig
 from a3tune.data.images import load_image
-from a3tune.decoding import Generated, generate, make_decoder
-from a3tune.errors import DataError, LabelError, ModelError
+from a3tune.decoding import make_decoder
+from a3tune.errors import DataError, LabelError
+from a3tune.evaluation.asking import answers, batches, in_memory
 from a3tune.evaluation.predictions import Cost, Map, PredictionLog
+from a3tune.evaluation.regions import region_finder
+from a3tune.evaluation.reliance import Occluder
+from a3tune.evaluation.reliance_log import RelianceLog, read_reliance, with_reliance
 from a3tune.evaluation.results import Results, make_prediction, summarise
 from a3tune.machine import processes
 from a3tune.masks import region_mask
@@ -37,7 +41,7 @@ from a3tune.vlm.load import Vlm
 from a3tune.vlm.look import answer_text, look, model_inputs
 from a3tune.vlm.patches import members, token_weights
 
-logger = logging.getLogger(__name__)
+R = TypeVar("R")
 DECISIVE = ("heads", "rows", "tau", "normalisation", "max_new_tokens", "decode", "decoding", "strategy", "seed")
 """Settings that answers and their attention depend on: an evaluation goes on only with the same."""
 
@@ -47,6 +51,7 @@ def evaluate(
     samples: Sequence[Sample],
     settings: EvaluationConfig | None = None,
     *,
+    labels: LabelsConfig | None = None,
     out_folder: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Results:
@@ -54,6 +59,8 @@ def evaluate(
 
     Attention is that of the text rows `settings.rows`, averaged over the heads with the highest visual ratio of that
     sample alone (Eq. 8-9), so that no sample depends on its batch. The same over all heads (Eq. 2) ends in `ALL_HEADS`.
+
+    With `settings.occlude` all questions are asked again with parts of the images hidden (`evaluation.reliance`).
 
     Several processes (`processes`) share the batches, to the same answers as one process alone; the first one writes
     the folder. Report metrics are computed and returned there only.
@@ -64,12 +71,16 @@ def evaluate(
             of `AlignmentConfig`; of a run take its `RunConfig.active_evaluation`. A batch is halved where the device
             has too little memory for it. Its random numbers start from the seed and its first sample's id: they differ
             between batches, and the answers do not depend on interruptions.
-        out_folder: run folder for `predictions.jsonl`, `maps/` and `results.json`; a stopped evaluation goes on in it.
-        progress: called with the number of samples answered, and of all, after every batch.
+        labels: how the regions to hide are found where no sample has its own; None is the defaults. Of a run take its
+            `RunConfig.labels`.
+        out_folder: run folder for `predictions.jsonl`, `maps/`, `reliance.jsonl` and `results.json`; a stopped
+            evaluation goes on in it.
+        progress: called with the number of samples answered, and of all, after every batch; who is asked again with
+            parts of the image hidden counts twice.
 
     Raises:
         ConfigError, ModelError: no such decoding method, or the model lacks what it needs.
-        DataError, LabelError: a sample cannot be used; the message names it.
+        DataError, LabelError: a sample cannot be used, the message names it; or there is no region to hide.
         RunError: the folder is not ours, in use, or holds an evaluation of other samples, weights or settings.
     """
     by_id = {sample.id: sample for sample in samples}
@@ -77,26 +88,33 @@ def evaluate(
         raise DataError(f"samples: expected a different id for each of the {len(samples)}, got only {len(by_id)} ids")
     settings = (settings or EvaluationConfig()).over(AlignmentConfig())
     make_decoder(settings.decode, settings.decoding).check(vlm)
+    finder = region_finder(samples, labels or LabelsConfig(), str(vlm.device)) if settings.occlude else None
+    total = len(samples) * (2 if finder else 1)
     first = processes.index() == 0
     folder = RunFolder.create(out_folder) if out_folder and first else None
     with folder.lock() if folder else nullcontext(), _evaluation_mode(vlm):
         about = {"model": vlm.name} | {name: getattr(settings, name) for name in DECISIVE}
-        book = PredictionLog(folder, by_id, about | {"weights": _fingerprint(vlm)})
+        identity = about | {"weights": _fingerprint(vlm)}
+        book = PredictionLog(folder, by_id, identity)
         book.take_over(*processes.from_first((book.predictions, book.maps, book.cost)))
-        # A batch is asked whole or not at all: the numbers do not depend on where an evaluation was stopped.
-        waiting = [
-            batch
-            for batch in _batches(vlm, samples, settings.batch_size)
-            if any(sample.id not in book.predictions for sample in batch)
-        ]
-        for start in range(0, len(waiting), processes.count()):
-            my_batches = waiting[start : start + processes.count()][processes.index() :][:1]
-            for answered in processes.gather([_answer_in_memory(vlm, batch, settings) for batch in my_batches]):
+        work = list(batches(vlm, samples, settings.batch_size))
+        for pieces in _asked(partial(_answer, vlm, settings=settings), work, book.predictions):
+            for answered in pieces:
                 book.add(*answered)
-            progress(len(book.predictions), len(samples))
+            progress(len(book.predictions), total)
         reports = [sample for sample in samples if sample.answer_type == "report"]
         absent = _score_reports(book, reports, settings) if first else {}
-        predictions = [book.predictions[sample.id] for sample in samples]
+        occluded = read_reliance(folder) if folder else {}
+        if finder:
+            occluder = Occluder(vlm, settings, finder, book.predictions, book.maps)
+            about |= {"occlusion": occluder.about()}
+            log = RelianceLog(folder, occluder.about() | {"answers": identity})
+            log.records = processes.from_first(log.records)
+            for pieces in _asked(occluder, work, log.records):
+                log.add([record for records in pieces for record in records])
+                progress(len(book.predictions) + len(log.records), total)
+            occluded = log.records
+        predictions = with_reliance([book.predictions[sample.id] for sample in samples], occluded)
         results = summarise(samples, predictions, maps=book.maps, settings=about, cost=book.cost)
         results = replace(results, absent=absent)
         if folder:
@@ -104,11 +122,17 @@ def evaluate(
     return results
 
 
-def _batches(vlm: Vlm, samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
-    """Samples of like length together, longest first: less padding, and too little memory shows at once."""
-    lengths = {sample.id: len(vlm.tokenizer(sample.prompt)["input_ids"]) for sample in samples}
-    ordered = sorted(samples, key=lambda sample: -lengths[sample.id])
-    return (ordered[start : start + size] for start in range(0, len(ordered), size))
+def _asked(
+    ask: Callable[[Sequence[Sample]], R], work: Sequence[Sequence[Sample]], done: Collection[str]
+) -> Iterator[list[R]]:
+    """What `ask` makes of the batches that are not done, shared among the processes.
+
+    A batch is asked whole or not at all: the numbers do not depend on where an evaluation was stopped.
+    """
+    waiting = [batch for batch in work if any(sample.id not in done for sample in batch)]
+    for start in range(0, len(waiting), processes.count()):
+        my_batches = waiting[start : start + processes.count()][processes.index() :][:1]
+        yield from processes.gather([in_memory(ask, batch) for batch in my_batches])
 
 
 def _score_reports(book: PredictionLog, samples: Sequence[Sample], settings: EvaluationConfig) -> Mapping[str, str]:
@@ -124,32 +148,11 @@ def _score_reports(book: PredictionLog, samples: Sequence[Sample], settings: Eva
     return scored.absent
 
 
-def _answer_in_memory(
-    vlm: Vlm, batch: Sequence[Sample], settings: EvaluationConfig
-) -> tuple[list[tuple[Prediction, Map]], Cost]:
-    """`_answer`, in halves as long as the device has too little memory for the whole."""
-    try:
-        return _answer(vlm, batch, settings)
-    except torch.OutOfMemoryError as error:
-        if len(batch) == 1:
-            raise ModelError(
-                f"sample {batch[0].id}: the device has too little memory for it alone; a smaller image, "
-                "evaluation.max_new_tokens or model.quantization may help"
-            ) from error
-    logger.warning("too little memory for %d samples at once, going on with halves", len(batch))
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
-    half = len(batch) // 2
-    first, first_cost = _answer_in_memory(vlm, batch[:half], settings)
-    second, second_cost = _answer_in_memory(vlm, batch[half:], settings)
-    return [*first, *second], first_cost + second_cost
-
-
 def _answer(vlm: Vlm, batch: Sequence[Sample], settings: EvaluationConfig) -> tuple[list[tuple[Prediction, Map]], Cost]:
     """Predictions of a batch, each with its map over the selected heads, and what they took."""
     start = time.perf_counter()
     asked, regions = zip(*(_read(vlm, sample) for sample in batch), strict=True)
-    generated = _generate(vlm, asked, regions, settings, _seed(settings.seed, batch))
+    generated = answers(vlm, batch, asked, regions, settings)
     answered = [
         replace(example, input_ids=torch.cat([example.input_ids, tokens]))
         for example, tokens in zip(asked, generated.tokens, strict=True)
@@ -180,35 +183,6 @@ def _read(vlm: Vlm, sample: Sample) -> tuple[Example, NDArray[np.float32] | None
     except (DataError, LabelError) as error:
         raise type(error)(f"sample {sample.id}: {error}") from error
     return example, members(token_weights(np.logical_or.reduce(masks), example.boxes))
-
-
-def _generate(
-    vlm: Vlm,
-    asked: Sequence[Example],
-    regions: Sequence[NDArray[np.float32] | None],
-    settings: EvaluationConfig,
-    seed: int,
-) -> Generated:
-    """The answers, with their end tokens."""
-    inputs, _ = model_inputs(vlm, asked, "left")
-    regions_BN = None
-    if all(region is not None for region in regions):
-        regions_BN = pad_sequence([torch.from_numpy(region) for region in regions], batch_first=True).to(vlm.device)
-    return generate(
-        vlm,
-        inputs,
-        settings.decode,
-        settings=settings.decoding,
-        strategy=settings.strategy,
-        max_new_tokens=settings.max_new_tokens,
-        seed=seed,
-        regions_BN=regions_BN,
-    )
-
-
-def _seed(seed: int, batch: Sequence[Sample]) -> int:
-    """Seed of the random numbers in one batch."""
-    return int.from_bytes(sha256(f"{seed} {batch[0].id}".encode()).digest()[:6])
 
 
 def _attend(vlm: Vlm, answered: Sequence[Example], settings: EvaluationConfig) -> tuple[list[Array], list[Array]]:

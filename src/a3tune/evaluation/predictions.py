@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from a3tune.errors import RunError
+from a3tune.evaluation.reliance_log import read_reliance, with_reliance
 from a3tune.machine.files import write_atomic
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
@@ -139,7 +140,9 @@ _COST, _PREDICTION = TypeAdapter(Cost), TypeAdapter(Prediction)
 
 
 def _line(prediction: Prediction, cost: Cost) -> str:
-    return json.dumps(asdict(prediction) | {"cost": asdict(cost)}, ensure_ascii=False) + "\n"
+    row = asdict(prediction) | {"cost": asdict(cost)}
+    del row["reliance"]  # computed from `reliance.jsonl` alone
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _read_lines(path: Path) -> list[tuple[Prediction, Cost]]:
@@ -157,8 +160,11 @@ def _read_lines(path: Path) -> list[tuple[Prediction, Cost]]:
 
 
 def read_predictions(folder: RunFolder) -> list[Prediction]:
-    """Complete lines of `predictions.jsonl`. Raises RunError when there is none or a line is damaged."""
-    return [prediction for prediction, _ in _lines_of(folder)]
+    """Complete lines of `predictions.jsonl`, with what the answers rest on as far as `reliance.jsonl` tells.
+
+    Raises RunError when there is none, a line is damaged, or the two files do not belong together.
+    """
+    return with_reliance([prediction for prediction, _ in _lines_of(folder)], read_reliance(folder))
 
 
 def _lines_of(folder: RunFolder) -> list[tuple[Prediction, Cost]]:

@@ -30,7 +30,8 @@ class Results:
     breakdown: Mapping[str, Mapping[str, Mapping[str, Estimate]]]
     """The same by field of `meta` (those of `BREAKDOWN` that samples have) and its value."""
     counts: Mapping[str, int]
-    """Samples; those of each answer type; those with attention metrics; images or patients that were resampled."""
+    """Samples; those of each answer type; those with attention metrics, and with reliance if that
+    was measured; images or patients that were resampled."""
     maps: Mapping[str, Map] = field(default_factory=dict)
     """By sample id, float16 `[N]`: attention on each image token over the selected heads, largest value 1."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -87,6 +88,8 @@ def summarise(
     for sample in samples:
         counts[sample.answer_type] = counts.get(sample.answer_type, 0) + 1
     counts["with_attention"] = sum(bool(prediction.attention) for prediction in predictions)
+    if any(prediction.reliance for prediction in predictions):
+        counts["with_reliance"] = sum(bool(prediction.reliance) for prediction in predictions)
     return Results(
         predictions=tuple(predictions),
         metrics=_estimates(sample_scores, groups, range(len(samples))),
@@ -99,9 +102,9 @@ def summarise(
 
 
 def scores(prediction: Prediction) -> dict[str, float]:
-    """Every score of one sample by name: of its answer or report and, where defined, of its attention."""
+    """Every score of one sample by name: of its answer or report and, where measured, of its attention and reliance."""
     answer = answer_scores(prediction.prediction, prediction.answer, prediction.answer_type, prediction.options)
-    return answer | dict(prediction.report) | dict(prediction.attention)
+    return answer | dict(prediction.report) | dict(prediction.attention) | dict(prediction.reliance)
 
 
 def clusters(samples: Sequence[Sample]) -> list[str]:

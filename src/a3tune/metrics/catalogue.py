@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,9 +18,9 @@ from a3tune.metrics import attention, vqa
 from a3tune.metrics.attention import Array, Normalisation
 from a3tune.metrics.text import Scores, Texts, bleu, meteor, rouge_l
 from a3tune.metrics.vqa import AnswerScore
-from a3tune.types import AnswerType
+from a3tune.types import AnswerType, Filling
 
-Kind = Literal["answer", "radiology", "attention", "unknown"]
+Kind = Literal["answer", "radiology", "attention", "reliance", "unknown"]
 RadiologyScore = Callable[[Texts, Texts, Path | None], Scores]
 """(predictions, references, folder of weights) -> by name of the score, one for each radiology report."""
 AttentionScore = Callable[[ArrayLike, ArrayLike, float, Normalisation], Array]
@@ -28,6 +28,11 @@ AttentionScore = Callable[[ArrayLike, ArrayLike, float, Normalisation], Array]
 
 ALL_HEADS = "_all_heads"
 """Ends the name of an attention metric of the map over all heads."""
+_FORMS: tuple[tuple[str, Kind, str, str], ...] = (
+    (ALL_HEADS, "attention", "all heads", "Of the map over all heads (Eq. 2)"),
+    *((f"_{name}", "reliance", name, f"With {name} in place of what is hidden") for name in get_args(Filling)),
+)
+"""Further forms of the metrics of a kind: how their names end, and what they are, for titles and in a sentence."""
 SCALED: dict[Normalisation, str] = {
     "max": "divided by its largest value",
     "sum": "divided by its sum",
@@ -44,9 +49,11 @@ class Metric:
     meaning: str
     """The formula in words; `{tau}` and `{scaled}` are filled in by `explained`."""
     compute: AnswerScore | RadiologyScore | AttentionScore | None = None
-    """As its kind has it. None: another metric gives this one, too (`radgraph` its parts), or nobody here can."""
+    """As its kind has it. None: another metric gives this one, too (`radgraph` its parts), all of its kind are made at
+    once (`metrics.reliance`), or nobody here can."""
     kind: Kind = "answer"
-    """What is measured: the answer to a question, the text of a radiology report, or the attention on the image."""
+    """What is measured: the answer to a question, the text of a radiology report, the attention on the image, or what
+    the answer rests on."""
     percent: bool = True
     """Shown times 100, with a % sign in running text; else as a plain number."""
     lower_is_better: bool = False
@@ -203,6 +210,72 @@ METRICS: dict[str, Metric] = {
         "attention",
         percent=False,
     ),
+    "reliance_inside": Metric(
+        "Reliance inside",
+        "Share of the answers that change when the region is hidden, averaged over what stands in its place. Read it "
+        "against reliance elsewhere: any change of an image changes some answers.",
+        kind="reliance",
+    ),
+    "reliance_outside": Metric(
+        "Reliance outside",
+        "Share of the answers that change when all but the region is hidden; the lower, the more the region is enough.",
+        kind="reliance",
+        lower_is_better=True,
+    ),
+    "reliance_elsewhere": Metric(
+        "Reliance elsewhere",
+        "Share of the answers that change when as much of the image is hidden where the region is not: the control.",
+        kind="reliance",
+        lower_is_better=True,
+    ),
+    "deletion_gain": Metric(
+        "Deletion gain",
+        "How much faster the answer loses its log-probability when image tokens are hidden by attention, the most "
+        "attended first, than in random order: the area between both curves, nats per token. 0: the map is no better "
+        "than chance.",
+        kind="reliance",
+        percent=False,
+    ),
+    "reliance_margin": Metric(
+        "Reliance margin",
+        "Reliance inside less reliance elsewhere, of the questions that have both.",
+        kind="reliance",
+        main=False,
+    ),
+    "accuracy_intact": Metric(
+        "Accuracy, nothing hidden",
+        "Open recall, closed or choice accuracy, as the question has it, of the questions with a region.",
+        kind="reliance",
+        main=False,
+    ),
+    "accuracy_inside_hidden": Metric(
+        "Accuracy, region hidden", "The same, with the region hidden.", kind="reliance", main=False
+    ),
+    "accuracy_outside_hidden": Metric(
+        "Accuracy, all but the region hidden", "The same, with all but the region hidden.", kind="reliance", main=False
+    ),
+    "accuracy_elsewhere_hidden": Metric(
+        "Accuracy, elsewhere hidden",
+        "The same, with as much hidden where the region is not.",
+        kind="reliance",
+        main=False,
+    ),
+    "deletion_attention": Metric(
+        "Deletion by attention",
+        "Log-probability that the answer loses, averaged over the shares of image tokens hidden, the most attended "
+        "first; nats per token.",
+        kind="reliance",
+        percent=False,
+        main=False,
+    ),
+    "deletion_random": Metric(
+        "Deletion at random",
+        "The same in random order.",
+        kind="reliance",
+        percent=False,
+        lower_is_better=True,
+        main=False,
+    ),
 }
 """By name, in the order in which tables show them; those of radiology reports as in the paper's Table 3.
 
@@ -211,24 +284,26 @@ METRICS: dict[str, Metric] = {
 
 
 def describe(name: str) -> Metric:
-    """What is known of a metric: its entry, that of an attention metric over all heads, or no more than its name.
+    """What is known of a metric: its entry, that of a form of it (all heads, one filling), or no more than its name.
 
     Scores on disk may be of a metric that only the program which made them knew.
     """
     if name in METRICS:
         return METRICS[name]
-    known = METRICS.get(name.removesuffix(ALL_HEADS))
-    if known is not None and known.kind == "attention":
-        title, meaning = f"{known.title} (all heads)", f"Of the map over all heads (Eq. 2): {known.meaning}"
-        return replace(known, title=title, meaning=meaning, compute=None, main=False)
+    for suffix, kind, form, meaning in _FORMS:
+        known = METRICS.get(name.removesuffix(suffix)) if name.endswith(suffix) else None
+        if known is not None and known.kind == kind:
+            title = f"{known.title} ({form})"
+            return replace(known, title=title, meaning=f"{meaning}: {known.meaning}", compute=None, main=False)
     meaning = "Not known to this program: it stands in the predictions, as whoever evaluated them named it."
     return Metric(name, meaning, kind="unknown", percent=False, main=False)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Each name once: in the order of the catalogue, then those over all heads, then those that it does not know."""
+    """Each name once: in the order of the catalogue, then their other forms, then those that it does not know."""
     given = set(names)
-    known = [name for name in (*METRICS, *(name + ALL_HEADS for name in METRICS)) if name in given]
+    forms = (name + suffix for suffix, *_ in _FORMS for name in METRICS)
+    known = [name for name in (*METRICS, *forms) if name in given]
     return known + sorted(given.difference(known))
 
 

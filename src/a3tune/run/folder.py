@@ -131,6 +131,11 @@ class RunFolder:
         return self.path / "predictions.jsonl"
 
     @property
+    def reliance(self) -> Path:
+        """What was answered with parts of the images hidden."""
+        return self.path / "reliance.jsonl"
+
+    @property
     def results(self) -> Path:
         return self.path / "results.json"
 

@@ -1,0 +1,115 @@
+"""Asking again with parts of the images hidden: what do the answers rest on? Knows models and images, no file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from a3tune.config import EvaluationConfig
+from a3tune.data.images import load_image
+from a3tune.errors import DataError
+from a3tune.evaluation.asking import answers, seed_of
+from a3tune.evaluation.faithfulness import DRAWS, STEPS, Curves, deletion_curves
+from a3tune.evaluation.occlusion import Mask, hidden_parts, occlude
+from a3tune.evaluation.predictions import Map
+from a3tune.evaluation.regions import RegionFinder
+from a3tune.metrics.reliance import Occluded
+from a3tune.types import Filling, Part, Prediction, Sample
+from a3tune.vlm.encode import Example, prepare
+from a3tune.vlm.load import Vlm
+from a3tune.vlm.look import answer_text
+from a3tune.vlm.patches import members, token_weights
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A sample, read."""
+
+    sample: Sample
+    image: Image.Image
+    parts: Mapping[Part, Mask]
+    """What is hidden of it; nothing without a region."""
+    told: NDArray[np.float32] | None
+    """Which image tokens its true region holds, `[N]`, for methods that are told; None if it is not known."""
+
+
+@dataclass(frozen=True)
+class Occluder:
+    """Asks the questions of a batch again, and deletes image tokens from their answers."""
+
+    vlm: Vlm
+    settings: EvaluationConfig
+    finder: RegionFinder
+    predictions: Mapping[str, Prediction]
+    """The answers to the whole images, by sample id."""
+    maps: Mapping[str, Map]
+    """See `results.Results.maps`."""
+
+    def about(self) -> dict[str, Any]:
+        """What the outcome depends on besides the answers, as JSON values."""
+        chosen = {"fillings": list(self.settings.fillings), "dilation": self.settings.dilation}
+        return chosen | {"steps": STEPS, "draws": DRAWS} | self.finder.settings()
+
+    def __call__(self, batch: Sequence[Sample]) -> list[Occluded]:
+        """One record for each sample, in their order; without answers for a sample without a region.
+
+        Asked as the whole images were: the same samples at once (those without a region as they are), with the same
+        settings and random numbers.
+        """
+        seen = [self._see(sample) for sample in batch]
+        found: list[dict[Part, dict[Filling, str]]] = [{part: {} for part in one.parts} for one in seen]
+        for part in get_args(Part):
+            if not any(part in one.parts for one in seen):
+                continue
+            for filling in self.settings.fillings:
+                asked = [self._hide(one, part, filling) for one in seen]
+                generated = answers(self.vlm, batch, asked, [one.told for one in seen], self.settings)
+                for own, tokens in zip(found, generated.tokens, strict=True):
+                    if part in own:
+                        own[part][filling] = answer_text(self.vlm, tokens)
+        curves = self._curves([one for one in seen if one.parts])
+        return [
+            Occluded(sample.id, self.predictions[sample.id].prediction, own, *curves.get(sample.id, ()))
+            for sample, own in zip(batch, found, strict=True)
+        ]
+
+    def _see(self, sample: Sample) -> _Seen:
+        try:
+            image = load_image(sample.image)
+        except DataError as error:
+            raise DataError(f"sample {sample.id}: {error}") from error
+        region = self.finder.find(image, sample)
+        if region is None:
+            return _Seen(sample, image, {}, None)
+        parts = hidden_parts(image, region, self.settings.dilation)
+        if not sample.regions:
+            return _Seen(sample, image, parts, None)
+        boxes = prepare(self.vlm, [image], sample.prompt).boxes
+        return _Seen(sample, image, parts, members(token_weights(region, boxes)))
+
+    def _hide(self, one: _Seen, part: Part, filling: Filling) -> Example:
+        """The question with a part of its image hidden; with the whole image where it has no such part."""
+        image = one.image
+        if part in one.parts:
+            image = occlude(image, one.parts[part], filling, seed_of(self.settings.seed, one.sample))
+        return prepare(self.vlm, [image], one.sample.prompt)
+
+    def _curves(self, seen: Sequence[_Seen]) -> dict[str, Curves]:
+        """Deletion curves by sample id."""
+        answered: dict[str, Example] = {}
+        for one in seen:
+            text = self.predictions[one.sample.id].prediction
+            try:
+                answered[one.sample.id] = prepare(self.vlm, [one.image], one.sample.prompt, text)
+            except DataError:
+                # What was said reads as a control token, or fills the context: it cannot be read back, so no curve.
+                continue
+        if not answered:
+            return {}
+        maps = [self.maps[name] for name in answered]
+        seeds = [seed_of(self.settings.seed, one.sample) for one in seen if one.sample.id in answered]
+        curves = deletion_curves(self.vlm, list(answered.values()), maps, seeds)
+        return dict(zip(answered, curves, strict=True))
