@@ -66,6 +66,18 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "eval: adapter of another kind": (["eval", ROWS, "--adapter", "odd", "--out", "out"], "got 'IA3'"),
     "eval: decoding method": (["eval", ROWS, *NO_ADAPTER, "--out", "out", "--decode", "vcdd"], "vcd, dola"),
     "eval: strategy": (["eval", ROWS, *NO_ADAPTER, "--out", "o", "evaluation.strategy=best"], "nucleus"),
+    "eval: fillings": (
+        ["eval", ROWS, *NO_ADAPTER, "--out", "o", "evaluation.fillings=mean,fog"],
+        "evaluation.fillings: expected one or more of mean, blur, noise",
+    ),
+    "eval: nothing to hide": (
+        ["eval", "nowhere.jsonl", *NO_ADAPTER, "--out", "o", "--occlude"],
+        "expected some to hide, got an empty list",
+    ),
+    "eval: ranker of what to hide": (
+        ["eval", ROWS, *NO_ADAPTER, "--out", "o", "--occlude", "labels.ranker=nosuch"],
+        "nosuch",
+    ),
     "eval: weights": (["eval", ROWS, *NO_ADAPTER, "--out", "o", "evaluation.weights={rouge: x}"], "radgraph"),
     "eval: folder not ours": (["eval", ROWS, *NO_ADAPTER, "--out", "thesis"], "not ours"),
     "eval: same adapter twice": (["eval", ROWS, *NO_ADAPTER, *NO_ADAPTER, "--out", "out"], "different names"),

@@ -18,6 +18,7 @@ from a3tune.adapters import add_adapter
 from a3tune.app import host, server, view
 from a3tune.app import model as app_model
 from a3tune.app.examples import examples
+from a3tune.app.hidden import Hidden, ask_hidden
 from a3tune.app.model import BASE, WHOLE, Answer, Asker, load_models, token_texts
 from a3tune.app.regions import Segmenter, box_region
 from a3tune.app.session import LARGEST, Session
@@ -26,6 +27,8 @@ from a3tune.cli import explorer as command
 from a3tune.config import AdapterConfig, EvaluationConfig, LabelsConfig, ModelConfig, load_config
 from a3tune.errors import ConfigError, DataError, LabelError, ModelError
 from a3tune.evaluation.evaluate import evaluate
+from a3tune.evaluation.occlusion import hidden_parts, occlude
+from a3tune.metrics.vqa import normalise
 from a3tune.types import Sample
 from a3tune.vlm.encode import prepare
 from a3tune.vlm.grids import token_boxes
@@ -262,11 +265,13 @@ def test_whatever_people_and_models_write_is_text(image: Image.Image, answer: An
     session = Session(image, HOSTILE, {0: hostile}, np.ones((image.height, image.width), bool), HOSTILE)
     session.picks = Segmenter(LabelsConfig()).pick(image, "liver")
     session.picks = replace(session.picks, question=HOSTILE)
+    session.hidden[0] = [Hidden("inside", "mean", HOSTILE, True, session.shown())]
     parts = [
         view.answer_text(HOSTILE, HOSTILE, HOSTILE, done=False),
         view.words(hostile, 0),
         view.looked(session, 0, "selected", 1, SHORT),
         view.scan(session),
+        view.hidden(session, 0),
         view.region_line(session),
         view.picks_list(session),
         view.notice(HOSTILE, "error"),
@@ -291,12 +296,33 @@ def test_the_json_holds_the_numbers_and_nothing_else(image: Image.Image, answer:
     session = session_of(image, answer)
     session.set_region(box_region((10, 20, 50, 60), image), "box")
     found = json.loads(view.as_json(session, "selected", [2], SHORT))
-    assert set(found) == {"image", "region", "settings", "answers"}
+    assert set(found) == {"image", "region", "settings", "answers"} and found["answers"][0]["hidden"] == []
     (own,) = found["answers"]
     assert (own["question"], own["answer"], own["model"]) == (QUESTION, answer.text, BASE)
     np.testing.assert_allclose(np.mean(own["map_per_token"], 0), own["map"], rtol=5e-3, atol=1e-5)
     assert len(own["token_boxes"]) == len(own["map"]) == 100 and len(own["selected_heads"]) == 4
     assert set(own["chosen"]) == {"word", "coverage", "intensity", "attention_mass", "pointing", "patch_auroc"}
+
+
+def test_a_question_is_asked_again_with_parts_hidden(asker: Asker, image: Image.Image, answer: Answer):
+    session = session_of(image, answer)
+    assert list(ask_hidden(asker, session, answer, "mean")) == []  # without a region
+    session.set_region(box_region((10, 20, 50, 60), image), "box")
+    found = session.hidden[0] = list(ask_hidden(asker, session, answer, "mean"))
+    assert [one.part for one in found] == ["inside", "elsewhere", "outside"]
+    for one, hidden in zip(found, hidden_parts(image, session.region, SHORT.dilation).values(), strict=False):
+        assert one.changed == (normalise(one.text) != normalise(answer.text))
+        if one.part == "inside":
+            again = ask(asker, occlude(image, hidden, "mean"))
+            assert one.text == again.text
+            assert (one.picture[hidden] == one.picture[hidden][0]).all() and not hidden[0, 0]
+    tags = Tags(view.hidden(session, 0))
+    assert sum(own.get("class") == "panel" for _, own in tags.found) == 3 and "All but the region hidden: " in tags.text
+    assert "another answer" in tags.text or "the same answer" in tags.text
+    (own,) = json.loads(view.as_json(session, "selected", [WHOLE], SHORT))["answers"]
+    assert [one["answer"] for one in own["hidden"]] == [one.text for one in found]
+    session.set_region(None)
+    assert session.hidden == {} and view.hidden(session, 0) == ""
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,12 +19,13 @@ from a3tune.metrics.catalogue import (
     describe,
     in_order,
 )
+from a3tune.metrics.reliance import Occluded, reliance_scores
 from a3tune.report.formats import written
 from a3tune.report.gather import EvaluatedRun, run_results
 from a3tune.report.html import render
 from a3tune.report.records import ReportData, RunResult
 from a3tune.report.table import comparison_table
-from a3tune.types import Sample
+from a3tune.types import Filling, Part, Sample
 
 SAMPLES = [Sample(str(at), Path(f"{at}.png"), "Which?", "left lung", "open", meta={"organ": "lung"}) for at in range(9)]
 
@@ -82,6 +84,17 @@ def test_every_score_that_we_compute_is_in_the_catalogue():
     texts = {"open": ("lung", "left lung"), "closed": ("yes", "no"), "choice": ("CT", "CT")}
     names = {name for kind, (said, truth) in texts.items() for name in answer_scores(said, truth, kind, ["CT", "MRI"])}  # pyright: ignore[reportArgumentType]
     names |= set(attention_metrics(np.ones((1, 4)), np.array([[1, 0, 0, 0]])))
+    answers = {part: dict.fromkeys(get_args(Filling), "lung") for part in get_args(Part)}
+    asked = make_prediction(SAMPLES[0], "lung")
+    reliance = reliance_scores(asked, Occluded("0", "lung", answers, (-1.0, -2.0), (-1.0, -2.0)))
+    assert all(describe(name).kind == "reliance" for name in reliance)
+    assert (
+        describe("reliance_inside_blur").title == "Reliance inside (blur)" and not describe("reliance_inside_blur").main
+    )
+    assert in_order(reliance)[:2] == ["reliance_inside", "reliance_outside"] and len(in_order(reliance)) == len(
+        reliance
+    )
+    names |= reliance.keys() & METRICS.keys()
     assert names | {name for name, metric in METRICS.items() if metric.kind == "radiology"} == set(METRICS)
     assert set(computed("radiology")) == {
         name for name, metric in METRICS.items() if metric.kind == "radiology" and metric.main

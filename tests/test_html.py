@@ -170,7 +170,7 @@ def test_pictures_and_tables_speak() -> None:
         if tag == "th":
             assert attributes.get("scope") in ("col", "row")
     tables = sum(tag == "table" for tag, _ in page.tags)
-    assert tables == 5 == sum(tag == "caption" for tag, _ in page.tags)
+    assert tables == 6 == sum(tag == "caption" for tag, _ in page.tags)
     for word in (
         "right: ",
         "partly: ",
@@ -323,3 +323,41 @@ def test_further_scores_are_folded_and_explained():
     assert further["Open recall (clipped)"] == {"LoRA": "40.0 [38.0, 42.0]"}
     assert further["Intensity (all heads)"] == {"LoRA": "0.300 [0.280, 0.320]"}
     assert "no word counts more often" in text and "Of the map over all heads" in text
+
+
+def reliance_of(inside: float, elsewhere: float | None, half: float = 0.02) -> dict[str, Estimate]:
+    scores = {"reliance_inside": _estimate(inside), "reliance_outside": _estimate(0.6)}
+    scores |= {"accuracy_intact": _estimate(0.7), "accuracy_inside_hidden": _estimate(0.4)}
+    if elsewhere is not None:
+        scores |= {"reliance_elsewhere": _estimate(elsewhere), "reliance_margin": _estimate(inside - elsewhere, half)}
+    return scores
+
+
+def test_what_answers_rest_on_is_told_against_the_control() -> None:
+    curve = {"attention": Curve(np.array([0, 50, 100]), np.array([-0.1, -2.0, -3.0]))}
+    curve |= {"random": Curve(np.array([0, 50, 100]), np.array([-0.1, -1.0, -3.0]))}
+    results = (
+        RunResult("base", "Base", {"open_recall": _estimate(0.2)}),
+        RunResult("lora", "LoRA", reliance_of(0.3, 0.29), deletion=curve),
+        RunResult("a3tune", "A3Tune", reliance_of(0.5, 0.1)),
+        RunResult("odd", "Odd", reliance_of(0.1, 0.5)),
+        RunResult("large", "Large", reliance_of(0.5, None)),
+    )
+    page = _Page(render(_data(results=results)))
+    said = page.text.partition("What answers rest on")[2]
+    assert "A3Tune: hiding the region changes 50.0 % of the answers, hiding as much elsewhere 10.0 %, more than" in said
+    assert "(40.0 [38.0, 42.0]): the answers rest on the regions; hiding all but the region 60.0 %." in said
+    assert "30.0 % of the answers, hiding as much elsewhere 29.0 %, which cannot be told apart from the control" in said
+    assert "the answers rest on other places" in said and "that there is no control" in said
+    table = next(
+        table
+        for table in _tables(render(_data(results=results)))
+        if "Accuracy, region hidden, %" in next(iter(table.values()))
+    )
+    assert set(table) == {"LoRA", "A3Tune", "Odd", "Large"}  # the base was not asked
+    assert table["A3Tune"]["Accuracy, region hidden, %"] == "40.0 [38.0, 42.0]" and table["LoRA"]["Questions"] == "120"
+    spoken = [attributes.get("aria-label") or "" for tag, attributes in page.tags if tag == "svg"]
+    assert any("the region hidden: LoRA 30.0 %, A3Tune 50.0 %" in label for label in spoken)
+    assert any("hidden by attention -2.00 and at random -1.00" in label for label in spoken)
+    assert "compare what hiding the region does with what hiding as much elsewhere does" in page.text
+    assert "What answers rest on" not in render(_data(results=results[:1], reference="base"))

@@ -11,6 +11,7 @@ from a3tune.app import view
 from a3tune.app.examples import examples
 from a3tune.app.model import WHOLE
 from a3tune.app.session import Session
+from a3tune.evaluation.occlusion import FILLINGS
 
 NOTHING = "(nothing)"
 """Stands in place of a model: the pane is not used."""
@@ -38,12 +39,14 @@ class Pane:
     row: gr.Number
     """Which of the words is chosen: a row of `Answer`."""
     looked: gr.HTML
+    hidden: gr.HTML
+    """What is said with parts of the image hidden."""
     ratios: gr.HTML
     """Beside `looked`, so that it stays unfolded when another word is chosen."""
     save: gr.Button
 
     def answer_parts(self) -> list[Any]:
-        return [self.said, self.words, self.row, self.looked, self.ratios, self.save]
+        return [self.said, self.words, self.row, self.looked, self.hidden, self.ratios, self.save]
 
 
 class Layout:
@@ -96,6 +99,11 @@ class Layout:
         self.region = gr.HTML(view.region_line(begin), elem_id="region")
         self.picks = gr.HTML(elem_id="picks")
         self.rank = gr.Radio([], label="Use a segment as the region", visible=False, elem_id="rank")
+        with gr.Row(elem_classes="hide"):
+            self.hide = gr.Checkbox(label="Ask again with the region hidden", scale=3, min_width=180, elem_id="hide")
+            self.filling = gr.Dropdown(
+                list(FILLINGS), value="mean", label="In its place", scale=2, min_width=100, elem_id="filling"
+            )
 
     def _lay_out_question(self) -> None:
         gr.HTML("<h2>2. Question</h2>")
@@ -141,6 +149,7 @@ def _pane(number: int, models: Sequence[str], methods: Sequence[str], method: st
             words=gr.HTML(js_on_load=script("words.js")),
             row=gr.Number(WHOLE, precision=0, visible=False),
             looked=gr.HTML(),
+            hidden=gr.HTML(),
             ratios=gr.HTML(),
             save=gr.Button("Save picture (PNG)", size="sm", visible=False),
         )

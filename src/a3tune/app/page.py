@@ -9,6 +9,7 @@ import gradio as gr
 
 from a3tune.app import view
 from a3tune.app.examples import examples
+from a3tune.app.hidden import ask_hidden
 from a3tune.app.layout import NOTHING, Layout, Pane, script
 from a3tune.app.model import WHOLE, Answer, Asker, Heads
 from a3tune.app.regions import Segmenter, box_region
@@ -16,6 +17,7 @@ from a3tune.app.session import Session
 from a3tune.data.images import load_image
 from a3tune.decoding import DECODERS
 from a3tune.errors import A3TuneError, DataError
+from a3tune.types import Filling
 
 TITLE = "A3Tune explorer"
 MODEL, LOOKS = "model", 4
@@ -47,12 +49,12 @@ class Page:
         cleared += [part for pane in ui.panes for part in pane.answer_parts()]
         self._on(ui.example.input, self._open_example, [ui.example, ui.session], cleared)
         self._on(ui.upload.upload, self._open_upload, [ui.upload, ui.session], cleared)
-        known = [ui.question, ui.scan, ui.region, ui.status, *(pane.looked for pane in ui.panes)]
+        known = [ui.question, ui.scan, ui.region, ui.status, *self._looks()]
         self._on(ui.suggestion.input, self._suggest, [ui.suggestion, *self._views()], known)
 
     def _connect_region(self) -> None:
         ui, views = self.ui, self._views()
-        drawn = [ui.scan, ui.region, ui.status, *(pane.looked for pane in ui.panes)]
+        drawn = [ui.scan, ui.region, ui.status, *self._looks()]
         self._on(ui.scan.box, self._draw_box, views, [*drawn, *ui.corners])
         self._on(ui.take_box.click, self._use_box, [*ui.corners, *views], drawn)
         self._on(ui.no_region.click, self._use_nothing, views, drawn)
@@ -61,7 +63,8 @@ class Page:
 
     def _connect_answers(self) -> None:
         ui, views = self.ui, self._views()
-        asked = [ui.question, *(pane.model for pane in ui.panes), *(pane.method for pane in ui.panes), *views]
+        asked = [ui.question, *(pane.model for pane in ui.panes), *(pane.method for pane in ui.panes)]
+        asked += [ui.hide, ui.filling, *views]
         shown = [ui.session, ui.status, *(part for pane in ui.panes for part in pane.answer_parts())]
         for event in (ui.ask.click, ui.question.submit):
             self._on(event, self._answer, asked, shown, concurrency_id=MODEL, concurrency_limit=1)
@@ -95,6 +98,10 @@ class Page:
                 yield {self.ui.status: view.notice(str(error), "error")}
 
         return run
+
+    def _looks(self) -> list[Any]:
+        """What a new region changes in the panes."""
+        return [part for pane in self.ui.panes for part in (pane.looked, pane.hidden)]
 
     def _views(self) -> list[Any]:
         """Inputs of `_look_again`: the word chosen in each pane, the heads, and the session as the last."""
@@ -161,6 +168,7 @@ class Page:
         """Everything that a new region changes."""
         session: Session = views[-1]
         shown = {self.ui.scan: view.scan(session), self.ui.region: view.region_line(session), self.ui.status: ""}
+        shown |= {pane.hidden: "" for pane in self.ui.panes}
         return shown | self._look_again(*views)
 
     def _find(self, question: str, session: Session) -> Iterator[Shown]:
@@ -178,10 +186,12 @@ class Page:
 
     def _answer(self, question: str, *values: Any) -> Iterator[Shown]:
         count = len(self.ui.panes)
-        models, methods, (mode, layer, head, session) = values[:count], values[count : 2 * count], values[-4:]
+        models, methods, (hide, filling) = values[:count], values[count : 2 * count], values[2 * count : 2 * count + 2]
+        mode, layer, head, session = values[-4:]
         question, heads = _asked(question), _heads(mode, layer, head)
         for number, (pane, model, method) in enumerate(zip(self.ui.panes, models, methods, strict=True)):
             session.answers.pop(number, None)
+            session.hidden.pop(number, None)
             yield {pane.said: "", **_empty(pane)}
             if model == NOTHING:
                 continue
@@ -194,8 +204,19 @@ class Page:
                     yield self._answered(pane, number, session, heads)
                 else:
                     yield {pane.said: view.answer_text(said, model, method, done=False)}
+            if hide:
+                yield from self._ask_hidden(pane, number, session, filling)
+        told = "Answered." if not hide or session.region is not None else "Answered; there is no region to hide."
         # Given back so that Gradio counts the visitor's hour from here.
-        yield {self.ui.session: session, self.ui.status: view.notice("Answered.")}
+        yield {self.ui.session: session, self.ui.status: view.notice(told)}
+
+    def _ask_hidden(self, pane: Pane, number: int, session: Session, filling: Filling) -> Iterator[Shown]:
+        region = session.region
+        for said in ask_hidden(self._asker, session, session.answers[number], filling):
+            if session.closed or session.region is not region:
+                return
+            session.hidden.setdefault(number, []).append(said)
+            yield {pane.hidden: view.hidden(session, number)}
 
     def _answered(self, pane: Pane, number: int, session: Session, heads: Heads) -> Shown:
         answer = session.answers[number]
@@ -246,7 +267,7 @@ class Page:
 
 def _empty(pane: Pane) -> Shown:
     """A pane without an answer."""
-    blank = dict.fromkeys((pane.words, pane.looked, pane.ratios), "")
+    blank = dict.fromkeys((pane.words, pane.looked, pane.hidden, pane.ratios), "")
     return {**blank, pane.row: WHOLE, pane.save: gr.update(visible=False)}
 
 

@@ -1,6 +1,7 @@
 """What one visitor has on the page."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,9 @@ from PIL import Image
 
 from a3tune.app.model import Answer
 from a3tune.app.regions import Picks
+
+if TYPE_CHECKING:
+    from a3tune.app.hidden import Hidden
 
 LARGEST = 640
 """Longest side, in pixels, at which an image is shown; models and segmenters get all of it."""
@@ -30,11 +34,14 @@ class Session:
     """bool `[H, W]` of the image: where the answer is to be found."""
     region_name: str = ""
     picks: Picks | None = None
+    hidden: "dict[int, list[Hidden]]" = field(default_factory=dict)
+    """By pane: what was said with parts of the image hidden, of the region as it is."""
     closed: bool = False
     """The visitor has gone on to another image: what is still on its way is not wanted any more."""
 
     def set_region(self, region: NDArray[np.bool_] | None, name: str = "") -> None:
         self.region, self.region_name = region, name
+        self.hidden.clear()
 
     @property
     def scale(self) -> float:
@@ -47,10 +54,10 @@ class Session:
         width, height = self.image.size
         return max(1, round(height * self.scale)), max(1, round(width * self.scale))
 
-    def shown(self) -> NDArray[np.uint8]:
-        """uint8 `[h, w, 3]`: the image as it is shown."""
-        height, width = self.shown_size
-        return np.asarray(self.image if self.scale == 1 else self.image.resize((width, height), Image.Resampling.BOX))
+    def shown(self, image: Image.Image | None = None) -> NDArray[np.uint8]:
+        """uint8 `[h, w, 3]`: the image, or another of its size, as it is shown."""
+        image, (height, width) = image or self.image, self.shown_size
+        return np.asarray(image if self.scale == 1 else image.resize((width, height), Image.Resampling.BOX))
 
     def shown_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """bool `[h, w]` of a mask of the image, as it is shown."""

@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from a3tune.app.hidden import TITLES, Hidden
 from a3tune.app.model import WHOLE, Answer, Heads
 from a3tune.app.session import Session
 from a3tune.config import EvaluationConfig
@@ -122,6 +123,26 @@ def looked(session: Session, pane: int, heads: Heads, row: int, settings: Evalua
     return figure.format(scan_definition(session.shown(), name), panel, alt, scores)
 
 
+def hidden(session: Session, pane: int) -> Markup:
+    """What was said with parts of the image hidden, each with the picture that was asked about."""
+    figures = Markup().join(
+        Markup('<figure class="look">{}{}<figcaption>{}: <b>{}</b> ({})</figcaption></figure>').format(
+            scan_definition(one.picture, f"hidden-{pane}-{one.part}"),
+            case_panel(
+                f"hidden-{pane}-{one.part}",
+                session.shown_size,
+                f"{TITLES[one.part]}, {one.filling} in its place: “{one.text}”",
+                region=None if session.region is None else session.shown_mask(session.region),
+            ),
+            TITLES[one.part],
+            one.text or "(empty answer)",
+            "another answer" if one.changed else "the same answer",
+        )
+        for one in session.hidden.get(pane, ())
+    )
+    return Markup('<div class="pictures">{}</div>').format(figures) if figures else Markup()
+
+
 def ratios(answer: Answer, pane: int) -> Markup:
     """The visual attention ratio of every head, folded away."""
     best = np.unravel_index(answer.ratio_LH.argmax(), answer.ratio_LH.shape)
@@ -165,13 +186,16 @@ def as_json(session: Session, heads: Heads, rows: Sequence[int], settings: Evalu
         "region": None if session.region is None else {"name": session.region_name, "box": _box(session.region)},
         "settings": {
             "heads": heads if isinstance(heads, str) else {"layer": heads[0] + 1, "head": heads[1] + 1},
+            "dilation": settings.dilation,
             "tau": settings.tau,
             "normalisation": settings.normalisation,
             "max_new_tokens": settings.max_new_tokens,
             "seed": settings.seed,
         },
         "answers": [
-            _record(session, answer, heads, rows[pane], settings) for pane, answer in sorted(session.answers.items())
+            _record(session, answer, heads, rows[pane], settings)
+            | {"hidden": [_hidden_record(one) for one in session.hidden.get(pane, ())]}
+            for pane, answer in sorted(session.answers.items())
         ],
     }
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
@@ -197,6 +221,10 @@ def _record(session: Session, answer: Answer, heads: Heads, row: int, settings: 
         "map_per_token": [_numbers(answer.attention(heads, index + 1)) for index in range(len(answer.tokens))],
         "chosen": {"word": word(answer, row), **attention_scores(session, answer, heads, row, settings)},
     }
+
+
+def _hidden_record(one: Hidden) -> Mapping[str, Any]:
+    return {"hidden": one.part, "filling": one.filling, "answer": one.text, "changed": one.changed}
 
 
 def _scores(session: Session, answer: Answer, heads: Heads, row: int, settings: EvaluationConfig) -> Markup:

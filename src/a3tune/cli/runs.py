@@ -103,6 +103,10 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="METHOD|all", help="Decoding method: greedy, vcd, opera, ...; all of them. Repeatable."),
     ] = None,
+    occlude: Annotated[
+        bool,
+        typer.Option("--occlude", help="Also ask with the region hidden, with all but it, and with as much elsewhere."),
+    ] = False,
     config: ConfigFile = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -112,10 +116,14 @@ def evaluate(
 
     Several adapters or methods end in a table that compares them with the first.
 
+    With --occlude it also measures what the answers rest on, of true regions or else of weak labels; about ten times
+    the answering. An evaluation that is there already is extended.
+
     Example: `a3tune eval test.jsonl --adapter runs/mine/adapter --out runs/mine`
     """
     given = [*(overrides or ()), f"data.test={data}", f"output={out}"]
     given += [f"evaluation.decode={name}" for name in decode or () if name != ALL]
+    given += ["evaluation.occlude=true"] if occlude else []
     chosen = with_adapters(adapter, config, given)
     folder, settings = chosen[0]
     models = [str(folder or run.model.path) for folder, run in chosen]

@@ -71,12 +71,12 @@ def elsewhere(image: Pixels, mask: Mask) -> Mask | None:
     """The mask moved to where it shares no pixel with itself, over the edges and in again; None if nowhere is free.
 
     Of all free places it is the one whose mean and spread of grey values are nearest to those under the mask: hiding
-    the empty margin of a scan would be no control. Images larger than `_SEARCHED` are searched in steps of whole blocks; then up
-    to a block's width of the mask may be lost over the edge.
+    the empty margin of a scan would be no control. Images larger than `_SEARCHED` are searched in steps of whole
+    blocks; then up to a block's width of the mask may be lost over the edge.
     """
     block = -(-max(mask.shape) // _SEARCHED)
     padding = [(0, -side % block) for side in mask.shape]
-    padded, grey = np.pad(mask, padding), np.pad(image.mean(-1), padding, mode="edge")
+    padded, grey = np.pad(mask, padding), np.pad(image.mean(-1, dtype=np.float32), padding, mode="edge")
     blocks = (padded.shape[0] // block, block, padded.shape[1] // block, block)
     coarse, shades = padded.reshape(blocks).max((1, 3)), grey.reshape(blocks).mean((1, 3))
     free = _sums_under(coarse, coarse.astype(float)).round() == 0
@@ -89,8 +89,8 @@ def elsewhere(image: Pixels, mask: Mask) -> Mask | None:
     spread = np.sqrt((_sums_under(coarse, shades**2) / area - level**2).clip(0))
     unlike = np.where(free, np.hypot(level - level[0, 0], spread - spread[0, 0]), np.inf)
     down, right = np.unravel_index(unlike.argmin(), unlike.shape)
-    moved = np.roll(padded, (int(down) * block, int(right) * block), (0, 1))
-    return moved[: mask.shape[0], : mask.shape[1]]
+    moved = np.roll(padded, (int(down) * block, int(right) * block), (0, 1))[: mask.shape[0], : mask.shape[1]]
+    return moved if moved.any() else None
 
 
 def _sums_under(mask: Mask, values: NDArray) -> NDArray:

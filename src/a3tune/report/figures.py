@@ -132,23 +132,54 @@ def interval_chart(
     return _markup(root)
 
 
-def curve_chart(curves: Sequence[tuple[int, Curve]], alt: str) -> Markup:
-    """Values over steps, one line for each (slot of the method, curve)."""
+def curve_chart(
+    curves: Sequence[tuple[int, Curve]],
+    alt: str,
+    *,
+    across: str = "optimiser steps",
+    dashed: Sequence[Curve] = (),
+) -> Markup:
+    """Values over steps, one line for each (slot of the method, curve); `dashed` are what they are compared with."""
     height, left, right, top, bottom = 196, 44, 10, 8, 164
     root = _svg(_WIDTH, height, alt, "chart")
-    thinned = [(slot, _thin(curve)) for slot, curve in curves]
-    across = _Axis([float(v) for _, c in thinned for v in (0, c.steps[-1])], left, _WIDTH - right)
+    thinned = [*((f"line m{slot}", _thin(curve)) for slot, curve in curves)]
+    thinned += [("line control", _thin(curve)) for curve in dashed]
+    along = _Axis([float(v) for _, c in thinned for v in (0, c.steps[-1])], left, _WIDTH - right)
     up = _Axis([float(v) for _, c in thinned for v in (c.values.min(), c.values.max())], bottom, top)
     for tick in up.ticks:
         _line(root, left, up(tick), _WIDTH - right, up(tick), "grid")
         _text(root, left - 7, up(tick) + 4, _tick(tick), "tick end")
-    for tick in across.ticks:
-        _text(root, across(tick), bottom + 15, _tick(tick), "tick middle")
-    _text(root, (left + _WIDTH - right) / 2, height - 2, "optimiser steps", "tick middle")
-    for slot, curve in thinned:
+    for tick in along.ticks:
+        _text(root, along(tick), bottom + 15, _tick(tick), "tick middle")
+    _text(root, (left + _WIDTH - right) / 2, height - 2, across, "tick middle")
+    for kind, curve in thinned:
         points = zip(curve.steps, curve.values, strict=True)
-        path = " ".join(f"{_n(across(x))},{_n(up(y))}" for x, y in points)
-        SubElement(root, "polyline", {"points": path, "class": f"line m{slot}"})
+        path = " ".join(f"{_n(along(x))},{_n(up(y))}" for x, y in points)
+        SubElement(root, "polyline", {"points": path, "class": kind})
+    return _markup(root)
+
+
+def group_chart(groups: Sequence[tuple[str, Sequence[Estimate | None]]], alt: str) -> Markup:
+    """Shares as bars with their intervals: for each group a bar for every method, in their order; None has none."""
+    height, left, right, top, bottom = 176, 44, 10, 10, 150
+    root = _svg(_WIDTH, height, alt, "chart")
+    known = [estimate for _, estimates in groups for estimate in estimates if estimate is not None]
+    up = _Axis([0.0, *(v for e in known for v in (e.low, e.mean, e.high))], bottom, top)
+    for tick in up.ticks:
+        _line(root, left, up(tick), _WIDTH - right, up(tick), "grid")
+        _text(root, left - 7, up(tick) + 4, f"{_tick(100 * tick)} %", "tick end")
+    step = (_WIDTH - left - right) / len(groups)
+    for group, (title, estimates) in enumerate(groups):
+        _text(root, left + step * (group + 0.5), bottom + 17, title, "tick middle")
+        wide = 0.8 * step / len(estimates)
+        for slot, estimate in enumerate(estimates):
+            if estimate is None or not math.isfinite(estimate.mean):
+                continue
+            x, y = left + step * (group + 0.1) + wide * slot, up(estimate.mean)
+            box = {"x": _n(x + 1), "y": _n(y), "width": _n(wide - 2), "height": _n(up(0.0) - y)}
+            SubElement(root, "rect", {**box, "class": f"bar m{slot}"})
+            if math.isfinite(estimate.low):
+                _line(root, x + wide / 2, up(estimate.low), x + wide / 2, up(estimate.high), "error")
     return _markup(root)
 
 

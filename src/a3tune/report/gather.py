@@ -3,24 +3,26 @@
 Knows the files of run folders; loads no model and no image.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
 from a3tune.config import RunConfig
 from a3tune.errors import LabelError, RunError
 from a3tune.evaluation.predictions import Map, read_maps, read_predictions
+from a3tune.evaluation.reliance_log import read_reliance
 from a3tune.evaluation.results import Results, clusters, make_prediction, scores, summarise
 from a3tune.labels.fitting import fitting_settings
 from a3tune.labels.quality import MIN_IOU, Quality
 from a3tune.labels.stored import read_quality
-from a3tune.metrics.catalogue import describe, in_order
+from a3tune.metrics.catalogue import Kind, describe, in_order
+from a3tune.metrics.reliance import Occluded
 from a3tune.metrics.stats import Estimate, holm, paired_difference, paired_permutation_test
 from a3tune.metrics.vqa import prior_baseline
 from a3tune.report.logs import curves_from_log, experts_from_log, heads_from_log, read_log
-from a3tune.report.records import Comparison, LabelQuality, LabelScores, RunResult
+from a3tune.report.records import Comparison, Curve, LabelQuality, LabelScores, RunResult
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
 
@@ -37,6 +39,8 @@ class EvaluatedRun:
     """By sample id; see `results.Results.maps`."""
     log: tuple[Mapping[str, Any], ...]
     """Lines of `metrics.jsonl`; none if nothing was trained."""
+    occluded: Mapping[str, Occluded] = field(default_factory=dict)
+    """By sample id; none if nothing was hidden."""
 
 
 def read_run(name: str, title: str, folder: RunFolder, samples: Sequence[Sample]) -> EvaluatedRun:
@@ -49,16 +53,17 @@ def read_run(name: str, title: str, folder: RunFolder, samples: Sequence[Sample]
             f"{len(by_id)} answers, {len(missing)} of these questions are not among them; evaluate all runs on one file"
         )
     predictions = tuple(by_id[sample.id] for sample in samples)
-    return EvaluatedRun(name, title, predictions, read_maps(folder), tuple(read_log(folder.metrics)))
+    log = tuple(read_log(folder.metrics))
+    return EvaluatedRun(name, title, predictions, read_maps(folder), log, read_reliance(folder))
 
 
 def run_results(
-    runs: Sequence[EvaluatedRun], samples: Sequence[Sample], reference: str, *, attention_alike: bool = True
+    runs: Sequence[EvaluatedRun], samples: Sequence[Sample], reference: str, *, unlike: Collection[Kind] = ()
 ) -> tuple[RunResult, ...]:
     """Scores of every run and its differences to `reference`, one of their names.
 
-    Metrics of the main tables are compared, those of attention only where all runs measured it alike; p-values are
-    adjusted over all comparisons (Holm).
+    Metrics of the main tables are compared, but for the kinds that the runs measured in different ways (`unlike`);
+    p-values are adjusted over all comparisons (Holm).
     """
     groups = clusters(samples)
     scores_of = {run.name: [scores(prediction) for prediction in run.predictions] for run in runs}
@@ -67,7 +72,7 @@ def run_results(
         for run in runs
         if run.name != reference
         for metric, difference_and_p in _compare(scores_of[run.name], scores_of[reference], groups).items()
-        if attention_alike or describe(metric).kind != "attention"
+        if describe(metric).kind not in unlike
     }
     adjusted = holm([p for _, p in compared.values()])
     differences: dict[str, dict[str, Comparison]] = {run.name: {} for run in runs}
@@ -141,7 +146,18 @@ def _result(run: EvaluatedRun, results: Results, differences: Mapping[str, Compa
         curves=curves_from_log(run.log),
         experts=experts_from_log(run.log),
         head_share=heads_from_log(run.log),
+        deletion=_deletion([run.occluded[one.id] for one in run.predictions if one.id in run.occluded]),
     )
+
+
+def _deletion(occluded: Sequence[Occluded]) -> dict[Literal["attention", "random"], Curve]:
+    """Means over the samples that have deletion curves."""
+    curves = [(one.by_attention, one.at_random) for one in occluded if one.by_attention]
+    if not curves:
+        return {}
+    by_attention, at_random = np.mean(curves, axis=0)
+    hidden = np.linspace(0, 100, len(by_attention))
+    return {"attention": Curve(hidden, by_attention), "random": Curve(hidden, at_random)}
 
 
 def _by_question(names: Mapping[str, Estimate]) -> list[str]:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from a3tune.metrics.catalogue import describe
 from a3tune.report import figures
 from a3tune.report.records import CURVES, Case, ReportData, RunResult, View
+from a3tune.report.reliance import reliance
 from a3tune.report.summary import NOTHING, glossary, limits, summary, typographic
 from a3tune.report.table import Cell, Column, Table, comparison_table, ranked_cells
 
@@ -61,7 +62,7 @@ def render(data: ReportData) -> str:
     )
     environment.filters["typographic"] = typographic
     results, baseline = data.results, data.question_only
-    table = comparison_table(results, data.reference, attention_alike=data.attention_alike)
+    table = comparison_table(results, data.reference, unlike=data.unlike)
     without_image = comparison_table([baseline], baseline.name) if baseline else None
     page = environment.get_template("report.html.j2").render(
         data=data,
@@ -71,6 +72,7 @@ def render(data: ReportData) -> str:
         slots={result.name: slot for slot, result in enumerate(results)},
         compared=[row for row in table.rows if any(cell.change for cell in row.cells.values())],
         interval_figures=[_interval_figure(table, column, without_image) for column in table.main],
+        reliance=reliance(results),
         breakdowns=[_breakdown(data, name) for name in results[0].breakdown],
         tested=any(c.p is not None for result in results for c in result.differences.values()),
         curve_figures=list(_curve_figures(results, ("loss_llm", "loss_align", "attention_inside"))),

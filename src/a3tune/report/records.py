@@ -3,13 +3,14 @@
 Nothing here holds a path, a patient or a sample's id, so nothing of them can reach the page.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from a3tune.metrics.attention import Normalisation
+from a3tune.metrics.catalogue import Kind
 from a3tune.metrics.stats import Estimate
 
 CURVES = {
@@ -73,6 +74,8 @@ class RunResult:
     experts: Mapping[Literal["query", "key"], ExpertUse] = field(default_factory=dict)
     head_share: np.ndarray | None = None
     """float [L, H]: share of the logged steps in which a head was selected."""
+    deletion: Mapping[Literal["attention", "random"], Curve] = field(default_factory=dict)
+    """Mean log-probability of the answers over the image tokens hidden, in %, by order; empty if none was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +168,8 @@ class ReportData:
     cases: Cases | None = None
     synthetic: bool = False
     """The scans are phantoms."""
-    attention_alike: bool = True
-    """Whether the runs' attention was measured alike; else its scores are neither ranked nor tested."""
+    unlike: Collection[Kind] = ()
+    """Kinds of metrics that the runs measured in different ways: their scores are neither ranked nor tested."""
     notes: tuple[str, ...] = ()
     """Further limits and remarks, one sentence or more each."""
     environment: Mapping[str, str] = field(default_factory=dict)

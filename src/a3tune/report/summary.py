@@ -49,6 +49,11 @@ def limits(data: ReportData) -> tuple[str, ...]:
         "Attention on a region is not proof that the answer rests on it, and a right answer is not proof that the "
         "model looked there."
     )
+    if any("reliance_inside" in result.scores for result in data.results):
+        fixed.append(
+            "An image with a part hidden is unlike any that a model was trained on, and any such change changes some "
+            "answers: compare what hiding the region does with what hiding as much elsewhere does."
+        )
     fixed.append(_trust(data.seeds))
     return (*fixed, *data.notes)
 

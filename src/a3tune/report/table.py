@@ -4,12 +4,12 @@ Built once; `formats/` and `html` write it down. Knows no markup.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from a3tune.evaluation.predictions import Cost
-from a3tune.metrics.catalogue import Metric, describe, in_order
+from a3tune.metrics.catalogue import Kind, Metric, describe, in_order
 from a3tune.metrics.stats import Estimate
 from a3tune.report.records import Comparison, RunResult
 
@@ -98,11 +98,12 @@ def comparison_table(
     title: str = "",
     costs: Mapping[str, Cost] | None = None,
     note: str = "",
-    attention_alike: bool = True,
+    unlike: Collection[Kind] = (),
 ) -> Table:
     """The table of results compared with `reference`, the name of one of them; metrics that none has are left out.
 
-    `costs` are those of answering all questions, by name of the result.
+    `costs` are those of answering all questions, by name of the result; `unlike` are the kinds of metrics that the
+    results measured in different ways, so that nobody is best in them.
     """
     names = in_order(name for result in results for name, score in result.scores.items() if math.isfinite(score.mean))
     columns = [Column(name, describe(name)) for name in names]
@@ -111,7 +112,7 @@ def comparison_table(
             name,
             [result.scores.get(name) for result in results],
             [result.differences.get(name) for result in results],
-            rank=attention_alike or describe(name).kind != "attention",
+            rank=describe(name).kind not in unlike,
         )
         for name in names
     }

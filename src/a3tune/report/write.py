@@ -9,11 +9,13 @@ from a3tune.config.public import public_settings
 from a3tune.data.rows import read_rows, read_split
 from a3tune.errors import DataError, RunError
 from a3tune.evaluation.predictions import read_cost
+from a3tune.evaluation.reliance_log import read_way
 from a3tune.evaluation.results import classes
 from a3tune.machine.files import write_atomic
+from a3tune.metrics.catalogue import Kind
 from a3tune.report.formats import written
 from a3tune.report.gather import EvaluatedRun, counts, question_only, read_run, run_results, stored_quality
-from a3tune.report.measured import alike, measured_over
+from a3tune.report.measured import measured_by_hiding, measured_over, unlike
 from a3tune.report.records import Cases, ReportData
 from a3tune.report.table import comparison_table
 from a3tune.run.folder import RunFolder, read_json, read_settings
@@ -50,9 +52,10 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
 
     samples = read_split(config.data, "test")
     evaluated = [read_run(name, page.titles.get(name, name), folder, samples) for name, folder in folders.items()]
+    differ, notes = _measured(folders, configs, page.titles)
     data = ReportData(
         title=page.title,
-        results=run_results(evaluated, samples, reference, attention_alike=_alike(configs)),
+        results=run_results(evaluated, samples, reference, unlike=differ),
         reference=reference,
         counts=counts(samples),
         seeds=1,
@@ -65,8 +68,8 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
         labels=stored_quality(config),
         cases=_cases(config, evaluated, samples, shown, reference) if shown != reference else None,
         synthetic=page.synthetic,
-        attention_alike=_alike(configs),
-        notes=(_measured(configs, page.titles),),
+        unlike=differ,
+        notes=notes,
         environment=_environment(folders[shown]),
     )
     write_atomic(out, render(data).encode())
@@ -90,11 +93,13 @@ def compare(runs: Sequence[Path], forms: Sequence[str], by: str | None = None) -
     if not indices_of:
         known = sorted({name for sample in samples for name in sample.meta})
         raise DataError(f"meta.{by}: expected a field of the questions, they have {', '.join(known) or 'none'}")
-    tables, same, note = [], _alike(configs), _measured(configs, {})
+    differ, notes = _measured(folders, configs, {})
+    tables = []
     for value, indices in indices_of.items():
         part = [replace(run, predictions=tuple(run.predictions[index] for index in indices)) for run in evaluated]
-        results = run_results(part, [samples[index] for index in indices], reference, attention_alike=same)
-        tables.append(comparison_table(results, reference, title=value, costs=costs, note=note, attention_alike=same))
+        results = run_results(part, [samples[index] for index in indices], reference, unlike=differ)
+        note = " ".join(notes)
+        tables.append(comparison_table(results, reference, title=value, costs=costs, note=note, unlike=differ))
     return [written(tables, form) for form in forms]
 
 
@@ -112,12 +117,14 @@ def _evaluation(folder: RunFolder) -> RunConfig:
     return read_settings(path)
 
 
-def _alike(configs: Mapping[str, RunConfig]) -> bool:
-    return alike(config.active_evaluation for config in configs.values())
-
-
-def _measured(configs: Mapping[str, RunConfig], titles: Mapping[str, str]) -> str:
-    return measured_over({titles.get(name, name): config.active_evaluation for name, config in configs.items()})
+def _measured(
+    folders: Mapping[str, RunFolder], configs: Mapping[str, RunConfig], titles: Mapping[str, str]
+) -> tuple[frozenset[Kind], tuple[str, ...]]:
+    """Kinds of metrics that the runs measured in different ways, and sentences about how they were measured."""
+    settings = {titles.get(name, name): config.active_evaluation for name, config in configs.items()}
+    ways = {titles.get(name, name): read_way(folder) for name, folder in folders.items()}
+    notes = (measured_over(settings), measured_by_hiding(ways))
+    return unlike(settings.values(), ways.values()), tuple(filter(None, notes))
 
 
 def _cases(

@@ -1,0 +1,121 @@
+"""What answers rest on, as the page shows it: a sentence and a row for each run, and charts."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from a3tune.metrics.catalogue import describe
+from a3tune.report import figures
+from a3tune.report.records import RunResult
+from a3tune.report.summary import number
+from a3tune.report.table import Cell, Column, ranked_cells
+
+_HIDDEN = {"inside": "the region", "elsewhere": "as much elsewhere", "outside": "all but the region"}
+_COLUMNS = ("accuracy_intact", *(f"accuracy_{part}_hidden" for part in _HIDDEN), "reliance_margin")
+
+
+@dataclass(frozen=True, slots=True)
+class RelianceRow:
+    """Accuracy of one run with parts of the images hidden."""
+
+    name: str
+    title: str
+    count: int
+    """Questions with a region."""
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reliance:
+    """The section."""
+
+    sentences: tuple[str, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[RelianceRow, ...]
+    bars: Markup
+    curves: tuple[tuple[str, Markup], ...]
+    """Title of a run, and its deletion curves."""
+
+
+def reliance(results: Sequence[RunResult]) -> Reliance | None:
+    """Of the runs that were asked with parts of the images hidden; None if none was."""
+    measured = [result for result in results if "reliance_inside" in result.scores]
+    if not measured:
+        return None
+    shown = [name for name in _COLUMNS if any(name in result.scores for result in measured)]
+    cells = {name: ranked_cells(name, [result.scores.get(name) for result in measured], rank=False) for name in shown}
+    rows = [
+        RelianceRow(
+            result.name,
+            result.title,
+            result.scores["reliance_inside"].count,
+            tuple(cells[name][index] for name in shown),
+        )
+        for index, result in enumerate(measured)
+    ]
+    return Reliance(
+        tuple(map(_sentence, measured)),
+        tuple(Column(name, describe(name)) for name in shown),
+        tuple(rows),
+        _bars(results),
+        tuple(_curves(results)),
+    )
+
+
+def _sentence(result: RunResult) -> str:
+    """How often answers change, and whether the region matters more than as much of the image elsewhere."""
+
+    def changed(part: str) -> str:
+        name = f"reliance_{part}"
+        return number(result.scores[name].mean, name) if name in result.scores else ""
+
+    told = f"{result.title}: hiding the region changes {changed('inside')} % of the answers"
+    rest = f"hiding all but the region {changed('outside')} %"
+    margin = result.scores.get("reliance_margin")
+    if margin is None:
+        return f"{told}, {rest}; no place as large as a region was free elsewhere, so that there is no control."
+    low, high = number(margin.low, "reliance_margin"), number(margin.high, "reliance_margin")
+    interval = f" ({number(margin.mean, 'reliance_margin')} [{low}, {high}])" if math.isfinite(margin.low) else ""
+    if margin.low > 0:
+        verdict = f"more than the control{interval}: the answers rest on the regions"
+    elif margin.high < 0:
+        verdict = f"less than the control{interval}: the answers rest on other places"
+    else:
+        verdict = f"which cannot be told apart from the control{interval}"
+    return f"{told}, hiding as much elsewhere {changed('elsewhere')} %, {verdict}; {rest}."
+
+
+def _bars(results: Sequence[RunResult]) -> Markup:
+    groups = [(title, [result.scores.get(f"reliance_{part}") for result in results]) for part, title in _HIDDEN.items()]
+    spoken = "; ".join(
+        f"{title} hidden: "
+        + ", ".join(
+            f"{result.title} {number(estimate.mean, 'reliance_inside')} %"
+            for result, estimate in zip(results, estimates, strict=True)
+            if estimate is not None
+        )
+        for title, estimates in groups
+    )
+    return figures.group_chart(groups, f"Share of the answers that change: {spoken}")
+
+
+def _curves(results: Sequence[RunResult]) -> list[tuple[str, Markup]]:
+    charts = []
+    for slot, result in enumerate(results):
+        if not result.deletion:
+            continue
+        by_attention, at_random = result.deletion["attention"], result.deletion["random"]
+        half = " and at random ".join(f"{_middle(curve.values):.2f}" for curve in (by_attention, at_random))
+        alt = (
+            f"{result.title}: mean log-probability of the answer's tokens, {by_attention.values[0]:.2f} with no image "
+            f"token hidden, {by_attention.values[-1]:.2f} with all; with half of them hidden by attention {half}"
+        )
+        chart = figures.curve_chart([(slot, by_attention)], alt, across="% of image tokens hidden", dashed=[at_random])
+        charts.append((result.title, chart))
+    return charts
+
+
+def _middle(values: Sequence[float]) -> float:
+    return values[len(values) // 2]
