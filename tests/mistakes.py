@@ -109,6 +109,7 @@ def scene(folder: Path) -> None:
     Image.new("RGB", (8, 8)).save(folder / "scan.png")
     asked = Sample("first", folder / "scan.png", "Where is the lesion?", "left", "open", meta={"modality": "CT"})
     write_rows(folder / ROWS, [asked, replace(asked, id="second")])
+    write_rows(folder / "nowhere.jsonl", [replace(asked, regions=())])
     (folder / "broken.jsonl").write_text('{"id": "a", "image": "scan.png", "answer": "left"}\n')
     _write(folder / "thesis" / "thesis.txt", "years of work")
     _write(folder / "bert" / "config.json", {"model_type": "bert"})

@@ -145,6 +145,22 @@ def test_segments_become_regions_and_numbers_are_saved(page: Browser, tmp_path_f
     assert name == "answers.json" and found["region"]["name"] == "segment 1" and len(found["answers"]) == 2
 
 
+def test_the_same_question_with_the_region_hidden(page: Browser):
+    page.click("#hide input")
+    assert "no region to hide" in (answer(page) and page.run(STATUS))
+    page.drag(".stage", (0.25, 0.25), (0.5, 0.5))
+    page.wait("document.querySelector('#region').innerText.includes('box')")
+    answer(page)
+    page.wait("document.querySelectorAll('#pane-0 .pictures figure').length === 3")
+    said = page.run("document.querySelector('#pane-0 .pictures').innerText")
+    assert "All but the region hidden" in said and ("the same answer" in said or "another answer" in said)
+    shown = page.run("[...document.querySelectorAll('#pane-0 .pictures image')].map(one => one.getAttribute('href'))")
+    assert len(set(shown)) == 3
+    page.drag(".stage", (0.5, 0.5), (0.75, 0.75))  # another region: what was hidden is not this one
+    page.wait("!document.querySelector('#pane-0 .pictures')")
+    assert page.console == []
+
+
 def test_mistakes_are_said_on_the_page(page: Browser, tmp_path: Path):
     page.type("#question textarea", " ")
     page.click("#ask")

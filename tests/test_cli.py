@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from typer.testing import CliRunner, Result
 from a3tune.cli import app
 from a3tune.config import dump_config, load_config
 from a3tune.data.phantom import write_phantom
+from a3tune.data.rows import read_rows, write_rows
 from a3tune.decoding import DECODERS
+from a3tune.metrics.catalogue import describe
 
 COMMANDS = (
     "demo",
@@ -473,6 +476,48 @@ def test_what_was_measured_differently_is_neither_ranked_nor_tested(run: Run, tr
     assert "measured in different ways" in table and "0.6 as Coverage's threshold" in table
     rows = list(csv.DictReader(Path("table.csv").read_text().splitlines()))
     assert not any(row["p"] for row in rows if row["metric"] in ("coverage", "intensity", "attention_mass"))
+
+
+def test_what_answers_rest_on_is_measured_compared_and_shown(run: Run, trained: Path, data):
+    models = ("--adapter", "none", "--adapter", trained / "adapter", "--config", trained / "config.yaml")
+    result = run("eval", data["test"], *models, "--out", "both", "--occlude", "evaluation.fillings=mean")
+    assert result.exit_code == 0, result.output
+    assert "Reliance inside" in result.stdout and "Deletion gain" in result.stdout
+    assert (
+        "Reliance: the true regions and 2 % of the longer side around them were hidden, with mean in" in result.stdout
+    )
+    regions = sum(bool(sample.regions) for sample in read_rows(data["test"]))
+    found = json.loads(Path("both/mine/results.json").read_text())
+    assert found["counts"]["with_reliance"] == found["metrics"]["reliance_inside"]["count"] == regions > 0
+    assert found["metrics"]["accuracy_intact"]["count"] == regions
+    card = (trained / "adapter" / "README.md").read_text()
+    assert "Reliance: the true regions" in card and "| Reliance inside, % |" in card
+    assert run("report", "both/base", "both/mine", "--out", "both.html").exit_code == 0
+    page = Path("both.html").read_text()
+    assert '<section id="reliance">' in page and "of the answers, hiding as much elsewhere" in page
+    one = ("--adapter", trained / "adapter", "--occlude", "evaluation.fillings=noise")
+    assert run("eval", data["test"], *one, "--out", "noise").exit_code == 0
+    table = run("compare", "both/mine", "noise", "--out", "table.csv").stdout
+    assert "Reliance was measured in different ways" in table and "with noise in their place" in table
+    rows = list(csv.DictReader(Path("table.csv").read_text().splitlines()))
+    tested = {row["metric"] for row in rows if row["p"]}
+    assert "attention_mass" in tested and not any(describe(name).kind == "reliance" for name in tested)
+    assert {"reliance_inside", "reliance_inside_mean", "reliance_inside_noise"} <= {row["metric"] for row in rows}
+
+
+def test_weak_labels_are_hidden_where_nobody_drew_regions(run: Run, trained: Path, data, ranker_folder: Path):
+    rows = [replace(sample, regions=None) for sample in read_rows(data["test"])][:3]
+    write_rows(Path("plain.jsonl"), rows)
+    one = ("--adapter", trained / "adapter", "--occlude", "evaluation.fillings=mean", "labels.top_k=2")
+    result = run("eval", "plain.jsonl", *one, "--out", "weak")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"reliance_inside +\d", result.stdout)
+    said = run("compare", "weak").stdout
+    assert "weak labels, since no region is known (the 2 segments most similar to the question" in said
+    write_rows(Path("nowhere.jsonl"), [replace(sample, regions=()) for sample in rows])
+    result = run("eval", "nowhere.jsonl", *one, "--out", "nowhere")
+    assert result.exit_code == 2 and "got an empty list for all 3 questions" in result.stderr
+    assert not Path("nowhere").exists()
 
 
 def test_a_second_setting_of_the_store_does_not_stop_a_run(run: Run, data, vlm_folder: Path, ranker_folder: Path):

@@ -246,7 +246,7 @@ def answer(base: Path, out: Path, first: int | None = None) -> Results:
         if first is not None and done >= first:
             raise KeyboardInterrupt
 
-    config = replace(steady(base, out, 2, 1), evaluation=EvaluationConfig(batch_size=1, max_new_tokens=4))
+    config = replace(steady(base, out, 2, 1), evaluation=EvaluationConfig(1, 4, occlude=True, fillings=("mean",)))
     config = replace(config, data=DataConfig(test=base / "test.jsonl"))
     return evaluate_run(config, None, stop)
 
@@ -269,6 +269,7 @@ def test_two_processes_answer_as_one(base: Path, tmp_path: Path) -> None:
     assert read_maps(RunFolder(tmp_path / "shared")).keys() == alone.maps.keys()
     found, expected = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("shared", "alone"))
     assert found["metrics"] == expected["metrics"]
+    assert expected["counts"]["with_reliance"] and expected["metrics"]["reliance_inside"]["count"]
 
 
 def test_recipes_say_what_accelerate_understands() -> None:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from a3tune.errors import DataError
-from a3tune.vlm.encode import encode
+from a3tune.vlm.encode import encode, prepare
 from a3tune.vlm.families import FAMILIES
 from a3tune.vlm.load import load_vlm
+from a3tune.vlm.look import look, model_inputs
 from zoo import ZOO
 from zoo.checks import CHECKS, noise
 
@@ -61,6 +62,23 @@ def test_prompts_are_tokenised_as_transformers_does(name: str, folder: Path) -> 
         ours = encode(vlm, [image], ["Where is it?"], ["here"])
     for key, value in expected.items():
         assert torch.equal(ours[key], value), key
+
+
+@pytest.mark.parametrize("name", ZOO)
+@torch.no_grad()
+def test_nothing_of_an_image_is_seen_where_all_of_its_tokens_are_hidden(name: str, folder: Path) -> None:
+    vlm = load_vlm(folder, device="cpu")
+    found = {}
+    for seed in (0, 1):
+        inputs, masks = model_inputs(vlm, [prepare(vlm, [noise(48, 64, seed)], "Where is it?", "left lung")], "right")
+        nothing, everything = torch.zeros_like(masks["image_mask"]), masks["image_mask"]
+        kept = inputs["input_ids"].shape[1] - int(everything.nonzero()[-1, 1]) - 1
+        plain = look(vlm.model, inputs, masks).logits[:, -kept:]
+        for hidden in (nothing, everything):
+            found[seed, bool(hidden.any())] = look(vlm.model, inputs, masks, hidden=hidden).logits[:, -kept:]
+        torch.testing.assert_close(found[seed, False], plain, atol=1e-4, rtol=1e-3)
+    assert (found[0, False] - found[1, False]).abs().max() > 1e-4
+    torch.testing.assert_close(found[0, True], found[1, True], atol=1e-5, rtol=1e-5)
 
 
 def test_a_prompt_without_an_image_needs_a_chat_template(tmp_path: Path) -> None:

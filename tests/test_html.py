@@ -349,11 +349,8 @@ def test_what_answers_rest_on_is_told_against_the_control() -> None:
     assert "(40.0 [38.0, 42.0]): the answers rest on the regions; hiding all but the region 60.0 %." in said
     assert "30.0 % of the answers, hiding as much elsewhere 29.0 %, which cannot be told apart from the control" in said
     assert "the answers rest on other places" in said and "that there is no control" in said
-    table = next(
-        table
-        for table in _tables(render(_data(results=results)))
-        if "Accuracy, region hidden, %" in next(iter(table.values()))
-    )
+    tables = _tables(render(_data(results=results)))
+    table = next(table for table in tables if "Accuracy, region hidden, %" in next(iter(table.values())))
     assert set(table) == {"LoRA", "A3Tune", "Odd", "Large"}  # the base was not asked
     assert table["A3Tune"]["Accuracy, region hidden, %"] == "40.0 [38.0, 42.0]" and table["LoRA"]["Questions"] == "120"
     spoken = [attributes.get("aria-label") or "" for tag, attributes in page.tags if tag == "svg"]

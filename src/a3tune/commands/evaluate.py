@@ -87,6 +87,9 @@ def _evaluate(subject: Subject, vlm: Vlm, samples: Sequence[Sample], progress: P
             folder.write_environment()
         if subject.adapter:
             name = public_data(config.data.test, samples)
-            update_card(subject.adapter, Evaluation(name, len(samples), config, results.metrics))
+            update_card(
+                subject.adapter,
+                Evaluation(name, len(samples), config, results.metrics, results.settings.get("occlusion")),
+            )
     processes.wait()
     return results

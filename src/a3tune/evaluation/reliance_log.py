@@ -19,28 +19,35 @@ from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction
 
 _RECORD = TypeAdapter(Occluded)
+_ANSWERS = "answers"
+"""Key of the head: what the answers to the whole images belong to."""
 
 
 class RelianceLog:
     """Records so far, in memory and in the folder, if there is one."""
 
-    def __init__(self, folder: RunFolder | None, about: Mapping[str, Any]) -> None:
-        """Goes on with what the folder holds. Raises RunError if that was made otherwise (`about`: JSON values)."""
+    def __init__(self, folder: RunFolder | None, way: Mapping[str, Any], answers: Mapping[str, Any]) -> None:
+        """Goes on with what the folder holds. Raises RunError if that was made in another way.
+
+        Args:
+            way: how parts are hidden (`reliance.Occluder.about`), JSON values.
+            answers: what the answers to the whole images belong to (`PredictionLog`), JSON values.
+        """
         self.path = folder.reliance if folder else None
         self.records: dict[str, Occluded] = {}
         if self.path is None:
             return
+        head = json.loads(json.dumps({**way, _ANSWERS: answers}))
         if self.path.is_file():
             earlier, self.records = _read(self.path)
-            for name in about:
-                if earlier.get(name) != about[name]:
-                    then, now = _short(earlier.get(name)), _short(about[name])
+            for name, now in head.items():
+                if earlier.get(name) != now:
                     raise RunError(
-                        f"{self.path}: was measured with {name}={then}, not {now}; remove it, or choose another output "
-                        "folder"
+                        f"{self.path}: was measured with {name}={_short(earlier.get(name))}, not {_short(now)}; "
+                        "remove it, or choose another output folder"
                     )
         # Written again without a line that was cut short: the next one must not continue it.
-        write_atomic(self.path, "".join([_line(about), *map(_record_line, self.records.values())]).encode())
+        write_atomic(self.path, "".join([_line(head), *map(_record_line, self.records.values())]).encode())
 
     def add(self, records: Sequence[Occluded]) -> None:
         self.records |= {record.id: record for record in records}
@@ -63,8 +70,13 @@ def read_reliance(folder: RunFolder) -> dict[str, Occluded]:
 
 
 def read_way(folder: RunFolder) -> dict[str, Any] | None:
-    """How parts of the images were hidden (`Occluder.about`); None if they were not. Raises RunError as above."""
-    return _read(folder.reliance)[0] if folder.reliance.is_file() else None
+    """How parts of the images of a run were hidden (`reliance.Occluder.about`); None if they were not.
+
+    Raises RunError for a damaged file.
+    """
+    if not folder.reliance.is_file():
+        return None
+    return {name: value for name, value in _read(folder.reliance)[0].items() if name != _ANSWERS}
 
 
 def with_reliance(predictions: Sequence[Prediction], records: Mapping[str, Occluded]) -> list[Prediction]:

@@ -35,6 +35,7 @@ class Results:
     maps: Mapping[str, Map] = field(default_factory=dict)
     """By sample id, float16 `[N]`: attention on each image token over the selected heads, largest value 1."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    """What answers and attention depend on; `occlusion`: how parts of the images were hidden, if they were."""
     cost: Cost = field(default_factory=Cost)
     """Of all answers, earlier sessions included."""
     absent: Mapping[str, str] = field(default_factory=dict)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,7 +20,7 @@ from a3tune.machine.files import write_atomic
 from a3tune.metrics.catalogue import SCALED, describe, in_order
 from a3tune.metrics.stats import Estimate
 from a3tune.report.escape import markdown, one_line
-from a3tune.report.measured import measured_over
+from a3tune.report.measured import measured_by_hiding, measured_over
 from a3tune.report.records import LabelQuality
 from a3tune.report.summary import number
 
@@ -49,6 +50,8 @@ class Evaluation:
     config: RunConfig
     scores: Mapping[str, Estimate]
     """By metric (`metrics.catalogue`)."""
+    hidden: Mapping[str, Any] | None = None
+    """How parts of the images were hidden (`evaluation.reliance_log.read_way`); None if they were not."""
 
 
 def model_card(
@@ -230,6 +233,8 @@ def _results(evaluation: Evaluation) -> str:
     if "coverage" in evaluation.scores:
         notes.append(f"Coverage counts attention from {settings.tau:g} on, {SCALED[settings.normalisation]}.")
         notes.append(measured_over({"": evaluation.config.active_evaluation}))
+    if evaluation.hidden:
+        notes.append(measured_by_hiding({"": evaluation.hidden}))
     notes.append("One training run: another seed may give other numbers.")
     parts = [_scores(evaluation, main), markdown(" ".join(notes))]
     if further:

@@ -18,7 +18,7 @@ def unlike(settings: Iterable[EvaluationConfig], ways: Iterable[Mapping[str, Any
 
     `ways` are how parts of the images were hidden (`evaluation.reliance_log.read_way`).
     """
-    hidden = [_hidden(way) for way in ways if way is not None]
+    hidden = [way for way in ways if way is not None]
     kinds: dict[Kind, bool] = {
         "attention": len({_way(chosen) for chosen in settings}) > 1,
         "reliance": any(way != hidden[0] for way in hidden),
@@ -50,7 +50,7 @@ def _way(settings: EvaluationConfig) -> str:
 
 def measured_by_hiding(ways: Mapping[str, Mapping[str, Any] | None]) -> str:
     """As `measured_over`, of reliance; empty if no run measured it."""
-    hidden = {title: _hidden(way) for title, way in ways.items() if way is not None}
+    hidden = {title: way for title, way in ways.items() if way is not None}
     if not hidden:
         return ""
     first = next(iter(hidden.values()))
@@ -58,11 +58,6 @@ def measured_by_hiding(ways: Mapping[str, Mapping[str, Any] | None]) -> str:
         return f"Reliance: {_in_words(first)}."
     each = "; ".join(f"{title}: {_in_words(way)}" for title, way in hidden.items())
     return f"Reliance was measured in different ways, so that its scores cannot be compared. {each}."
-
-
-def _hidden(way: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Without the answers that it belongs to."""
-    return {name: value for name, value in way.items() if name != "answers"}
 
 
 def _in_words(way: Mapping[str, Any]) -> str:
