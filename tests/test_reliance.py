@@ -114,9 +114,9 @@ def test_stopped_it_goes_on_and_a_plain_evaluation_can_be_extended(vlm, tmp_path
     assert not folder.reliance.exists() and all(one.reliance == {} for one in read_predictions(folder))
     with pytest.raises(KeyboardInterrupt):
         evaluate(vlm, samples, HIDE, out_folder=folder.path, progress=stop_after(1))
-    assert len(read_reliance(folder)) == 2
+    assert len(read_reliance(folder)[1]) == 2
     folder.reliance.write_bytes(folder.reliance.read_bytes()[:-20])  # killed while writing
-    assert len(read_reliance(folder)) == 1
+    assert len(read_reliance(folder)[1]) == 1
     seen: list[tuple[int, int]] = []
     again = evaluate(vlm, samples, HIDE, out_folder=folder.path, progress=lambda *at: seen.append(at))
     assert seen == [(6, 8), (8, 8)]
@@ -138,18 +138,24 @@ def test_what_was_measured_otherwise_is_refused(vlm, tmp_path: Path):
     with pytest.raises(RunError, match=r"dilation=0.02, not 0.1"):
         evaluate(vlm, samples, replace(HIDE, dilation=0.1), out_folder=folder.path)
     assert folder.reliance.read_bytes() == before
+    folder.predictions.unlink()
+    with pytest.raises(RunError, match="belongs to answers of another model or with other settings"):
+        evaluate(vlm, samples, replace(HIDE, tau=0.5), out_folder=folder.path)
+    assert folder.reliance.read_bytes() == before
     folder.reliance.write_bytes(before.replace(b'"intact": "yes"', b'"intact": "no"'))
     with pytest.raises(RunError, match="another answer to sample 'a'"):
         read_predictions(folder)
-    folder.reliance.write_bytes(before.replace(b'"intact"', b'"in'))
-    with pytest.raises(RunError, match=r"reliance.jsonl:2: is damaged; remove the file"):
-        read_predictions(folder)
+    head, _, rest = before.partition(b"\n")
+    for line, damaged in ((2, before.replace(b'"intact"', b'"in')), (1, rest), (1, b""), (1, head[:-9] + b"\n" + rest)):
+        folder.reliance.write_bytes(damaged)
+        with pytest.raises(RunError, match=rf"reliance.jsonl:{line}: is damaged; remove the file"):
+            read_predictions(folder)
 
 
 def test_weak_labels_stand_in_where_no_sample_has_a_region(vlm):
     found = evaluate(vlm, [sample("a", None)], HIDE, labels=LabelsConfig(top_k=1))
     occlusion = found.settings["occlusion"]
-    assert occlusion["regions"] == "weak" and occlusion["labels"]["top_k"] == 1
+    assert occlusion["regions"] == "weak" and occlusion["top_k"] == 1
     assert 0 <= found.metrics["reliance_inside"].mean <= 1
     with pytest.raises(DataError, match="expected some to hide, got an empty list for all 1 questions"):
         evaluate(vlm, [replace(sample("a", None), regions=())], HIDE)

@@ -12,6 +12,7 @@ from a3tune.data.rows import read_split
 from a3tune.decoding import check_decoder, make_decoder
 from a3tune.errors import ModelError
 from a3tune.evaluation.evaluate import evaluate
+from a3tune.evaluation.reliance_log import read_reliance
 from a3tune.evaluation.results import Results
 from a3tune.machine import processes
 from a3tune.report.card import Evaluation, update_card
@@ -87,9 +88,7 @@ def _evaluate(subject: Subject, vlm: Vlm, samples: Sequence[Sample], progress: P
             folder.write_environment()
         if subject.adapter:
             name = public_data(config.data.test, samples)
-            update_card(
-                subject.adapter,
-                Evaluation(name, len(samples), config, results.metrics, results.settings.get("occlusion")),
-            )
+            hiding, _ = read_reliance(folder)
+            update_card(subject.adapter, Evaluation(name, len(samples), config, results.metrics, hiding))
     processes.wait()
     return results

@@ -6,7 +6,7 @@ Knows the order of things; how answers and maps are scored is the business of `m
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -27,7 +27,7 @@ from a3tune.evaluation.asking import answers, batches, in_memory
 from a3tune.evaluation.predictions import Cost, Map, PredictionLog
 from a3tune.evaluation.regions import region_finder
 from a3tune.evaluation.reliance import Occluder
-from a3tune.evaluation.reliance_log import RelianceLog, read_reliance, read_way, with_reliance
+from a3tune.evaluation.reliance_log import RelianceLog, read_reliance, with_reliance
 from a3tune.evaluation.results import Results, make_prediction, summarise
 from a3tune.machine import processes
 from a3tune.masks import region_mask
@@ -104,16 +104,16 @@ def evaluate(
             progress(len(book.predictions), total)
         reports = [sample for sample in samples if sample.answer_type == "report"]
         absent = _score_reports(book, reports, settings) if first else {}
-        occluded, way = processes.from_first((read_reliance(folder), read_way(folder)) if folder else ({}, None))
+        hiding, occluded = processes.from_first(read_reliance(folder) if folder else (None, {}))
         if finder:
             occluder = Occluder(vlm, settings, finder, book.predictions, book.maps)
-            way = occluder.about()
-            log = RelianceLog(folder, way, identity)
+            hiding = occluder.hiding()
+            log = RelianceLog(folder, hiding, identity)
             occluded = log.records = processes.from_first(log.records)
             for pieces in _asked(occluder, work, log.records):
                 log.add([record for records in pieces for record in records])
                 progress(len(book.predictions) + len(log.records), total)
-        about |= {"occlusion": way} if way else {}
+        about |= {"occlusion": asdict(hiding)} if hiding else {}
         predictions = with_reliance([book.predictions[sample.id] for sample in samples], occluded)
         results = summarise(samples, predictions, maps=book.maps, settings=about, cost=book.cost)
         results = replace(results, absent=absent)

@@ -164,7 +164,7 @@ def read_predictions(folder: RunFolder) -> list[Prediction]:
 
     Raises RunError when there is none, a line is damaged, or the two files do not belong together.
     """
-    return with_reliance([prediction for prediction, _ in _lines_of(folder)], read_reliance(folder))
+    return with_reliance([prediction for prediction, _ in _lines_of(folder)], read_reliance(folder)[1])
 
 
 def _lines_of(folder: RunFolder) -> list[tuple[Prediction, Cost]]:

@@ -42,11 +42,11 @@ class RegionFinder:
     labels: LabelsConfig
 
     def settings(self) -> dict[str, Any]:
-        """What the regions depend on, as JSON values."""
+        """What the regions depend on, as `Hiding` has it."""
         if self.maker is None:
             return {"regions": "true"}
-        kept = {"query": self.labels.query, "top_k": self.labels.top_k, "threshold": self.labels.threshold}
-        return {"regions": "weak", "labels": self.maker.settings() | kept}
+        asked = {"query": self.labels.query, "threshold": self.labels.threshold}
+        return {"regions": "weak", "top_k": self.labels.top_k, "labels": self.maker.settings() | asked}
 
     def find(self, image: Image.Image, sample: Sample) -> NDArray[np.bool_] | None:
         """bool `[H, W]` of an RGB image: the union of the sample's regions, or of the segments that would guide its

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from a3tune.evaluation.faithfulness import DRAWS, STEPS, Curves, deletion_curves
 from a3tune.evaluation.occlusion import Mask, hidden_parts, occlude
 from a3tune.evaluation.predictions import Map
 from a3tune.evaluation.regions import RegionFinder
-from a3tune.metrics.reliance import Occluded
+from a3tune.metrics.reliance import Hiding, Occluded
 from a3tune.types import Filling, Part, Prediction, Sample
 from a3tune.vlm.encode import Example, prepare
 from a3tune.vlm.load import Vlm
@@ -48,10 +48,10 @@ class Occluder:
     maps: Mapping[str, Map]
     """See `results.Results.maps`."""
 
-    def about(self) -> dict[str, Any]:
-        """What the outcome depends on besides the answers, as JSON values."""
-        chosen = {"fillings": list(self.settings.fillings), "dilation": self.settings.dilation}
-        return chosen | {"steps": STEPS, "draws": DRAWS} | self.finder.settings()
+    def hiding(self) -> Hiding:
+        """What the outcome depends on besides the answers."""
+        chosen = self.settings
+        return Hiding(chosen.fillings, chosen.dilation, STEPS, DRAWS, **self.finder.settings())
 
     def __call__(self, batch: Sequence[Sample]) -> list[Occluded]:
         """One record for each sample, in their order; without answers for a sample without a region.

@@ -6,48 +6,47 @@ Its first line says how they were made and which answers to the whole images the
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
 from a3tune.errors import RunError
 from a3tune.machine.files import write_atomic
-from a3tune.metrics.reliance import Occluded, reliance_scores
+from a3tune.metrics.reliance import Hiding, Occluded, reliance_scores
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction
 
-_RECORD = TypeAdapter(Occluded)
-_ANSWERS = "answers"
-"""Key of the head: what the answers to the whole images belong to."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    hiding: Hiding
+    answers: dict[str, Any]
+
+
+_HEAD, _RECORD = TypeAdapter(_Head), TypeAdapter(Occluded)
 
 
 class RelianceLog:
     """Records so far, in memory and in the folder, if there is one."""
 
-    def __init__(self, folder: RunFolder | None, way: Mapping[str, Any], answers: Mapping[str, Any]) -> None:
-        """Goes on with what the folder holds. Raises RunError if that was made in another way.
-
-        Args:
-            way: how parts are hidden (`reliance.Occluder.about`), JSON values.
-            answers: what the answers to the whole images belong to (`PredictionLog`), JSON values.
-        """
+    def __init__(self, folder: RunFolder | None, hiding: Hiding, answers: Mapping[str, Any]) -> None:
+        """Goes on with what the folder holds; `answers`, JSON values, are what the answers to the whole images belong
+        to (`PredictionLog`). Raises RunError if something else was measured there."""
         self.path = folder.reliance if folder else None
         self.records: dict[str, Occluded] = {}
         if self.path is None:
             return
-        head = json.loads(json.dumps({**way, _ANSWERS: answers}))
+        head = _Head(hiding, json.loads(json.dumps(answers)))
         if self.path.is_file():
             earlier, self.records = _read(self.path)
-            for name, now in head.items():
-                if earlier.get(name) != now:
-                    raise RunError(
-                        f"{self.path}: was measured with {name}={_short(earlier.get(name))}, not {_short(now)}; "
-                        "remove it, or choose another output folder"
-                    )
+            self._check(earlier, head)
         # Written again without a line that was cut short: the next one must not continue it.
-        write_atomic(self.path, "".join([_line(head), *map(_record_line, self.records.values())]).encode())
+        lines = [_line(head), *map(_line, self.records.values())]
+        write_atomic(self.path, "".join(lines).encode())
 
     def add(self, records: Sequence[Occluded]) -> None:
         self.records |= {record.id: record for record in records}
@@ -55,7 +54,7 @@ class RelianceLog:
             return
         try:
             with self.path.open("ab") as file:
-                file.write("".join(map(_record_line, records)).encode())
+                file.write("".join(map(_line, records)).encode())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -63,20 +62,25 @@ class RelianceLog:
                 f"{self.path}: cannot be written: {error.strerror}; make room and run the same command again"
             ) from error
 
+    def _check(self, earlier: _Head, now: _Head) -> None:
+        hint = "remove it, or choose another output folder"
+        if earlier.answers != now.answers:
+            raise RunError(f"{self.path}: belongs to answers of another model or with other settings; {hint}")
+        for name, value in asdict(now.hiding).items():
+            then = getattr(earlier.hiding, name)
+            if then != value:
+                raise RunError(f"{self.path}: was measured with {name}={_short(then)}, not {_short(value)}; {hint}")
 
-def read_reliance(folder: RunFolder) -> dict[str, Occluded]:
-    """Records of a run by sample id; none if nothing was hidden. Raises RunError for a damaged file."""
-    return _read(folder.reliance)[1] if folder.reliance.is_file() else {}
 
-
-def read_way(folder: RunFolder) -> dict[str, Any] | None:
-    """How parts of the images of a run were hidden (`reliance.Occluder.about`); None if they were not.
+def read_reliance(folder: RunFolder) -> tuple[Hiding | None, dict[str, Occluded]]:
+    """How parts of the images of a run were hidden, and its records by sample id; None and none if they were not.
 
     Raises RunError for a damaged file.
     """
     if not folder.reliance.is_file():
-        return None
-    return {name: value for name, value in _read(folder.reliance)[0].items() if name != _ANSWERS}
+        return None, {}
+    head, records = _read(folder.reliance)
+    return head.hiding, records
 
 
 def with_reliance(predictions: Sequence[Prediction], records: Mapping[str, Occluded]) -> list[Prediction]:
@@ -97,29 +101,23 @@ def with_reliance(predictions: Sequence[Prediction], records: Mapping[str, Occlu
     return scored
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Occluded]]:
+def _read(path: Path) -> tuple[_Head, dict[str, Occluded]]:
     """Head and complete lines; a last line without its end was cut short and is left out."""
-    head: dict[str, Any] = {}
-    records: dict[str, Occluded] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            row = json.loads(line)
-            if number == 1:
-                head = dict(row)
-            else:
-                record = _RECORD.validate_python(row)
-                records[record.id] = record
-        except (ValueError, TypeError, RecursionError):
-            raise RunError(f"{path}:{number}: is damaged; remove the file, and evaluate with --occlude again") from None
-    return head, records
+    first, *lines = path.read_bytes().split(b"\n")[:-1] or [b""]
+    head = _validated(path, 1, first, _HEAD)
+    records = [_validated(path, number, line, _RECORD) for number, line in enumerate(lines, start=2)]
+    return head, {record.id: record for record in records}
 
 
-def _record_line(record: Occluded) -> str:
-    return _line(asdict(record))
+def _validated(path: Path, number: int, line: bytes, kind: TypeAdapter[T]) -> T:
+    try:
+        return kind.validate_python(json.loads(line))
+    except (ValueError, RecursionError):
+        raise RunError(f"{path}:{number}: is damaged; remove the file, and evaluate with --occlude again") from None
 
 
-def _line(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
+def _line(value: _Head | Occluded) -> str:
+    return json.dumps(asdict(value), ensure_ascii=False) + "\n"
 
 
 def _short(value: Any) -> str:

@@ -5,12 +5,32 @@ Names of scores end in the name of a filling, or in none for the mean over all o
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
 from a3tune.metrics.catalogue import answer_scores
 from a3tune.metrics.vqa import normalise
 from a3tune.types import Filling, Part, Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Hiding:
+    """How parts of images were hidden: scores of runs can be compared where it is the same."""
+
+    fillings: tuple[Filling, ...]
+    dilation: float
+    """In lengths of an image's longer side."""
+    steps: int
+    """Of a deletion curve."""
+    draws: int
+    """Random orders that a deletion curve is compared with."""
+    regions: Literal["true", "weak"]
+    """The data's own, or weak labels."""
+    top_k: int | None = None
+    """Weak labels of a question, at most."""
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    """All else that weak labels depend on, as JSON values."""
 
 
 @dataclass(frozen=True, slots=True)

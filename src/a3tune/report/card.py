@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -18,6 +17,7 @@ from a3tune.config.public import is_hub_name, public_name, public_settings
 from a3tune.errors import OutputError
 from a3tune.machine.files import write_atomic
 from a3tune.metrics.catalogue import SCALED, describe, in_order
+from a3tune.metrics.reliance import Hiding
 from a3tune.metrics.stats import Estimate
 from a3tune.report.escape import markdown, one_line
 from a3tune.report.measured import measured_by_hiding, measured_over
@@ -50,8 +50,8 @@ class Evaluation:
     config: RunConfig
     scores: Mapping[str, Estimate]
     """By metric (`metrics.catalogue`)."""
-    hidden: Mapping[str, Any] | None = None
-    """How parts of the images were hidden (`evaluation.reliance_log.read_way`); None if they were not."""
+    hiding: Hiding | None = None
+    """How parts of the images were hidden; None if they were not."""
 
 
 def model_card(
@@ -233,8 +233,8 @@ def _results(evaluation: Evaluation) -> str:
     if "coverage" in evaluation.scores:
         notes.append(f"Coverage counts attention from {settings.tau:g} on, {SCALED[settings.normalisation]}.")
         notes.append(measured_over({"": evaluation.config.active_evaluation}))
-    if evaluation.hidden:
-        notes.append(measured_by_hiding({"": evaluation.hidden}))
+    if evaluation.hiding:
+        notes.append(measured_by_hiding({"": evaluation.hiding}))
     notes.append("One training run: another seed may give other numbers.")
     parts = [_scores(evaluation, main), markdown(" ".join(notes))]
     if further:

@@ -18,7 +18,7 @@ from a3tune.labels.fitting import fitting_settings
 from a3tune.labels.quality import MIN_IOU, Quality
 from a3tune.labels.stored import read_quality
 from a3tune.metrics.catalogue import Kind, describe, in_order
-from a3tune.metrics.reliance import Occluded
+from a3tune.metrics.reliance import Hiding, Occluded
 from a3tune.metrics.stats import Estimate, holm, paired_difference, paired_permutation_test
 from a3tune.metrics.vqa import prior_baseline
 from a3tune.report.logs import curves_from_log, experts_from_log, heads_from_log, read_log
@@ -39,6 +39,8 @@ class EvaluatedRun:
     """By sample id; see `results.Results.maps`."""
     log: tuple[Mapping[str, Any], ...]
     """Lines of `metrics.jsonl`; none if nothing was trained."""
+    hiding: Hiding | None = None
+    """How parts of the images were hidden; None if they were not."""
     occluded: Mapping[str, Occluded] = field(default_factory=dict)
     """By sample id; none if nothing was hidden."""
 
@@ -54,7 +56,7 @@ def read_run(name: str, title: str, folder: RunFolder, samples: Sequence[Sample]
         )
     predictions = tuple(by_id[sample.id] for sample in samples)
     log = tuple(read_log(folder.metrics))
-    return EvaluatedRun(name, title, predictions, read_maps(folder), log, read_reliance(folder))
+    return EvaluatedRun(name, title, predictions, read_maps(folder), log, *read_reliance(folder))
 
 
 def run_results(

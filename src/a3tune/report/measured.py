@@ -1,10 +1,10 @@
 """How attention and reliance of runs were measured, in words, and whether they can be compared."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from a3tune.config import EvaluationConfig
 from a3tune.metrics.catalogue import SCALED, Kind
+from a3tune.metrics.reliance import Hiding
 
 _ROWS = {
     "answer": "the rows that choose the answer's tokens",
@@ -13,17 +13,14 @@ _ROWS = {
 }
 
 
-def unlike(settings: Iterable[EvaluationConfig], ways: Iterable[Mapping[str, Any] | None]) -> frozenset[Kind]:
-    """Kinds of metrics whose scores cannot be compared.
-
-    `ways` are how parts of the images were hidden (`evaluation.reliance_log.read_way`).
-    """
-    hidden = [way for way in ways if way is not None]
-    kinds: dict[Kind, bool] = {
+def unlike(settings: Iterable[EvaluationConfig], hidings: Iterable[Hiding | None]) -> frozenset[Kind]:
+    """Kinds of metrics whose scores cannot be compared; None is a run that hid nothing."""
+    hidden = [hiding for hiding in hidings if hiding is not None]
+    differs: dict[Kind, bool] = {
         "attention": len({_way(chosen) for chosen in settings}) > 1,
-        "reliance": any(way != hidden[0] for way in hidden),
+        "reliance": any(hiding != hidden[0] for hiding in hidden),
     }
-    return frozenset(kind for kind, differs in kinds.items() if differs)
+    return frozenset(kind for kind, found in differs.items() if found)
 
 
 def measured_over(settings: Mapping[str, EvaluationConfig]) -> str:
@@ -48,25 +45,22 @@ def _way(settings: EvaluationConfig) -> str:
     return f"{share} that look at the image most, and over {rows}, {scale}"
 
 
-def measured_by_hiding(ways: Mapping[str, Mapping[str, Any] | None]) -> str:
+def measured_by_hiding(hidings: Mapping[str, Hiding | None]) -> str:
     """As `measured_over`, of reliance; empty if no run measured it."""
-    hidden = {title: way for title, way in ways.items() if way is not None}
+    hidden = {title: hiding for title, hiding in hidings.items() if hiding is not None}
     if not hidden:
         return ""
     first = next(iter(hidden.values()))
-    if all(way == first for way in hidden.values()):
+    if all(hiding == first for hiding in hidden.values()):
         return f"Reliance: {_in_words(first)}."
-    each = "; ".join(f"{title}: {_in_words(way)}" for title, way in hidden.items())
+    each = "; ".join(f"{title}: {_in_words(hiding)}" for title, hiding in hidden.items())
     return f"Reliance was measured in different ways, so that its scores cannot be compared. {each}."
 
 
-def _in_words(way: Mapping[str, Any]) -> str:
+def _in_words(hiding: Hiding) -> str:
     regions = "the true regions"
-    if way["regions"] == "weak":
-        labels = way["labels"]
-        regions = (
-            f"weak labels, since no region is known (the {labels['top_k']} segments most similar to the question, "
-            f"proposed by {labels['proposer']['name']})"
-        )
-    around = f" and {100 * way['dilation']:g} % of the longer side around them" if way["dilation"] else ""
-    return f"{regions}{around} were hidden, with {', '.join(way['fillings'])} in their place"
+    if hiding.regions == "weak":
+        count = f"{hiding.top_k} segments" if hiding.top_k != 1 else "segment"
+        regions = f"weak labels, since no region is known (the {count} most similar to the question)"
+    around = f" and {100 * hiding.dilation:g} % of the longer side around them" if hiding.dilation else ""
+    return f"{regions}{around} were hidden, with {', '.join(hiding.fillings)} in their place"

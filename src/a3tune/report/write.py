@@ -9,7 +9,6 @@ from a3tune.config.public import public_settings
 from a3tune.data.rows import read_rows, read_split
 from a3tune.errors import DataError, RunError
 from a3tune.evaluation.predictions import read_cost
-from a3tune.evaluation.reliance_log import read_way
 from a3tune.evaluation.results import classes
 from a3tune.machine.files import write_atomic
 from a3tune.metrics.catalogue import Kind
@@ -52,7 +51,7 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
 
     samples = read_split(config.data, "test")
     evaluated = [read_run(name, page.titles.get(name, name), folder, samples) for name, folder in folders.items()]
-    differ, notes = _measured(folders, configs, page.titles)
+    differ, notes = _measured(configs, evaluated)
     data = ReportData(
         title=page.title,
         results=run_results(evaluated, samples, reference, unlike=differ),
@@ -93,7 +92,7 @@ def compare(runs: Sequence[Path], forms: Sequence[str], by: str | None = None) -
     if not indices_of:
         known = sorted({name for sample in samples for name in sample.meta})
         raise DataError(f"meta.{by}: expected a field of the questions, they have {', '.join(known) or 'none'}")
-    differ, notes = _measured(folders, configs, {})
+    differ, notes = _measured(configs, evaluated)
     tables = []
     for value, indices in indices_of.items():
         part = [replace(run, predictions=tuple(run.predictions[index] for index in indices)) for run in evaluated]
@@ -118,13 +117,13 @@ def _evaluation(folder: RunFolder) -> RunConfig:
 
 
 def _measured(
-    folders: Mapping[str, RunFolder], configs: Mapping[str, RunConfig], titles: Mapping[str, str]
+    configs: Mapping[str, RunConfig], evaluated: Sequence[EvaluatedRun]
 ) -> tuple[frozenset[Kind], tuple[str, ...]]:
     """Kinds of metrics that the runs measured in different ways, and sentences about how they were measured."""
-    settings = {titles.get(name, name): config.active_evaluation for name, config in configs.items()}
-    ways = {titles.get(name, name): read_way(folder) for name, folder in folders.items()}
-    notes = (measured_over(settings), measured_by_hiding(ways))
-    return unlike(settings.values(), ways.values()), tuple(filter(None, notes))
+    settings = {run.title: configs[run.name].active_evaluation for run in evaluated}
+    hidings = {run.title: run.hiding for run in evaluated}
+    notes = (measured_over(settings), measured_by_hiding(hidings))
+    return unlike(settings.values(), hidings.values()), tuple(filter(None, notes))
 
 
 def _cases(
