@@ -116,8 +116,8 @@ def evaluate(
 
     Several adapters or methods end in a table that compares them with the first.
 
-    With --occlude it also measures what the answers rest on, of true regions or else of weak labels; about ten times
-    the answering. An evaluation that is there already is extended.
+    With --occlude it also measures what the answers rest on, of true regions or else of weak labels. It asks ten
+    times instead of once. An evaluation that is there already is extended.
 
     Example: `a3tune eval test.jsonl --adapter runs/mine/adapter --out runs/mine`
     """

@@ -12,7 +12,7 @@ from a3tune.config import EvaluationConfig
 from a3tune.data.images import load_image
 from a3tune.errors import DataError
 from a3tune.evaluation.asking import answers, seed_of
-from a3tune.evaluation.faithfulness import DRAWS, STEPS, Curves, deletion_curves
+from a3tune.evaluation.faithfulness import STEPS, Curves, deletion_curves
 from a3tune.evaluation.occlusion import Mask, hidden_parts, occlude
 from a3tune.evaluation.predictions import Map
 from a3tune.evaluation.regions import RegionFinder
@@ -51,7 +51,7 @@ class Occluder:
     def hiding(self) -> Hiding:
         """What the outcome depends on besides the answers."""
         chosen = self.settings
-        return Hiding(chosen.fillings, chosen.dilation, STEPS, DRAWS, **self.finder.settings())
+        return Hiding(chosen.fillings, chosen.dilation, STEPS, **self.finder.settings())
 
     def __call__(self, batch: Sequence[Sample]) -> list[Occluded]:
         """One record for each sample, in their order; without answers for a sample without a region.

@@ -231,8 +231,8 @@ METRICS: dict[str, Metric] = {
     "deletion_gain": Metric(
         "Deletion gain",
         "How much faster the answer loses its log-probability when image tokens are hidden by attention, the most "
-        "attended first, than in random order: the area between both curves, nats per token. 0: the map is no better "
-        "than chance.",
+        "attended first, than when as many are hidden at random: the area between both curves, nats per token. 0: the "
+        "map is no better than chance.",
         kind="reliance",
         percent=False,
     ),
@@ -270,7 +270,7 @@ METRICS: dict[str, Metric] = {
     ),
     "deletion_random": Metric(
         "Deletion at random",
-        "The same in random order.",
+        "The same with as many tokens hidden at random.",
         kind="reliance",
         percent=False,
         lower_is_better=True,

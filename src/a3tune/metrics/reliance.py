@@ -23,8 +23,6 @@ class Hiding:
     """In lengths of an image's longer side."""
     steps: int
     """Of a deletion curve."""
-    draws: int
-    """Random orders that a deletion curve is compared with."""
     regions: Literal["true", "weak"]
     """The data's own, or weak labels."""
     top_k: int | None = None
@@ -46,7 +44,7 @@ class Occluded:
     """Mean log-probability (nats) of the intact answer's tokens with 0 to 100 % of the image tokens hidden, in equal
     steps, those with the most attention first. Empty where it was not measured."""
     at_random: tuple[float, ...] = ()
-    """The same in random order, the mean of several draws."""
+    """The same with as many tokens drawn anew at each step."""
 
 
 def reliance_scores(prediction: Prediction, occluded: Occluded) -> dict[str, float]:
