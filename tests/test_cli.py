@@ -494,7 +494,11 @@ def test_what_answers_rest_on_is_measured_compared_and_shown(run: Run, trained: 
     assert "Reliance: the true regions" in card and "| Reliance inside, % |" in card
     assert run("report", "both/base", "both/mine", "--out", "both.html").exit_code == 0
     page = Path("both.html").read_text()
-    assert '<section id="reliance">' in page and "of the answers, hiding as much elsewhere" in page
+    assert (
+        '<section id="reliance">' in page
+        and "of the answers, hiding as much elsewhere" in page
+        and "The difference of" in page
+    )
     one = ("--adapter", trained / "adapter", "--occlude", "evaluation.fillings=noise")
     assert run("eval", data["test"], *one, "--out", "noise").exit_code == 0
     table = run("compare", "both/mine", "noise", "--out", "table.csv").stdout

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -334,8 +335,10 @@ def reliance_of(inside: float, elsewhere: float | None, half: float = 0.02) -> d
 
 
 def test_what_answers_rest_on_is_told_against_the_control() -> None:
-    curve = {"attention": Curve(np.array([0, 50, 100]), np.array([-0.1, -2.0, -3.0]))}
-    curve |= {"random": Curve(np.array([0, 50, 100]), np.array([-0.1, -1.0, -3.0]))}
+    curve: dict[Literal["attention", "random"], Curve] = {
+        "attention": Curve(np.array([0, 50, 100]), np.array([-0.1, -2.0, -3.0]))
+    }
+    curve["random"] = Curve(np.array([0, 50, 100]), np.array([-0.1, -1.0, -3.0]))
     results = (
         RunResult("base", "Base", {"open_recall": _estimate(0.2)}),
         RunResult("lora", "LoRA", reliance_of(0.3, 0.29), deletion=curve),
@@ -345,16 +348,16 @@ def test_what_answers_rest_on_is_told_against_the_control() -> None:
     )
     page = _Page(render(_data(results=results)))
     said = page.text.partition("What answers rest on")[2]
-    assert "A3Tune: hiding the region changes 50.0 % of the answers, hiding as much elsewhere 10.0 %, more than" in said
-    assert "(40.0 [38.0, 42.0]): the answers rest on the regions; hiding all but the region 60.0 %." in said
-    assert "30.0 % of the answers, hiding as much elsewhere 29.0 %, which cannot be told apart from the control" in said
-    assert "the answers rest on other places" in said and "that there is no control" in said
+    assert "A3Tune: hiding the region changes 50.0 % of the answers, hiding as much elsewhere 10.0 %." in said
+    assert "The difference of 40.0 [38.0, 42.0] says: the answers rest on the regions" in said
+    assert "The difference of 1.0 [\N{MINUS SIGN}1.0, 3.0] says: nothing that could not be chance." in said
+    assert "says: the answers rest on other places" in said and "so that there is no control. Hiding all but" in said
     tables = _tables(render(_data(results=results)))
     table = next(table for table in tables if "Accuracy, region hidden, %" in next(iter(table.values())))
     assert set(table) == {"LoRA", "A3Tune", "Odd", "Large"}  # the base was not asked
     assert table["A3Tune"]["Accuracy, region hidden, %"] == "40.0 [38.0, 42.0]" and table["LoRA"]["Questions"] == "120"
     spoken = [attributes.get("aria-label") or "" for tag, attributes in page.tags if tag == "svg"]
-    assert any("the region hidden: LoRA 30.0 %, A3Tune 50.0 %" in label for label in spoken)
+    assert any("region hidden: LoRA 30.0 %, A3Tune 50.0 %" in label for label in spoken)
     assert any("hidden by attention -2.00 and at random -1.00" in label for label in spoken)
     assert "compare what hiding the region does with what hiding as much elsewhere does" in page.text
     assert "What answers rest on" not in render(_data(results=results[:1], reference="base"))

@@ -193,8 +193,10 @@ def as_json(session: Session, heads: Heads, rows: Sequence[int], settings: Evalu
             "seed": settings.seed,
         },
         "answers": [
-            _record(session, answer, heads, rows[pane], settings)
-            | {"hidden": [_hidden_record(one) for one in session.hidden.get(pane, ())]}
+            {
+                **_record(session, answer, heads, rows[pane], settings),
+                "hidden": [_hidden_record(one) for one in session.hidden.get(pane, ())],
+            }
             for pane, answer in sorted(session.answers.items())
         ],
     }

@@ -137,13 +137,13 @@ def curve_chart(
     alt: str,
     *,
     across: str = "optimiser steps",
-    dashed: Sequence[Curve] = (),
+    thin: Sequence[Curve] = (),
 ) -> Markup:
-    """Values over steps, one line for each (slot of the method, curve); `dashed` are what they are compared with."""
+    """Values over steps, one line for each (slot of the method, curve); `thin` are what they are compared with."""
     height, left, right, top, bottom = 196, 44, 10, 8, 164
     root = _svg(_WIDTH, height, alt, "chart")
     thinned = [*((f"line m{slot}", _thin(curve)) for slot, curve in curves)]
-    thinned += [("line control", _thin(curve)) for curve in dashed]
+    thinned += [("line thin", _thin(curve)) for curve in thin]
     along = _Axis([float(v) for _, c in thinned for v in (0, c.steps[-1])], left, _WIDTH - right)
     up = _Axis([float(v) for _, c in thinned for v in (c.values.min(), c.values.max())], bottom, top)
     for tick in up.ticks:

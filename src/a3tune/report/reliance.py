@@ -1,9 +1,9 @@
 """What answers rest on, as the page shows it: a sentence and a row for each run, and charts."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from markupsafe import Markup
 
 from a3tune.metrics.catalogue import describe
@@ -12,7 +12,7 @@ from a3tune.report.records import RunResult
 from a3tune.report.summary import number
 from a3tune.report.table import Cell, Column, ranked_cells
 
-_HIDDEN = {"inside": "the region", "elsewhere": "as much elsewhere", "outside": "all but the region"}
+_HIDDEN = {"inside": "region", "elsewhere": "elsewhere", "outside": "all else"}
 _COLUMNS = ("accuracy_intact", *(f"accuracy_{part}_hidden" for part in _HIDDEN), "reliance_margin")
 
 
@@ -65,26 +65,28 @@ def reliance(results: Sequence[RunResult]) -> Reliance | None:
 
 
 def _sentence(result: RunResult) -> str:
-    """How often answers change, and whether the region matters more than as much of the image elsewhere."""
+    """How often answers change, and whether the region matters more than a place like it."""
 
     def changed(part: str) -> str:
         name = f"reliance_{part}"
-        return number(result.scores[name].mean, name) if name in result.scores else ""
+        return number(result.scores[name].mean, name)
 
+    rest = f"Hiding all but the region changes {changed('outside')} %."
     told = f"{result.title}: hiding the region changes {changed('inside')} % of the answers"
-    rest = f"hiding all but the region {changed('outside')} %"
     margin = result.scores.get("reliance_margin")
     if margin is None:
-        return f"{told}, {rest}; no place as large as a region was free elsewhere, so that there is no control."
-    low, high = number(margin.low, "reliance_margin"), number(margin.high, "reliance_margin")
-    interval = f" ({number(margin.mean, 'reliance_margin')} [{low}, {high}])" if math.isfinite(margin.low) else ""
+        return f"{told}; no place as large was free elsewhere, so that there is no control. {rest}"
+    mean, low, high = (number(value, "reliance_margin") for value in (margin.mean, margin.low, margin.high))
     if margin.low > 0:
-        verdict = f"more than the control{interval}: the answers rest on the regions"
+        verdict = "the answers rest on the regions more than on places like them"
     elif margin.high < 0:
-        verdict = f"less than the control{interval}: the answers rest on other places"
+        verdict = "the answers rest on other places more than on the regions"
     else:
-        verdict = f"which cannot be told apart from the control{interval}"
-    return f"{told}, hiding as much elsewhere {changed('elsewhere')} %, {verdict}; {rest}."
+        verdict = "nothing that could not be chance"
+    return (
+        f"{told}, hiding as much elsewhere {changed('elsewhere')} %. The difference of {mean} [{low}, {high}] says: "
+        f"{verdict}. {rest}"
+    )
 
 
 def _bars(results: Sequence[RunResult]) -> Markup:
@@ -112,10 +114,10 @@ def _curves(results: Sequence[RunResult]) -> list[tuple[str, Markup]]:
             f"{result.title}: mean log-probability of the answer's tokens, {by_attention.values[0]:.2f} with no image "
             f"token hidden, {by_attention.values[-1]:.2f} with all; with half of them hidden by attention {half}"
         )
-        chart = figures.curve_chart([(slot, by_attention)], alt, across="% of image tokens hidden", dashed=[at_random])
+        chart = figures.curve_chart([(slot, by_attention)], alt, across="% of image tokens hidden", thin=[at_random])
         charts.append((result.title, chart))
     return charts
 
 
-def _middle(values: Sequence[float]) -> float:
-    return values[len(values) // 2]
+def _middle(values: np.ndarray) -> float:
+    return float(values[len(values) // 2])
