@@ -296,7 +296,10 @@ SETTINGS = ("--config", "../inputs/settings.yaml")
 MAIN: dict[str, list[str]] = {
     "label": ["label", "../inputs/data/rows.jsonl", "--out", "labels", *SETTINGS],
     "train": ["train", *SETTINGS, "output=run"],
-    "eval": ["eval", "../inputs/data/rows.jsonl", "--adapter", "none", "--out", "run", *SETTINGS],
+    "eval": [
+        *("eval", "../inputs/data/rows.jsonl", "--adapter", "none", "--out", "run", *SETTINGS),
+        *("--occlude", "evaluation.fillings=mean"),
+    ],
     "convert": ["convert", "../inputs/checkpoint", "--out", "model"],
 }
 """Name -> arguments, in a folder beside `inputs`: the commands that work long and go on where they were."""

@@ -28,6 +28,7 @@ def last(world: World, name: str, change: str) -> int:
         ("label", "os.rename labels/similarities"),
         ("train", "save run/checkpoints/checkpoint-2/optimizer.pt"),
         ("eval", "open run/predictions.jsonl"),
+        ("eval", "open run/reliance.jsonl"),
         ("convert", "os.rename .model.unfinished/new"),
     ],
 )
@@ -39,7 +40,12 @@ def test_a_killed_command_ends_as_an_undisturbed_one(world: World, name: str, ch
 
 @pytest.mark.parametrize("kind", ["tear", "short"])
 @pytest.mark.parametrize(
-    ("name", "change"), [("eval", "open run/predictions.jsonl"), ("convert", "save .model.unfinished/new/model-00003")]
+    ("name", "change"),
+    [
+        ("eval", "open run/predictions.jsonl"),
+        ("eval", "open run/reliance.jsonl"),
+        ("convert", "save .model.unfinished/new/model-00003"),
+    ],
 )
 def test_a_write_that_ends_in_the_middle_leaves_nothing_that_is_in_the_way(
     world: World, name: str, change: str, kind: Kind

@@ -122,6 +122,7 @@ def test_stopped_it_goes_on_and_a_plain_evaluation_can_be_extended(vlm, tmp_path
     assert seen == [(6, 8), (8, 8)]
     assert again.predictions == whole.predictions and again.metrics == whole.metrics
     assert tuple(read_predictions(folder)) == tuple(sorted(again.predictions, key=lambda one: one.id))
+    assert folder.reliance.read_bytes().count(b"\n") == 1 + len(samples)
     assert json.loads(folder.results.read_text())["settings"]["occlusion"]["regions"] == "true"
     assert "reliance_inside" not in folder.predictions.read_text()
     # Evaluated again without it, what is known stays.

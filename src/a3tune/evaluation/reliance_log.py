@@ -49,12 +49,13 @@ class RelianceLog:
         write_atomic(self.path, "".join(lines).encode())
 
     def add(self, records: Sequence[Occluded]) -> None:
-        self.records |= {record.id: record for record in records}
+        new = [record for record in records if record.id not in self.records]
+        self.records |= {record.id: record for record in new}
         if self.path is None:
             return
         try:
             with self.path.open("ab") as file:
-                file.write("".join(map(_line, records)).encode())
+                file.write("".join(map(_line, new)).encode())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

@@ -244,19 +244,25 @@ METRICS: dict[str, Metric] = {
     ),
     "accuracy_intact": Metric(
         "Accuracy, nothing hidden",
-        "Open recall, closed or choice accuracy, as the question has it, of the questions with a region.",
+        "Open recall, closed or choice accuracy, as the question has it, averaged over the questions with a region.",
         kind="reliance",
         main=False,
     ),
     "accuracy_inside_hidden": Metric(
-        "Accuracy, region hidden", "The same, with the region hidden.", kind="reliance", main=False
+        "Accuracy, region hidden",
+        "Accuracy of the same questions when the region is hidden.",
+        kind="reliance",
+        main=False,
     ),
     "accuracy_outside_hidden": Metric(
-        "Accuracy, all but the region hidden", "The same, with all but the region hidden.", kind="reliance", main=False
+        "Accuracy, all but the region hidden",
+        "Accuracy of the same questions when all but the region is hidden.",
+        kind="reliance",
+        main=False,
     ),
     "accuracy_elsewhere_hidden": Metric(
         "Accuracy, elsewhere hidden",
-        "The same, with as much hidden where the region is not.",
+        "Accuracy of the same questions when as much is hidden where the region is not.",
         kind="reliance",
         main=False,
     ),
@@ -270,7 +276,7 @@ METRICS: dict[str, Metric] = {
     ),
     "deletion_random": Metric(
         "Deletion at random",
-        "The same with as many tokens hidden at random.",
+        "Log-probability that the answer loses when as many image tokens are hidden at random; nats per token.",
         kind="reliance",
         percent=False,
         lower_is_better=True,
