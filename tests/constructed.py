@@ -1,5 +1,7 @@
 """A model whose reliance is known: set by hand to say "yes" if one patch is bright, and else "no"."""
 
+from typing import Any
+
 import torch
 
 from a3tune.attention.capture import use_capture
@@ -18,7 +20,7 @@ whether the token is an answer."""
 
 def reader(patch: int) -> Vlm:
     """Its first head looks at `patch` alone, from everywhere, and the answer is what that head reads."""
-    tokenizer = train_tokenizer([PROMPT, *[" yes", " no"] * 50], vocab=300)
+    tokenizer: Any = train_tokenizer([PROMPT, *[" yes", " no"] * 50], vocab=300)
     yes, no = (tokenizer.convert_tokens_to_ids(f"Ġ{word}") for word in ("yes", "no"))
     model = random_vlm(hidden=32, layers=1, heads=4, kv_heads=4, vocab=300, image_size=SIDE)
     with torch.no_grad():
@@ -30,7 +32,7 @@ def reader(patch: int) -> Vlm:
     return Vlm(model, tiny_processor(tokenizer, SIDE), "reader")
 
 
-def _see(model: torch.nn.Module, patch: int) -> None:
+def _see(model: Any, patch: int) -> None:
     """Image tokens hold their patch's grey value (in the processor's units, about -1.8 to 2) and the mark."""
     embeddings = model.model.vision_tower.embeddings
     positions = embeddings.position_embedding.weight
@@ -49,7 +51,7 @@ def _see(model: torch.nn.Module, patch: int) -> None:
     second.bias[_ONE] = 10
 
 
-def _read(model: torch.nn.Module, yes: int, no: int, end: int) -> None:
+def _read(model: Any, yes: int, no: int, end: int) -> None:
     decoder = model.model.language_model
     decoder.embed_tokens.weight[:, _ONE] = 10
     decoder.embed_tokens.weight[[yes, no], _SAID] = 50
