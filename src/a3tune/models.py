@@ -86,6 +86,42 @@ def check_model(name: str) -> None:
         )
 
 
+def check_at_hand(name: str, where: Path) -> None:
+    """A base model that settings beside an adapter name, read from `where`: nobody has asked for a download of it.
+
+    Raises:
+        ModelError: as `check_model`; or it is a name on the Hugging Face Hub, and not whole in the cache here.
+    """
+    check_model(name)
+    if name != "tiny" and not Path(name).is_dir() and cached_model(name) is None:
+        raise ModelError(
+            f"{where}: names the base model {name!r:.200}, which is not on this machine, and nothing is downloaded "
+            "because a file says so. If you want it from the Hugging Face Hub, say so: model.path=NAME "
+            "(--model NAME with merge)"
+        )
+
+
+def cached_model(name: str) -> Path | None:
+    """Folder of a model of the Hugging Face Hub in its cache on this machine; None unless all its weights are there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    try:
+        files = set(json.loads((folder / "model.safetensors.index.json").read_bytes())["weight_map"].values())
+    except FileNotFoundError:
+        files = {"model.safetensors"}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return folder if all((folder / str(file)).is_file() for file in files) else None
+
+
 def read_adapter(folder: Path) -> dict[str, Any]:
     """The settings of the A3MoE or LoRA adapter in `folder`, as they stand there; its weights are only looked for.
 

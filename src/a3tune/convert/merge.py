@@ -18,7 +18,7 @@ from a3tune.config.public import public_name
 from a3tune.convert.stream import writing
 from a3tune.errors import AdapterError, ModelError, OutputError
 from a3tune.machine.files import replacing_folder
-from a3tune.models import A3MOE, adapter_weights, check_model, read_adapter
+from a3tune.models import A3MOE, adapter_weights, check_at_hand, check_model, read_adapter
 from a3tune.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ def check(adapter: Path, out: Path, *, base: str | None = None, force: bool = Fa
     name = base or (run.read_config().model.path if run else settings.get("base_model_name_or_path"))
     if not name:
         raise AdapterError(f"{adapter}: names no base model, and there is no run's config.yaml beside it; give --model")
-    check_model(name)
+    if base is None:
+        check_at_hand(str(name), run.config if run else adapter / "adapter_config.json")
+    else:
+        check_model(name)
     _refuse_to_overwrite(out, force)
     return name, run
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from a3tune.attention.capture import use_capture
 from a3tune.errors import ModelError
-from a3tune.models import choose_device, shipped
+from a3tune.models import cached_model, choose_device, shipped
 from a3tune.vlm.families import FAMILIES, Family, family_of
 from a3tune.vlm.processor import load_processor
 from a3tune.vlm.quantize import Quantization, is_quantized, quantization_config
@@ -123,7 +123,10 @@ def load_boxes(path: str | Path) -> Callable[[int, int], np.ndarray]:
 
 
 def _source(path: str | Path) -> str:
-    return str(shipped("vlm")) if str(path) == "tiny" else str(path)
+    """Where a model is read: what the cache of the Hub holds whole is read there, and the Hub is not asked for news."""
+    if str(path) == "tiny":
+        return str(shipped("vlm"))
+    return str(path if Path(path).is_dir() else cached_model(str(path)) or path)
 
 
 def _described(source: str, name: str) -> tuple[Any, Any]:
