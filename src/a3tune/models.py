@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from a3tune.claims import check_claims
 from a3tune.errors import AdapterError, ModelError
 
 if TYPE_CHECKING:
@@ -16,6 +17,46 @@ if TYPE_CHECKING:
 
 A3MOE, LORA = "A3MOE", "LORA"
 """What the settings of an adapter that we load say as `peft_type`."""
+_ADAPTER_SETTINGS = frozenset(
+    {
+        "peft_type",
+        "task_type",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "auto_mapping",
+        "inference_mode",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "bias",
+        "fan_in_fan_out",
+        "use_rslora",
+        "use_dora",
+        "lora_bias",
+        "target_modules",
+        "exclude_modules",
+        "rank_pattern",
+        "alpha_pattern",
+        "layers_to_transform",
+        "layers_pattern",
+        "modules_to_save",
+        "init_lora_weights",
+        "megatron_core",
+        "qalora_group_size",
+        "expert_rank",
+        "expert_alpha",
+        "query_experts",
+        "key_experts",
+        "top_experts",
+        "router_hidden",
+        "key_text_tokens",
+        "balance",
+        "control_ids",
+        "base",
+    }
+)
+"""Of an adapter's settings those that may say something; `megatron_core` counts only with `megatron_config`."""
 _CONTENT = (".safetensors", ".bin", ".json", ".txt", ".model")
 _SHOWN = 5
 """Missing weights that an error names."""
@@ -80,6 +121,7 @@ def check_model(name: str) -> None:
         return
     if Path(name).is_dir():
         read_config(Path(name))
+        check_claims(Path(name))
     elif Path(name).is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
         raise ModelError(
             f"model {name}: expected 'tiny', or a folder or Hugging Face Hub name; there is no such folder"
@@ -144,6 +186,17 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         raise AdapterError(
             f"{path}: expected an adapter of type {A3MOE} or {LORA}, got {peft_type!r}. Use PEFT to load it."
         )
+    for name, value in settings.items():
+        if name not in _ADAPTER_SETTINGS and _says_something(value):
+            raise AdapterError(
+                f"{path}: {name!r:.60}: expected it empty, as a3tune and plain LoRA have it; other ways to adapt may "
+                "read files, import modules or change the base model. Use PEFT to load it."
+            )
+    if settings.get("init_lora_weights", True) not in (True, False, "gaussian"):
+        raise AdapterError(
+            f"{path}: init_lora_weights: expected true, false or gaussian, got "
+            f"{settings['init_lora_weights']!r:.60}: others change the base model. Use PEFT to load it."
+        )
     if not adapter_weights(folder).is_file():
         pickled = (
             ", only adapter_model.bin, which can run code when read" if (folder / "adapter_model.bin").exists() else ""
@@ -152,6 +205,11 @@ def read_adapter(folder: Path) -> dict[str, Any]:
             f"{folder}: expected adapter_model.safetensors, found none{pickled}. Save it with safe_serialization."
         )
     return settings
+
+
+def _says_something(value: Any) -> bool:
+    """Whether a setting of PEFT turns something on; some are objects whose own settings are all off."""
+    return any(map(_says_something, value.values())) if isinstance(value, dict) else bool(value)
 
 
 def adapter_weights(folder: Path) -> Path:
@@ -167,6 +225,7 @@ def load_model(kind: Any, folder: Path, **options: Any) -> Any:
     """
     import torch
 
+    check_claims(folder)
     try:
         model, loading = kind.from_pretrained(
             folder,

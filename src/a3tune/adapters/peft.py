@@ -19,6 +19,7 @@ from a3tune.adapters.model import A3MoEModel, check_base, language_linears, with
 from a3tune.compat.peft import check_target_module_exists, is_adapted, register, take_out
 from a3tune.config import AdapterConfig
 from a3tune.errors import A3TuneError, AdapterError, ConfigError
+from a3tune.machine.trial import patterns_end
 from a3tune.models import adapter_weights, read_adapter
 
 register(PEFT_TYPE, A3MoEConfig, A3MoEModel)
@@ -73,6 +74,7 @@ def load_adapter(model: PreTrainedModel, folder: Path | str, *, trainable: bool 
     folder = Path(folder)
     with _known_warnings(), _fitting(folder):
         config, shapes = adapter_config(folder), _read_shapes(folder)
+        _check_patterns(config, [name for name, _ in model.named_modules()], folder)
         if isinstance(config, A3MoEConfig):
             check_base(config.base, model)
         _check_shapes(model, config, shapes, folder)
@@ -147,6 +149,21 @@ def _read_shapes(folder: Path) -> dict[str, list[int]]:
             return shapes
     except SafetensorError as error:
         raise AdapterError(f"{path}: not a readable safetensors file ({error}). Copy the adapter anew.") from error
+
+
+def _check_patterns(config: PeftConfig, names: Sequence[str], folder: Path) -> None:
+    """AdapterError if a regular expression of the settings is none, or does not end on the names of the layers."""
+    settings = config.to_dict()
+    given = [settings.get(name) or [] for name in ("target_modules", "exclude_modules", "layers_pattern")]
+    patterns = [pattern for pattern in given if isinstance(pattern, str)]
+    # As PEFT puts the keys of these together.
+    keys = {*(settings.get("rank_pattern") or {}), *(settings.get("alpha_pattern") or {})}
+    if not patterns_end([*patterns, *(rf"(.*\.)?({key})$" for key in sorted(keys))], names):
+        raise AdapterError(
+            f"{folder}: adapter_config.json: expected regular expressions that are soon matched against the names of "
+            f"the {len(names)} layers; one of target_modules, exclude_modules, layers_pattern, rank_pattern or "
+            "alpha_pattern is none, or runs on without end. List the names of the layers."
+        )
 
 
 def _check_sizes(config: PeftConfig, shapes: dict[str, list[int]], folder: Path) -> None:

@@ -1,6 +1,5 @@
 """The application that the commands are added to: errors, exit codes, version."""
 
-import re
 from typing import Annotated, Any
 
 import typer
@@ -8,6 +7,7 @@ from typer.core import TyperGroup
 
 from a3tune import __version__
 from a3tune.errors import A3TuneError
+from a3tune.text import visible
 
 MISTAKE, INTERRUPTED = 2, 130
 """Exit codes: for what a user can mend, and for Ctrl-C. A bug of ours ends with a traceback and code 1."""
@@ -17,16 +17,12 @@ ORDER = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", 
 """Order of the commands in the help: as a user comes to need them. All others come after these."""
 
 
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters other than tab and line end, marks that turn the direction of text, halves of surrogate pairs."""
-
-
 def echo(text: object, *, err: bool = False) -> None:
     """Print a line, on standard error if `err`; every command prints with this.
 
     Answers, names and paths may hold anything: what a terminal would obey instead of showing it is shown by its code.
     """
-    typer.echo(_UNSEEN.sub(lambda match: ascii(match[0])[1:-1], str(text)), err=err)
+    typer.echo(visible(str(text)), err=err)
 
 
 class _Commands(TyperGroup):

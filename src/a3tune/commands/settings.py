@@ -52,7 +52,8 @@ def model_settings(
 ) -> list[Model]:
     """Models to ask, with the settings of `config`, else those that each adapter was trained with, else the defaults.
 
-    `labels`: the command makes labels. A base model beside adapters is measured over the heads and rows that the first of them was trained on.
+    A base model beside adapters is measured over the heads and rows that the first of them was trained on. `labels`:
+    whether the command makes labels.
     """
     if config is not None:
         settings = load_config(config, overrides)

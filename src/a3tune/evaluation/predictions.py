@@ -1,7 +1,6 @@
 """Predictions and attention maps of an evaluation, in memory and on disk, line by line. Knows no model and no score."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from a3tune.errors import RunError
-from a3tune.machine.files import write_atomic
+from a3tune.machine.files import append, write_atomic
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
 
@@ -80,10 +79,7 @@ class PredictionLog:
             lines = [_line(prediction, cost.share(len(new))) for prediction, _ in new]
             try:
                 write_atomic(shard, save({_KEY + prediction.id: values for prediction, values in new}))
-                with self.folder.predictions.open("ab") as file:
-                    file.write("".join(lines).encode())
-                    file.flush()
-                    os.fsync(file.fileno())
+                append(self.folder.predictions, "".join(lines).encode())
             except OSError as error:
                 raise RunError(
                     f"{self.folder.path}: cannot be written: {error.strerror}; make room and run the same command again"

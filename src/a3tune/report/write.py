@@ -101,7 +101,8 @@ def write_report(
 def compare(runs: Sequence[Path], forms: Sequence[str], by: str | None = None, rows: Path | None = None) -> list[str]:
     """A table of evaluated runs in this order, compared with the first, in each of `forms` (`report.table.FORMATS`).
 
-    `by` is a field of `meta`: a table for each of its values. `rows` are the questions; None: those that the first run names.
+    `by` is a field of `meta`: a table for each of its values. `rows` are the questions; None: those that the first run
+    names.
 
     Raises as `write_report`; DataError when no question has the field.
     """

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from a3tune.metrics.stats import Estimate
-from a3tune.report.escape import one_line
 from a3tune.reproduce.experiments import Experiment
 from a3tune.reproduce.places import REGIONS
 from a3tune.reproduce.tables import Cell, Table, column_metric, estimate_text
+from a3tune.text import one_line
 
 _INK, _MUTED = "#1b1d22", "#5b616b"
 _STYLE: dict[Any, Any] = {

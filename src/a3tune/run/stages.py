@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from a3tune import __version__
-from a3tune.machine.files import write_atomic
+from a3tune.machine.files import remove, write_atomic
 from a3tune.machine.hashes import json_hash
 
 
@@ -56,7 +55,7 @@ class Stages:
         else:
             stamp = Stamp(key, 0.0, done=False)
             for path in outputs:
-                _remove(path)
+                remove(path)
         self._work(name, stamp, work)
         return key
 
@@ -92,10 +91,3 @@ def digest(path: Path) -> str:
     """Hash of a file, or of all files in a folder and their names."""
     files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
     return json_hash({str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files})
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 
 from a3tune.adapters import gate_loads
-from a3tune.machine.files import write_atomic
+from a3tune.machine.files import append, write_atomic
 from a3tune.training.checkpoint import CheckpointingTrainer
 from a3tune.training.step import StepLosses
 
@@ -116,8 +116,7 @@ class MetricsFile(TrainerCallback):
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in logs.items()
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **finite}) + "\n")
+        append(self.path, (json.dumps({"step": state.global_step, **finite}) + "\n").encode())
 
 
 class ProgressBar(ProgressCallback):

@@ -19,7 +19,7 @@ from a3tune.errors import A3TuneError, ConfigError, RunError
 from a3tune.labels.fitting import fitting_settings
 from a3tune.labels.store import LabelStore
 from a3tune.labels.truth import truth_labels
-from a3tune.machine.files import sync_folder, sync_tree
+from a3tune.machine.files import new_folder, sync_folder, sync_tree
 from a3tune.models import choose_device
 from a3tune.run.folder import RunFolder
 from a3tune.training.checkpoint import check_checkpoint, delete_others, last_checkpoint, samples_of_step, state_of
@@ -268,7 +268,7 @@ def _save_adapter(model: Any, state: dict[str, Any] | None, base: str, folder: R
     """Save under another name first: a folder called `adapter` is always whole."""
     for adapter_config in model.peft_config.values():
         adapter_config.base_model_name_or_path = base
-    unfinished = folder.adapter.with_name(".adapter.tmp")
+    unfinished = new_folder(folder.adapter.with_name(".adapter.tmp"))
     model.save_pretrained(str(unfinished), state_dict=state, save_embedding_layers=False)
     # PEFT's empty form of a model card; ours is written from the settings and the data (`report.card`).
     (unfinished / "README.md").unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from a3tune.attention.capture import use_capture
+from a3tune.claims import check_claims
 from a3tune.errors import ModelError
 from a3tune.models import cached_model, choose_device, shipped
 from a3tune.vlm.families import FAMILIES, Family, family_of
@@ -131,6 +132,8 @@ def _source(path: str | Path) -> str:
 
 def _described(source: str, name: str) -> tuple[Any, Any]:
     """Configuration and completed processor of a supported model."""
+    if Path(source).is_dir():
+        check_claims(Path(source))
     with _readable(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     family = family_of(config, name)

@@ -1,0 +1,125 @@
+"""What the files of a model folder claim, against what they hold: told before a model or tokenizer is built of them.
+
+A line of JSON can ask for a million layers or for a text that doubles forty times. Knows the fields of transformers'
+and tokenizers' files; builds nothing.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from a3tune.errors import ModelError
+
+MAX_LAYERS = 1024
+"""Of one part of a model, and of the experts of one layer; published ones have up to some 130, and 512."""
+MAX_SIDE = 2**14
+"""Pixels of a side that images are scaled to."""
+MAX_AREA = 10**8
+"""Pixels, where a processor counts those of the whole image."""
+MAX_JSON = 2**27
+"""Bytes of one JSON file; the largest published tokenizers have about 35 million."""
+MAX_GROWTH = 64
+"""Times that a tokenizer's rules may lengthen a text."""
+_SLACK = 4
+"""Parameters per byte of weights: 4-bit ones have two, and not all that a configuration names is counted here."""
+_WEIGHTS = (".safetensors", ".bin")
+_DEPTHS = ("layers", "depth", "depths", "experts", "n_layer", "num_blocks")
+_WIDTHS = ("hidden_size", "embed_dim", "d_model", "n_embd")
+_LENGTHS = ("intermediate_size", "vocab_size", "ffn_dim")
+
+
+def check_claims(folder: Path) -> None:
+    """Refuse a model folder whose files ask for far more than it holds.
+
+    Raises:
+        ModelError: naming the file and the field.
+    """
+    files = [path for path in folder.iterdir() if path.is_file()]
+    for path in (path for path in files if path.suffix in (".json", ".jinja")):
+        if path.stat().st_size > MAX_JSON:
+            raise ModelError(f"{path}: expected at most {MAX_JSON:,} bytes, got {path.stat().st_size:,}")
+    nbytes = sum(path.stat().st_size for path in files if path.suffix in _WEIGHTS)
+    for place, part in _parts("config.json", _read(folder / "config.json")):
+        _check_part(f"{folder / place}", part, nbytes)
+    for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
+        for place, part in _parts(name, _read(folder / name)):
+            _check_scaling(f"{folder / place}", part)
+    tokenizer = _read(folder / "tokenizer.json")
+    growth = _growth(tokenizer.get("normalizer")) * _growth(tokenizer.get("pre_tokenizer"))
+    if growth > MAX_GROWTH:
+        raise ModelError(
+            f"{folder / 'tokenizer.json'}: its rules make a text up to {growth:.3g} times as long; expected at most "
+            f"{MAX_GROWTH} times. Get the original tokenizer"
+        )
+
+
+def _check_part(where: str, part: Mapping[str, Any], nbytes: int) -> None:
+    depth = 1
+    for name, value in part.items():
+        counts = value if isinstance(value, list) else [value]
+        if name.endswith(_DEPTHS) and (claimed := max(map(_count, counts), default=0)):
+            if claimed > MAX_LAYERS:
+                raise ModelError(f"{where}: {name}: expected at most {MAX_LAYERS:,}, got {claimed:,}")
+            depth = max(depth, claimed)
+    width = max((_count(part.get(name)) for name in _WIDTHS), default=0)
+    length = max((_count(part.get(name)) for name in _LENGTHS), default=0)
+    sides = _count(part.get("image_size")) // max(1, _count(part.get("patch_size")))
+    claimed = depth * width**2 + width * length + sides**2 * max(1, width)
+    if nbytes and claimed > _SLACK * nbytes:
+        raise ModelError(
+            f"{where}: its widths and layers stand for at least {claimed:,} parameters; the weights beside it have "
+            f"{nbytes:,} bytes. Get the complete, original checkpoint"
+        )
+
+
+def _check_scaling(where: str, part: Mapping[str, Any]) -> None:
+    """Sizes that images are brought to, and lengths of the text that stands for them."""
+    most = MAX_AREA if "merge_size" in part or where.endswith(("size", "pixels")) else MAX_SIDE
+    for name, value in part.items():
+        limit = MAX_AREA if name in ("min_pixels", "max_pixels") else most
+        named = name.endswith(("size", "edge", "height", "width", "length", "patches", "pixels", "frames"))
+        if named and _count(value) > limit:
+            raise ModelError(f"{where}: {name}: expected at most {limit:,}, got {_count(value):,}")
+
+
+def _parts(name: str, content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A configuration and all configurations in it, each with its place; depth is bounded by what JSON reads."""
+    if isinstance(content, dict):
+        yield name, content
+        for key, value in content.items():
+            yield from _parts(f"{name}: {key:.60}", value)
+
+
+def _growth(rules: Any) -> float:
+    """How many times as long some rules make a text at most; those that only split or lower it count once."""
+    if isinstance(rules, list):
+        factor = 1.0
+        for rule in rules:
+            factor *= _growth(rule)
+        return factor
+    if not isinstance(rules, dict):
+        return 1.0
+    factor = 1.0
+    for key in ("normalizers", "pretokenizers"):
+        factor *= _growth(rules.get(key))
+    if rules.get("type") == "Replace" and isinstance(rules.get("content"), str):
+        pattern = rules.get("pattern")
+        old = pattern.get("String") if isinstance(pattern, dict) else None
+        # An expression may match one letter, or the empty places between letters.
+        shortest = len(old) if isinstance(old, str) and old else 0.5
+        factor *= max(1.0, len(rules["content"]) / shortest)
+    return factor
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and value > 0 else 0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; empty for a file that is not there or is none: whoever needs it says so."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
