@@ -142,7 +142,7 @@ def test_a_truncated_checkpoint_is_an_error(checkpoint: Path, tmp_path: Path) ->
     folder = copy(checkpoint, tmp_path / "cut")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(ModelError, match="reading it failed|complete, original checkpoint"):
+    with pytest.raises(ModelError, match="complete, original checkpoint"):
         load_vlm(folder, device="cpu")
 
 

@@ -129,6 +129,29 @@ for path in ("tiny", {str(vlm_folder)!r}): load_vlm(path)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_the_current_folder_brings_no_code(tmp_path):
+    for name in ("torch", "typer", "json", "pathlib", "yaml", "a3tune_plugin", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'trace')!r})\n")
+    (tmp_path / "matplotlibrc").write_text("backend: module://torch\ntext.usetex: True\n")
+    code = "import a3tune.cli.runs, a3tune.reproduce.plots, a3tune.report.html"
+    for arguments in (["-m", "a3tune", "--version"], ["-m", "a3tune", "ask", "x", "--image", "y", "--dry-run"]):
+        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and not (tmp_path / "trace").exists(), done.stderr[-2000:]
+
+
+def test_a_plot_takes_no_settings_from_the_current_folder(monkeypatch):
+    import matplotlib
+
+    from a3tune.reproduce.experiments import experiments
+    from test_plots import _drawn, _table
+
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)  # as a matplotlibrc there would
+    monkeypatch.setenv("PATH", "")
+    _drawn(experiments()["fig9"], _table(experiments()["fig9"], experiments()["fig9"].columns))
+
+
 # Names of files in annotations
 
 OUTSIDE = ["../secret.png", "a/../../secret.png", "..\\secret.png", "file://{}", "{}", "http://host/../secret.png"]

@@ -19,6 +19,8 @@ MAX_AREA = 10**8
 """Pixels, where a processor counts those of the whole image."""
 MAX_JSON = 2**27
 """Bytes of one JSON file; the largest published tokenizers have about 35 million."""
+MAX_HEADER = 2**25
+"""Bytes of the list of tensors in one file; some 100 a tensor, and models have a few thousand."""
 MAX_GROWTH = 64
 """Times that a tokenizer's rules may lengthen a text."""
 _SLACK = 4
@@ -39,12 +41,16 @@ def check_claims(folder: Path) -> None:
     for path in (path for path in files if path.suffix in (".json", ".jinja")):
         if path.stat().st_size > MAX_JSON:
             raise ModelError(f"{path}: expected at most {MAX_JSON:,} bytes, got {path.stat().st_size:,}")
+    for path in (path for path in files if path.suffix == ".safetensors"):
+        check_header(path)
     nbytes = sum(path.stat().st_size for path in files if path.suffix in _WEIGHTS)
     for place, part in _parts("config.json", _read(folder / "config.json")):
         _check_part(f"{folder / place}", part, nbytes)
     for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
-        for place, part in _parts(name, _read(folder / name)):
-            _check_scaling(f"{folder / place}", part)
+        parts = list(_parts(name, _read(folder / name)))
+        areas = any("merge_size" in part for _, part in parts)
+        for place, part in parts:
+            _check_scaling(f"{folder / place}", part, areas=areas)
     tokenizer = _read(folder / "tokenizer.json")
     growth = _growth(tokenizer.get("normalizer")) * _growth(tokenizer.get("pre_tokenizer"))
     if growth > MAX_GROWTH:
@@ -52,6 +58,18 @@ def check_claims(folder: Path) -> None:
             f"{folder / 'tokenizer.json'}: its rules make a text up to {growth:.3g} times as long; expected at most "
             f"{MAX_GROWTH} times. Get the original tokenizer"
         )
+
+
+def check_header(path: Path) -> None:
+    """Refuse safetensors whose list of tensors is far larger than any model needs: it is read as a whole.
+
+    Raises:
+        ModelError: naming the file.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > MAX_HEADER:
+        raise ModelError(f"{path}: expected a header of at most {MAX_HEADER:,} bytes, it claims {size:,}")
 
 
 def _check_part(where: str, part: Mapping[str, Any], nbytes: int) -> None:
@@ -73,11 +91,11 @@ def _check_part(where: str, part: Mapping[str, Any], nbytes: int) -> None:
         )
 
 
-def _check_scaling(where: str, part: Mapping[str, Any]) -> None:
-    """Sizes that images are brought to, and lengths of the text that stands for them."""
-    most = MAX_AREA if "merge_size" in part or where.endswith(("size", "pixels")) else MAX_SIDE
+def _check_scaling(where: str, part: Mapping[str, Any], *, areas: bool) -> None:
+    """Sizes that images are brought to, and lengths of the text that stands for them; edges may be areas (Qwen-VL)."""
     for name, value in part.items():
-        limit = MAX_AREA if name in ("min_pixels", "max_pixels") else most
+        area = name in ("min_pixels", "max_pixels") or (areas and name in ("shortest_edge", "longest_edge"))
+        limit = MAX_AREA if area else MAX_SIDE
         named = name.endswith(("size", "edge", "height", "width", "length", "patches", "pixels", "frames"))
         if named and _count(value) > limit:
             raise ModelError(f"{where}: {name}: expected at most {limit:,}, got {_count(value):,}")

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from a3tune.claims import check_claims
+from a3tune.claims import check_claims, check_header
 from a3tune.errors import AdapterError, ModelError
 
 if TYPE_CHECKING:
@@ -204,6 +204,10 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         raise AdapterError(
             f"{folder}: expected adapter_model.safetensors, found none{pickled}. Save it with safe_serialization."
         )
+    try:
+        check_header(adapter_weights(folder))
+    except ModelError as error:
+        raise AdapterError(str(error)) from None
     return settings
 
 

@@ -32,6 +32,8 @@ from a3tune.types import AnswerType, Box, Region, Rle, Sample
 
 FIELDS = ("id", "image", "prompt", "answer", "answer_type", "options", "regions", "meta")
 ANSWER_TYPES: tuple[AnswerType, ...] = get_args(AnswerType)
+_LONGEST = 2**25
+"""Letters of a line; one with the masks of a large image has a few million."""
 Split = Literal["train", "validation", "test"]
 
 
@@ -50,15 +52,24 @@ def read_rows(path: Path) -> list[Sample]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
+def _opened(path: Path) -> Iterator[Iterator[str]]:
     """The lines of a JSONL file, for as long as they are read."""
     try:
-        with path.open(encoding="utf-8-sig") as lines:
-            yield lines
+        with path.open(encoding="utf-8-sig") as file:
+            yield _lines(path, file)
     except OSError as error:
         raise DataError(f"{path}: expected a JSONL file, cannot read it: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected UTF-8 text, got {error}") from error
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    while line := file.readline(_LONGEST + 1):
+        if len(line) > _LONGEST:
+            raise DataError(
+                f"{path}: expected lines of at most {_LONGEST:,} letters, one JSON object each, got a longer one"
+            )
+        yield line
 
 
 def check_split(data: DataConfig, split: Split) -> None:

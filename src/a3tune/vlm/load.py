@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from a3tune.attention.capture import use_capture
 from a3tune.claims import check_claims
 from a3tune.errors import ModelError
+from a3tune.machine.trial import template_ends
 from a3tune.models import cached_model, choose_device, shipped
 from a3tune.vlm.families import FAMILIES, Family, family_of
 from a3tune.vlm.processor import load_processor
@@ -173,6 +174,19 @@ def _complete_processor(processor: Any, name: str) -> None:
             f"{name}: expected a processor with a tokenizer and an image processor, got {type(processor).__name__}."
         )
     tokenizer = processor.tokenizer
+    if name != "tiny":
+        _check_templates(processor, name)
     if tokenizer.pad_token is None:
         # Padding is masked everywhere, so any existing token will do; a new one would change the vocabulary.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+
+
+def _check_templates(processor: Any, name: str) -> None:
+    for owner in (processor, processor.tokenizer):
+        templates = getattr(owner, "chat_template", None)
+        for template in templates.values() if isinstance(templates, dict) else [templates]:
+            if isinstance(template, str) and not template_ends(template):
+                raise ModelError(
+                    f"{name}: its chat template does not end, or takes more than a gigabyte, for one short question. "
+                    "Get the original checkpoint"
+                )
