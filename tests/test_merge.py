@@ -248,3 +248,14 @@ def test_the_command(adapter: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0 and "MB in" in result.output
     result = CliRunner().invoke(app, ["merge", str(adapter), "--out", str(tmp_path / "merged")])
     assert result.exit_code == 2 and "--force" in result.output
+
+
+def test_a_card_that_is_a_link_is_not_copied(adapter: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("what only the user may read")
+    run = tmp_path / "strange"
+    shutil.copytree(adapter.parent, run)
+    (run / "adapter" / "README.md").unlink(missing_ok=True)
+    (run / "adapter" / "README.md").symlink_to(secret)
+    merged = merge(run / "adapter", tmp_path / "merged").folder
+    assert not (merged / ADAPTER_CARD).exists()

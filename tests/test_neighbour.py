@@ -97,7 +97,8 @@ def hostile(request: pytest.FixtureRequest, honest: Path, canary: Path, vlm_fold
     """Copies of the honest runs whose settings name the canary, and a model that is here or one of the Hub."""
     model = vlm_folder if request.param == "here" else "evil/model"
     named = [f"evaluation.weights.{name}={canary}" for name in ("radgraph", "ratescore", "bertscore", "chexbert")]
-    named += [f"labels.{name}={canary}" for name in ("ranker", "weights", "store")]
+    named += [f"labels.{name}={canary}" for name in ("ranker", "weights")]
+    named += [f"labels.store={canary / 'labels'}"]
     named += ["labels.proposer=sam", f"data.train={canary / 'rows.jsonl'}", f"model.path={model}"]
     for name in ("lora", "mine"):
         place = RunFolder(tmp_path / "hostile" / name)
@@ -132,8 +133,9 @@ def test_a_strangers_settings_touch_nothing(command, hostile, honest, canary, tm
     hub = "evil/model" in (hostile / "mine" / "config.yaml").read_text()
     seen.clear()
     result = run(*commands(hostile, honest, tmp_path)[command])
-    data = {str(canary / "rows.jsonl")} if command == "report" else set()  # training rows: their texts, no image
-    touched = [one for one in seen if str(canary) in one[1] and not any(path in one[1] for path in data)]
+    # A page shows numbers of training rows and labels: answers without an image, recall. It draws none of them.
+    read = [str(canary / name) for name in ("rows.jsonl", "labels")] if command == "report" else []
+    touched = [one for one in seen if str(canary) in one[1] and not any(path in one[1] for path in read)]
     assert touched == []
     assert [one for one in seen if one[0].startswith("socket.get")] == []
     assert not (tmp_path / "trace").exists()

@@ -166,5 +166,7 @@ def _describe(folder: Path, adapter: Path, base: str, run: RunFolder | None, car
         (folder / "README.md").write_text(card(base, run.read_config() if run else None), encoding="utf-8")
         (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         # The card of a checkpoint, or without a run, is another program's, and may name folders of this machine.
-        if run and run.path == adapter.resolve().parent and (adapter / "README.md").is_file():
-            shutil.copyfile(adapter / "README.md", folder / ADAPTER_CARD)
+        # Nor is a link followed: the model may be passed on, with whatever file a stranger's link leads to.
+        own = adapter / "README.md"
+        if run and run.path == adapter.resolve().parent and own.is_file() and not own.is_symlink():
+            shutil.copyfile(own, folder / ADAPTER_CARD)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from a3tune.config import DataConfig, RunConfig
 from a3tune.config.public import public_settings
+from a3tune.config.settings import LABEL_MAKING
 from a3tune.data.paths import within
 from a3tune.data.rows import read_rows, read_split
 from a3tune.errors import DataError, ModelError, RunError
@@ -140,12 +141,14 @@ def _evaluation(folder: RunFolder) -> RunConfig:
 
 
 def _unvouched(config: RunConfig, run: RunFolder, say: Callable[[str], None]) -> RunConfig:
-    """What may be taken of the settings beside answers, and the rows that these name."""
+    """What may be taken of the settings beside answers, the rows that these name, and their store of labels: it is
+    asked for numbers alone."""
     settings, left_out = taken_over(config, RunConfig(), labels=True)
-    if left_out := [name for name in left_out if name.startswith("labels.")]:  # the page needs no others
+    labels = replace(settings.labels, store=config.labels.store)
+    if left_out := [name for name in left_out if name.removeprefix("labels.") in LABEL_MAKING]:
         say(f"{run.evaluation}: {', '.join(left_out)} left out: {LEFT_OUT}")
-        settings = replace(settings, labels=replace(settings.labels, source="none"))
-    return replace(settings, data=config.data, output=run.path)
+        labels = replace(labels, source="none")
+    return replace(settings, labels=labels, data=config.data, output=run.path)
 
 
 def _at_hand(config: RunConfig, run: RunFolder, say: Callable[[str], None]) -> bool:
