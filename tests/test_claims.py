@@ -1,7 +1,6 @@
 """Model folders whose files ask for more than they hold: refused at once, before anything is built of them."""
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -134,7 +133,7 @@ def test_whole_models_are_taken(folder: Path):
 @pytest.fixture(scope="module")
 def lora(vlm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lora")
-    add_adapter(load_vlm(vlm_folder, device="cpu").model, AdapterConfig("lora", rank=2)).save_pretrained(folder)
+    add_adapter(load_vlm(vlm_folder, device="cpu").model, AdapterConfig("lora", rank=2)).save_pretrained(str(folder))
     return folder
 
 
@@ -176,8 +175,7 @@ def test_an_expression_that_does_not_end_is_refused(lora: Path, vlm_folder: Path
 
 def test_a_plain_expression_is_taken(lora: Path, vlm_folder: Path, tmp_path: Path):
     adapter = Path(shutil.copytree(lora, tmp_path / "adapter"))
-    names = json.loads((adapter / "adapter_config.json").read_text())["target_modules"]
-    pattern = ".*language_model.*(" + "|".join(sorted({re.escape(name) for name in names})) + ")"
+    pattern = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
     change(adapter / "adapter_config.json", lambda settings: settings.update(target_modules=pattern))
     load_adapter(load_vlm(vlm_folder, device="cpu").model, adapter)
     assert not patterns_end(["("], ["a"])

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from PIL import Image
@@ -68,11 +68,12 @@ def honest(tmp_path_factory: pytest.TempPathFactory, vlm_folder: Path) -> Path:
     (folder / "rows").mkdir()
     Image.new("RGB", (48, 48), "grey").save(folder / "rows" / "a.png")
     data = rows(folder / "rows" / "test.jsonl", Path("a.png"))
-    for name, kind in (("lora", "lora"), ("mine", "a3moe")):
+    kinds: dict[str, Literal["lora", "a3moe"]] = {"lora": "lora", "mine": "a3moe"}
+    for name, kind in kinds.items():
         one = RunFolder.create(folder / name)
         settings = AdapterConfig(kind, rank=2, expert_rank=2, query_experts=2, key_experts=2)
         adapted = add_adapter(load_vlm(vlm_folder, device="cpu").model, settings)
-        adapted.save_pretrained(one.adapter)
+        adapted.save_pretrained(str(one.adapter))
         one.write_config(load_config(None, [f"model.path={vlm_folder}", "evaluation.max_new_tokens=2"]))
         result = run("eval", data, "--adapter", one.adapter, "--out", one.path)
         assert result.exit_code == 0, result.output
@@ -158,8 +159,10 @@ def test_a_page_draws_no_image_that_only_a_stranger_names(hostile, canary, tmp_p
     assert "Cases side by side" not in out.read_text()
 
 
-def test_a_link_in_the_folder_of_the_rows_leads_nowhere(honest, canary, tmp_path):
+@pytest.mark.parametrize("fragment", ["", "#frame=0"])
+def test_a_link_in_the_folder_of_the_rows_leads_nowhere(honest, canary, tmp_path, fragment):
     shutil.copytree(honest / "rows", tmp_path / "rows")
+    rows(tmp_path / "rows" / "test.jsonl", Path(f"a.png{fragment}"))
     (tmp_path / "rows" / "a.png").unlink()
     (tmp_path / "rows" / "a.png").symlink_to(canary / "secret.png")
     shutil.copytree(honest / "mine", tmp_path / "strange")

@@ -7,6 +7,7 @@ from pathlib import Path
 from a3tune.config import DataConfig, RunConfig
 from a3tune.config.public import public_settings
 from a3tune.config.settings import LABEL_MAKING
+from a3tune.data.images import split_fragment
 from a3tune.data.paths import within
 from a3tune.data.rows import read_rows, read_split
 from a3tune.errors import DataError, ModelError, RunError
@@ -165,9 +166,8 @@ def _inside(rows: Path | None, samples: Sequence[Sample], say: Callable[[str], N
     """Whether all images lie in the folder of the rows: others may be anything that a stranger wants to see."""
     assert rows is not None  # they were read
     folder = rows if rows.is_dir() else rows.parent
-    outside = [
-        sample.image for sample in samples if isinstance(sample.image, Path) and not within(folder, sample.image)
-    ]
+    paths = [sample.image for sample in samples if isinstance(sample.image, Path)]
+    outside = [path for path in paths if not within(folder, split_fragment(path)[0])]
     if outside:
         say(f"no cases: {rows} names images outside of its folder ({outside[0]}). If the rows are yours: --data {rows}")
     return not outside
