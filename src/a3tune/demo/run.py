@@ -138,7 +138,7 @@ def _training_inputs(config: RunConfig, labels: str) -> dict[str, Any]:
 
 def _report(demo: Demo, out: Path, seconds: Mapping[str, float]) -> None:
     page = Page("A3Tune demo", COMMAND, TITLES, reference="lora", shown="a3tune", seconds=seconds, synthetic=True)
-    write_report([config.output for config in demo.configs.values()], out, page, demo.configs[page.shown or "a3tune"])
+    write_report([config.output for config in demo.configs.values()], out, page, demo.configs["a3tune"])
 
 
 def _announcement(demo: Demo, stages: Stages) -> Iterator[str]:
