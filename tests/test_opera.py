@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import log
 from typing import Any
 
 import pytest
@@ -23,15 +24,15 @@ from decoders import Models, batch, example
 
 MODELS = ("llava_clip_224", "llava_clip_224+adapter", "qwen2_5_vl+adapter", "qwen3_vl", "paligemma", "idefics3")
 BEAMS = 3
-RESTLESS = Opera(scale=1000.0, threshold=1, candidates=3, initial_tokens=1)
+RESTLESS = Opera(scale=1000.0, threshold=1, candidates=3, initial_tokens=1, variant="paper")
 """Goes back soon and often."""
 PATIENT = replace(RESTLESS, threshold=3)
 """Goes back later."""
 NARROW = replace(RESTLESS, window=3)
 """Leans on the latest three tokens only."""
-BOUNDLESS = Opera(scale=1e60, threshold=100, candidates=3, initial_tokens=1)
+BOUNDLESS = Opera(scale=1e60, threshold=100, candidates=3, initial_tokens=1, variant="paper")
 """Products of a few weights are beyond any penalty."""
-CALM = Opera(scale=100.0, candidates=3, initial_tokens=3)
+CALM = Opera(scale=100.0, candidates=3, initial_tokens=3, variant="paper")
 """Penalises soon, and never goes back in a short answer."""
 
 
@@ -83,12 +84,64 @@ class Slow:
         for token in self.likely(answer, opera.candidates):
             attention = self.look([*answer, token])[1]
             scaled = opera.scale * attention[start:, start:].double()
-            columns = torch.stack([scaled[j:, j].prod() for j in range(len(scaled))])
-            columns = columns[-opera.window :]
-            places.append(int(columns.argmax()) + len(scaled) - len(columns))
-            trust = -attention[-1, :start][image].sum() if len(scaled) <= opera.initial_tokens else 1e-7 * columns.max()
-            scores[token] = logits[token] - (opera.penalty * trust).clamp(max=LARGEST_PENALTY)
+            columns = 1e-7 * torch.stack([scaled[j:, j].prod() for j in range(len(scaled))])
+            columns = (columns.half() if opera.variant == "code" else columns)[-opera.window :]
+            places.append(int(columns.float().argmax()) + len(scaled) - len(columns))
+            trust = -attention[-1, :start][image].sum() if len(scaled) <= opera.initial_tokens else columns.max()
+            scores[token] = logits[token] - (opera.penalty * trust).clamp(max=LARGEST_PENALTY[opera.variant])
         return scores, mode(places)
+
+    def search_as_published(self, opera: Opera, ends: list[int], longest: int) -> list[int]:
+        """The best answer by the published loop and the beam scorer of transformers 4.29, which it was made for."""
+        image = self.asked.input_ids == self.vlm.model.config.image_token_id
+        prompt = len(image) - int((image[1:] & image[:-1]).sum())
+        beams: list[tuple[float, list[int]]] = [(0.0, []), *[(-1e9, [])] * (BEAMS - 1)]
+        heap: list[tuple[float, list[int]]] = []
+        history, leant, chosen, rejected, tries = [], [], {}, {}, Counter()
+        while True:
+            step = len(beams[0][1])
+            history.append((beams, list(heap)))
+            rows, places = zip(*(self.offer(opera, answer) for _, answer in beams), strict=True)
+            leant.append(places)
+            place = mode(list(places))
+            if place >= opera.initial_tokens and all(
+                sum(past[beam] == place for past in leant) > opera.threshold for beam in range(BEAMS)
+            ):
+                back = next((at for at in (place + 1, place) if tries[at] < opera.candidates), None)
+                if back is not None and back < step:
+                    self.returns += 1
+                    tries[back] += 1
+                    history, leant, step = history[: back + 1], leant[: back + 1], back
+                    beams, heap = history[back][0], list(history[back][1])
+                    rejected.pop(back + 1, None)
+                    rejected[back] = rejected.get(back, []) + chosen[back]
+                    rows = [self.allowed(answer) for _, answer in beams]
+                    for beam, token in rejected[back]:
+                        rows[beam][token] = self.allowed(beams[beam][1]).masked_fill(rows[beam].isneginf(), 1e9).min()
+            total = torch.stack([row.log_softmax(-1) + score for (score, _), row in zip(beams, rows, strict=True)])
+            score, at = total.flatten().topk((1 + len(ends)) * BEAMS)
+            going = []
+            for rank, (value, place) in enumerate(zip(score.tolist(), at.tolist(), strict=True)):
+                beam, token = divmod(place, total.shape[1])
+                if token not in ends:
+                    going.append((value, beam, token))
+                elif rank < BEAMS:
+                    self.add(heap, value / (prompt + step), [*beams[beam][1], token])
+                if len(going) == BEAMS:
+                    break
+            chosen[step] = [(beam, token) for _, beam, token in going]
+            beams = [(value, [*beams[beam][1], token]) for value, beam, token in going]
+            done = len(heap) == BEAMS and heap[-1][0] >= float(score[0]) / (prompt + step + 1)
+            if done or step + 1 == longest:
+                for value, answer in () if done else beams:
+                    self.add(heap, value / (prompt + step + 1), answer)
+                return heap[0][1]
+
+    @staticmethod
+    def add(heap: list[tuple[float, list[int]]], score: float, answer: list[int]) -> None:
+        heap.append((score, answer))
+        heap.sort(key=lambda one: -one[0])
+        del heap[BEAMS:]
 
     def search(self, opera: Opera, ends: list[int], longest: int) -> list[int]:
         """The best answer. A beam is (score, answer)."""
@@ -141,6 +194,8 @@ def mode(values: list[int]) -> int:
         ("qwen2_5_vl+adapter", PATIENT, 12),
         ("qwen2_5_vl+adapter", NARROW, 8),
         ("qwen2_5_vl+adapter", BOUNDLESS, 6),
+        *((name, replace(CALM, variant="code"), 5) for name in MODELS),
+        *(("qwen2_5_vl+adapter", replace(opera, variant="code"), 12) for opera in (RESTLESS, PATIENT)),
     ],
 )
 def test_answers_are_those_of_the_slow_search(name: str, opera: Opera, longest: int, models: Models) -> None:
@@ -151,10 +206,11 @@ def test_answers_are_those_of_the_slow_search(name: str, opera: Opera, longest: 
     vlm.model.set_attn_implementation({"text_config": "eager"})
     for row, tokens in enumerate(found):
         slow = Slow(vlm, example(vlm, row))
-        assert tokens.tolist() == slow.search(opera, ends, longest)
+        search = slow.search_as_published if opera.variant == "code" else slow.search
+        assert tokens.tolist() == search(opera, ends, longest)
         returns += slow.returns
     use_capture(vlm.model)
-    assert (returns > 0) == (opera in (RESTLESS, PATIENT, NARROW))
+    assert (returns > 0) == (replace(opera, variant="paper") in (RESTLESS, PATIENT, NARROW))
 
 
 @pytest.mark.parametrize("name", ["llava_clip_224+adapter", "qwen3_vl", "idefics3+adapter"])
@@ -170,7 +226,7 @@ def test_a_padded_batch_gives_what_its_samples_give_alone(name: str, models: Mod
 def test_without_a_penalty_and_with_every_candidate_it_is_plain_beam_search(beams: int, models: Models) -> None:
     vlm = models("qwen2_5_vl+adapter")
     inputs, strategy = batch(vlm, [0, 1]), Strategy(num_beams=beams)
-    opera = Opera(penalty=0.0, candidates=vlm.model.config.text_config.vocab_size)
+    opera = Opera(penalty=0.0, candidates=vlm.model.config.text_config.vocab_size, variant="paper")
     found = generate(vlm, inputs, opera, strategy=strategy, max_new_tokens=4).tokens
     plain = generate(vlm, inputs, "beam", strategy=strategy, max_new_tokens=4).tokens
     assert [tokens.tolist() for tokens in found] == [tokens.tolist() for tokens in plain]
@@ -178,7 +234,7 @@ def test_without_a_penalty_and_with_every_candidate_it_is_plain_beam_search(beam
 
 def test_over_trust_is_the_largest_product_down_a_column() -> None:
     random = torch.Generator().manual_seed(0)
-    opera, prompt, answer = Opera(initial_tokens=1, scale=30.0, penalty=2.0), 7, 5
+    opera, prompt, answer = Opera(initial_tokens=1, scale=30.0, penalty=2.0, variant="paper"), 7, 5
     rows = torch.rand(2, answer + 3, prompt + answer + 1, generator=random).softmax(-1)
     drawn_BSS = rows[:, :answer, prompt : prompt + answer].double() * opera.scale
     columns = [torch.stack([one[j:, j].prod() for j in range(answer)]) for one in drawn_BSS]
@@ -190,7 +246,7 @@ def test_over_trust_is_the_largest_product_down_a_column() -> None:
             columns = torch.stack([square[j:, j].prod() for j in range(answer + 1)])
             assert int(place[beam, candidate]) == int(columns.argmax())
             assert float(penalty[beam, candidate]) == pytest.approx(2e-7 * float(columns.max()), rel=1e-4)
-    narrow, latest = Opera(initial_tokens=1, scale=30.0, window=2).over_trust(
+    narrow, latest = Opera(initial_tokens=1, scale=30.0, window=2, variant="paper").over_trust(
         rows[:, answer:], products, torch.arange(3)
     )
     assert latest.min() >= answer - 1
@@ -199,11 +255,21 @@ def test_over_trust_is_the_largest_product_down_a_column() -> None:
     torch.testing.assert_close(drawn, -rows[:, answer:, :3].sum(-1))
 
 
-def test_a_boundless_product_stays_a_penalty() -> None:
-    penalty, _ = Opera(initial_tokens=1).over_trust(
+@pytest.mark.parametrize("variant", ["code", "paper"])
+def test_a_boundless_product_stays_a_penalty(variant: Any) -> None:
+    penalty, _ = Opera(initial_tokens=1, variant=variant).over_trust(
         torch.full((1, 2, 60), 0.9), torch.full((1, 50), 300.0), torch.arange(3)
     )
-    assert penalty.tolist() == [[LARGEST_PENALTY, LARGEST_PENALTY]]
+    assert penalty.tolist() == [[LARGEST_PENALTY[variant]] * 2]
+
+
+def test_published_penalties_have_16_bits_and_small_ones_lean_on_nothing() -> None:
+    rows, products = torch.full((1, 1, 5), 0.2), torch.tensor([[0.0, log(1.2), -30.0]])
+    opera = Opera(initial_tokens=1, scale=1.0)
+    small, place = opera.over_trust(rows, products, torch.arange(1))
+    assert (float(small), int(place)) == (0.0, 0), "1e-7 * .24 is less than half of the smallest number of 16 bits"
+    exact, place = replace(opera, variant="paper").over_trust(rows, products, torch.arange(1))
+    assert (float(exact), int(place)) == (pytest.approx(2.4e-8), 1)
 
 
 @pytest.fixture
