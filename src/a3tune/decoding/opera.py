@@ -279,7 +279,7 @@ class _Reader:
                 logits_to_keep=1,
                 routing=Routing(torch.zeros_like(tokens_BC, dtype=torch.bool), None),  # no prompt, no image
             )
-        rows_BGT = captured[0][..., :-1].amax(1)
+        rows_BGT = captured[0][..., :-1].amax(1).float()
         return self.allowed(outputs.logits[:, -1].float()), rows_BGT / rows_BGT.sum(-1, keepdim=True)
 
 
