@@ -62,8 +62,8 @@ def labels_of(share: float, samples: Sequence[Sample], seed: int) -> Iterator[No
     kept = set(random.Random(seed).sample(patients, max(1, round(share * len(patients)))))
     source = train.region_source
 
-    def region_source(config: RunConfig) -> train.RegionSource:
-        regions_for = source(config)
+    def region_source(*about: Any) -> train.RegionSource:
+        regions_for = source(*about)
 
         def some(sample: Sample, height: int, width: int) -> Labels | None:
             return regions_for(sample, height, width) if sample.meta["patient"] in kept else None
