@@ -20,6 +20,8 @@ from a3tune.vlm.load import Vlm
 
 PARTS = ("prompt", "answer", "answer_type", "regions", "meta", "image")
 """Of a row, that answers and scores depend on."""
+_SETTINGS = "settings"
+"""A name that identities of earlier versions do not have: theirs are settings only."""
 _HINT = "choose another output folder"
 
 
@@ -67,15 +69,29 @@ def refuse_other(folder: RunFolder, now: EvaluationIdentity) -> None:
         raise RunError(f"{folder.path}: holds an evaluation of other content: {what}; {_HINT}")
 
 
+def refuse_other_rows(folder: RunFolder, samples: Sequence[Sample], *, images: bool) -> None:
+    """Raise RunError if the answers in `folder` are to other rows than these, as far as it knows; with `images`, or to
+    other images. Raises DataError for an image that cannot be read."""
+    if not is_recorded(folder):
+        return
+    parts, then = PARTS if images else PARTS[:-1], read(folder).rows
+    for sample, content in zip(samples, row_contents(samples, parts), strict=True):
+        if part := other_part(parts, " ".join(then.get(sample.id, "").split()[: len(parts)]), content):
+            raise RunError(
+                f"{folder.path}: the {part} of sample {sample.id!r:.80} is not the one that was evaluated. Put it "
+                "back as it was, or evaluate again with another output"
+            )
+
+
+def is_recorded(folder: RunFolder) -> bool:
+    """Whether answers know what they belong to; those of earlier versions do not."""
+    return folder.identity.is_file() and _SETTINGS in _content(folder)
+
+
 def read(folder: RunFolder) -> EvaluationIdentity:
     """What the answers in `folder` belong to. Raises RunError when nobody knows."""
-    try:
-        found = dict(json.loads(folder.identity.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
-        raise RunError(
-            f"{folder.predictions}: {folder.identity.name}, which says what it belongs to, is missing; {_HINT}"
-        ) from None
-    if "settings" not in found:
+    found = _content(folder)
+    if _SETTINGS not in found:
         raise RunError(
             f"{folder.path}: holds an evaluation of an earlier version of a3tune, which did not record the content of "
             f"rows and weights, so that nobody knows whether they are the same; {_HINT}"
@@ -84,6 +100,15 @@ def read(folder: RunFolder) -> EvaluationIdentity:
         return _IDENTITY.validate_python(found)
     except ValueError:
         raise RunError(f"{folder.identity}: cannot be read, it is damaged; {_HINT}") from None
+
+
+def _content(folder: RunFolder) -> dict[str, Any]:
+    try:
+        return dict(json.loads(folder.identity.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        raise RunError(
+            f"{folder.predictions}: {folder.identity.name}, which says what it belongs to, is missing; {_HINT}"
+        ) from None
 
 
 def _other_base(then: Mapping[str, str], now: Mapping[str, str]) -> str | None:

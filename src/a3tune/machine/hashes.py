@@ -48,10 +48,14 @@ def file_hashes(paths: Iterable[Path]) -> dict[Path, str]:
         return dict(zip(paths, pool.map(file_hash, paths), strict=True))
 
 
+def files_in(path: Path) -> list[Path]:
+    """A file itself, or all files in a folder, at any depth."""
+    return sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+
+
 def tree_hashes(path: Path) -> dict[str, str]:
     """`file_hash` of a file, or of all files in a folder, by their paths in it. Raises OSError."""
-    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
-    return {file.relative_to(path).as_posix(): digest for file, digest in file_hashes(files).items()}
+    return {file.relative_to(path).as_posix(): content for file, content in file_hashes(files_in(path)).items()}
 
 
 def difference(then: Mapping[str, str], now: Mapping[str, str]) -> str | None:

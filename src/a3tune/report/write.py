@@ -49,7 +49,11 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
     from a3tune.report.html import render  # imports matplotlib, which is slow: after the checks
 
     samples = read_split(config.data, "test")
-    evaluated = [read_run(name, page.titles.get(name, name), folder, samples) for name, folder in folders.items()]
+    evaluated = [
+        read_run(name, page.titles.get(name, name), folder, samples, images=shown != reference)
+        for name, folder in folders.items()
+    ]
+    train = read_rows(config.data.train) if config.data.train else None
     data = ReportData(
         title=page.title,
         results=run_results(evaluated, samples, reference, attention_alike=_alike(configs)),
@@ -61,8 +65,8 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
         seconds=page.seconds,
         tau=config.evaluation.tau,
         normalisation=config.evaluation.normalisation,
-        question_only=question_only(read_rows(config.data.train), samples) if config.data.train else None,
-        labels=stored_quality(config),
+        question_only=question_only(train, samples) if train else None,
+        labels=stored_quality(config, train) if train else None,
         cases=_cases(config, evaluated, samples, shown, reference) if shown != reference else None,
         synthetic=page.synthetic,
         attention_alike=_alike(configs),

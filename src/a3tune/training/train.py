@@ -81,7 +81,7 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
         if checkpoint is not None:
             check_checkpoint(checkpoint)
             args.gradient_accumulation_steps = _accumulation(config, args.world_size, checkpoint)
-        shown = [ProgressBar()] if callbacks is None else list(callbacks)
+        shown: list[TrainerCallback] = [ProgressBar()] if callbacks is None else list(callbacks)
         trainer, stop = _prepare(config, args, folder, samples, region_source(config, labels), shown)
         if identity is not None:
             # The files of a model on the Hub are there once it was loaded.
