@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from a3tune.commands.evaluate import evaluate_run
 from a3tune.commands.label import label
-from a3tune.config import DataConfig, EvaluationConfig, LabelsConfig, ModelConfig, RunConfig
+from a3tune.config import DataConfig, EvaluationConfig, LabelsConfig, ModelConfig, RunConfig, dump_config
 from a3tune.errors import RunError
+from a3tune.evaluation.predictions import read_maps
+from a3tune.report.write import Page, compare, write_report
 from a3tune.run.folder import RunFolder
 from a3tune.training.train import train
 from changes import CHANGES, Change, Inputs
@@ -121,6 +125,36 @@ def test_an_evaluation_is_repeated_only_on_what_it_was_made_on(copied: Path, nam
     else:
         evaluate_run(config, inputs.adapter, lambda done, total: None)
         assert content(copied / "answers")["predictions.jsonl"] == before["predictions.jsonl"]
+
+
+def test_maps_of_answers_that_are_gone_are_not_taken_for_those_of_new_ones(copied: Path) -> None:
+    folder, inputs = RunFolder(copied / "answers"), inputs_of(copied)
+    expected = read_maps(folder)
+    stale = {f"sample {name}": np.zeros_like(values) for name, values in expected.items()}
+    save_file(stale, folder.maps / "9999999.safetensors")
+    folder.predictions.unlink()
+    evaluate_run(evaluation(inputs, folder.path), inputs.adapter, lambda done, total: None)
+    found = read_maps(folder)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], values) for name, values in expected.items())
+
+
+@pytest.mark.parametrize("name", ["answer", "question", "true region", "image"])
+def test_reports_are_about_the_rows_that_were_evaluated(copied: Path, tmp_path: Path, name: str) -> None:
+    second = shutil.copytree(copied / "answers", copied / "second")
+    for run in (copied / "answers", second):
+        settings = RunFolder(run).evaluation
+        config = evaluation(inputs_of(copied), run)
+        settings.write_text(dump_config(config))
+    compare([copied / "answers", second], [".md"])
+    change = CHANGES[f"eval: {'an' if name[0] in 'ai' else 'a'} {name}"]
+    apply(change, copied)
+    if name != "image":  # a table shows none
+        with pytest.raises(RunError, match=change.says):
+            compare([copied / "answers", second], [".md"])
+    with pytest.raises(RunError, match=change.says):
+        write_report([copied / "answers", second], tmp_path / "page.html", Page("t", "c"))
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_training_of_an_earlier_version_goes_on_and_says_what_it_does_not_know(

@@ -65,8 +65,13 @@ class PredictionLog:
         self.predictions: dict[str, Prediction] = {}
         self.maps: dict[str, Map] = {}
         self.cost = Cost()
-        if folder is not None and folder.predictions.is_file():
+        if folder is None:
+            return
+        if folder.predictions.is_file():
             self._resume(folder, samples)
+        else:
+            for path in _map_files(folder):  # of answers that are gone
+                path.unlink()
 
     def add(self, answered: Sequence[tuple[Prediction, Map]], cost: Cost) -> None:
         new = [(prediction, values) for prediction, values in answered if prediction.id not in self.predictions]
