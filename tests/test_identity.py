@@ -127,6 +127,15 @@ def test_an_evaluation_is_repeated_only_on_what_it_was_made_on(copied: Path, nam
         assert content(copied / "answers")["predictions.jsonl"] == before["predictions.jsonl"]
 
 
+def test_an_adapter_on_a_base_that_changed_is_told(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+    inputs = inputs_of(copied)
+    for name, told in (("everything moved", False), ("one value of the base", True)):
+        caplog.clear()
+        moved = apply(CHANGES[f"eval: {name}"], copied)
+        evaluate_run(evaluation(moved, copied / name), inputs.adapter, lambda done, total: None)
+        assert ("trained on another base: of the base model model.safetensors is another" in caplog.text) == told
+
+
 def test_maps_of_answers_that_are_gone_are_not_taken_for_those_of_new_ones(copied: Path) -> None:
     folder, inputs = RunFolder(copied / "answers"), inputs_of(copied)
     expected = read_maps(folder)

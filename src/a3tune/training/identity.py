@@ -6,6 +6,7 @@ Knows what learning depends on. Names and places do not count: what was moved, o
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from pydantic import TypeAdapter
 
@@ -68,12 +69,18 @@ def refuse_other_content(folder: RunFolder, now: TrainingIdentity, samples: Sequ
     if not is_recorded(folder):
         return
     then = _read(folder)
-    what = _other_rows(then, now, samples) or (now.base and _other_base(then.base, now.base))
+    what = _other_rows(then, now, samples) or _other_base(then.base, now.base)
     if what:
         raise RunError(
             f"{folder.path}: holds a run that was started with other content: {what}. Put it back as it was to go on, "
             "or choose another output"
         )
+
+
+def other_base(adapter: Path, name: str) -> str | None:
+    """What of a base is not as it was when an adapter was trained on it, in words; None if nothing, or nobody knows."""
+    folder = RunFolder.of_adapter(adapter)
+    return _other_base(_read(folder).base, base_hashes(name)) if folder and is_recorded(folder) else None
 
 
 def _read(folder: RunFolder) -> TrainingIdentity:
@@ -107,5 +114,5 @@ def _other_rows(then: TrainingIdentity, now: TrainingIdentity, samples: Sequence
 
 
 def _other_base(then: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    file = difference(then, now)
+    file = difference(then, now) if then and now else None  # empty: a model on the Hub that is not here
     return f"of the base model {file}" if file else None
