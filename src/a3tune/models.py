@@ -5,12 +5,14 @@ Knows the layouts of transformers and PEFT; torch is imported only where weights
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from a3tune.claims import check_claims, check_header
 from a3tune.errors import AdapterError, ModelError
+from a3tune.machine.hashes import HASHING_THREADS, file_hashes, json_hash
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +60,10 @@ _ADAPTER_SETTINGS = frozenset(
 )
 """Of an adapter's settings those that may say something; `megatron_core` counts only with `megatron_config`."""
 _CONTENT = (".safetensors", ".bin", ".json", ".txt", ".model")
+"""Endings of what segmenters and rankers read."""
+_BASE = (".safetensors", ".json", ".txt", ".model", ".jinja")
+"""Endings of what `vlm.load_vlm` reads."""
+_NOT_CONTENT = ("base_model_name_or_path", "inference_mode", "peft_version")
 _SHOWN = 5
 """Missing weights that an error names."""
 
@@ -259,9 +265,60 @@ def check_complete(folder: Path, missing: Any, unexpected: Any) -> None:
 def folder_hash(folder: Path) -> str:
     """SHA-256 over the model's own files: names and contents."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _CONTENT:
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+    for name, content in _files(folder, _CONTENT).items():
+        digest.update(name.encode() + bytes.fromhex(content))
     return digest.hexdigest()
+
+
+def base_hashes(name: str) -> dict[str, str]:
+    """The files that `vlm.load_vlm` reads of a model, by their content: name -> SHA-256.
+
+    Empty for a name on the Hugging Face Hub that was not loaded here before.
+    """
+    folder = shipped("vlm") if name == "tiny" else Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(name, local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError):
+            return {}
+    return _files(folder, _BASE)
+
+
+def adapter_hashes(folder: Path) -> dict[str, str]:
+    """Settings and weights of an adapter by their content: name -> SHA-256. Its card tells nothing of what it does."""
+    return _files(folder, (".safetensors", "adapter_config.json"))
+
+
+def weights_hash(model: Any) -> str:
+    """SHA-256 over all weights of a model in memory, every value, and over the settings of its adapters."""
+    tensors = model.state_dict()
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        digests = pool.map(_tensor_hash, tensors.values())
+        adapters = {name: _settings(config) for name, config in getattr(model, "peft_config", {}).items()}
+        return json_hash([dict(zip(tensors, digests, strict=True)), adapters])
+
+
+def _settings(adapter: Any) -> dict[str, str]:
+    """Of an adapter; not where its base was, nor whether it may be trained."""
+    settings = {name: sorted(value) if isinstance(value, set) else value for name, value in adapter.to_dict().items()}
+    return {name: str(value) for name, value in settings.items() if name not in _NOT_CONTENT}
+
+
+def _tensor_hash(tensor: Any) -> list[Any]:
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        return [str(tensor)]
+    about = [str(tensor.dtype), list(tensor.shape)]
+    if tensor.is_meta:  # offloaded to the disk or the memory: the files that it comes from are hashed
+        return about
+    values = tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy()
+    return [*about, hashlib.sha256(values.data).hexdigest()]
+
+
+def _files(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
+    paths = sorted(path for path in folder.iterdir() if path.name.endswith(endings))
+    return {path.name: digest for path, digest in file_hashes(paths).items()}

@@ -36,7 +36,7 @@ def label(config: RunConfig, progress: Callable[[int, int], None]) -> tuple[Labe
     usable = [sample for sample in samples if describe(sample.image) not in run.failures]
     store = LabelStore(config.label_store, run.settings)
     quality = label_quality(usable, lambda sample: store.labels(sample, top_k=None), top_k=settings.top_k, by=GROUPS)
-    write_quality(config.label_store, run.settings, settings.top_k, quality)
+    write_quality(config.label_store, run.settings, settings.top_k, samples, quality)
     return run, quality
 
 

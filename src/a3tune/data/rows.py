@@ -123,11 +123,12 @@ def _row(path: Path, sample: Sample) -> dict[str, Any]:
     if sample.options:
         row["options"] = list(sample.options)
     if sample.regions is not None:
-        row["regions"] = [_region_row(region) for region in sample.regions]
+        row["regions"] = [region_row(region) for region in sample.regions]
     return row | ({"meta": dict(sample.meta)} if sample.meta else {})
 
 
-def _region_row(region: Region) -> dict[str, Any]:
+def region_row(region: Region) -> dict[str, Any]:
+    """A region as rows have it."""
     name = {"name": region.name} if region.name else {}
     if region.mask is not None:
         return {"rle": {"size": list(region.mask.size), "counts": region.mask.counts}} | name

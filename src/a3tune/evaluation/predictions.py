@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +59,7 @@ class PredictionLog:
     What one `add` wrote counts whole or not at all: its maps are written first, and all its lines must follow.
     """
 
-    def __init__(self, folder: RunFolder | None, samples: Mapping[str, Sample], about: Mapping[str, Any]) -> None:
+    def __init__(self, folder: RunFolder | None, samples: Mapping[str, Sample]) -> None:
         self.folder = folder
         self.predictions: dict[str, Prediction] = {}
         self.maps: dict[str, Map] = {}
@@ -68,9 +67,10 @@ class PredictionLog:
         if folder is None:
             return
         if folder.predictions.is_file():
-            self._resume(folder, samples, about)
+            self._resume(folder, samples)
         else:
-            folder.write_json(folder.identity.name, about)
+            for path in _map_files(folder):  # of answers that are gone
+                path.unlink()
 
     def add(self, answered: Sequence[tuple[Prediction, Map]], cost: Cost) -> None:
         new = [(prediction, values) for prediction, values in answered if prediction.id not in self.predictions]
@@ -100,22 +100,15 @@ class PredictionLog:
             again = [_line(self.predictions[prediction.id], cost) for prediction, cost in lines]
             write_atomic(self.folder.predictions, "".join(again).encode())
 
-    def _resume(self, folder: RunFolder, samples: Mapping[str, Sample], about: Mapping[str, Any]) -> None:
-        hint = "choose another output folder"
-        try:
-            earlier = dict(json.loads(folder.identity.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError):
-            raise RunError(
-                f"{folder.predictions}: {folder.identity.name}, which says what it belongs to, is missing; {hint}"
-            ) from None
-        for name, now in about.items():
-            if earlier.get(name) != now:
-                raise RunError(f"{folder.path}: holds an evaluation with {name}={earlier.get(name)}, not {now}; {hint}")
+    def _resume(self, folder: RunFolder, samples: Mapping[str, Sample]) -> None:
         lines = _read_lines(folder.predictions)
         for prediction, _ in lines:
             sample = samples.get(prediction.id)
             if sample is None or (sample.prompt, sample.answer) != (prediction.prompt, prediction.answer):
-                raise RunError(f"{folder.predictions}: sample {prediction.id!r} is not among those to evaluate; {hint}")
+                raise RunError(
+                    f"{folder.predictions}: sample {prediction.id!r} is not among those to evaluate; "
+                    "choose another output folder"
+                )
         answered = {prediction.id for prediction, _ in lines}
         for path in _map_files(folder):
             maps = _read_map_file(path)

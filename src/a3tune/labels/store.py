@@ -28,6 +28,7 @@ from a3tune.labels.stored import StoredSettings, none_found, stored_settings, wr
 from a3tune.labels.table import Table
 from a3tune.machine import cluster, workers
 from a3tune.machine.files import locked
+from a3tune.machine.hashes import short_hash
 from a3tune.types import ImageSource, Labels, Rle, Sample, Segment
 
 SHARD_IMAGES = 32
@@ -160,6 +161,7 @@ class LabelStore:
         self._segments = open_table(folder, "segments", self.settings)
         self._similarities = open_table(folder, "similarities", self.settings)
         self._image_of: dict[ImageSource, str] = {}
+        self._segments_hash: dict[str, str] = {}
 
     def labels(self, sample: Sample, top_k: int | None = 4, threshold: float | None = None) -> Labels:
         """The segments that guide the attention for a sample, best first (Eq. 3; `rank.top_k` says what K and tau do).
@@ -169,11 +171,22 @@ class LabelStore:
             DataError: its image cannot be read.
         """
         segments_row = self._segments_row(sample)
-        ranked = self._similarities.get(segments_row["image"], format_query(self.settings.query, sample))
-        if ranked is None:
-            raise self._lacks(sample, "question")
-        segments = RankedSegments(tuple(_segments_of(segments_row)), np.asarray(ranked["similarity"]))
+        similarity = np.asarray(self._ranked(sample, segments_row["image"]))
+        segments = RankedSegments(tuple(_segments_of(segments_row)), similarity)
         return segments.labels(sample.id, top_k, threshold)
+
+    def content(self, sample: Sample) -> str:
+        """Short hash of all that `labels` chooses from: the segments of a sample's image, and how its query ranks them.
+
+        Raises as `labels`.
+        """
+        segments_row = self._segments_row(sample)
+        image = segments_row["image"]
+        if image not in self._segments_hash:
+            self._segments_hash[image] = short_hash(
+                [segments_row["height"], segments_row["width"], segments_row["counts"]]
+            )
+        return short_hash([self._segments_hash[image], self._ranked(sample, image)])
 
     def image(self, sample: Sample) -> StoredImage:
         """Name and size of a sample's image.
@@ -184,6 +197,13 @@ class LabelStore:
         """
         segments_row = self._segments_row(sample)
         return StoredImage(segments_row["image"], segments_row["height"], segments_row["width"])
+
+    def _ranked(self, sample: Sample, image: str) -> list[float]:
+        """A similarity for each segment of the image."""
+        ranked = self._similarities.get(image, format_query(self.settings.query, sample))
+        if ranked is None:
+            raise self._lacks(sample, "question")
+        return ranked["similarity"]
 
     def _segments_row(self, sample: Sample) -> dict:
         if sample.image not in self._image_of:

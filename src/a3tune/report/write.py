@@ -72,11 +72,14 @@ def write_report(
     from a3tune.report.html import render  # imports matplotlib, which is slow: after the checks
 
     samples = read_split(sources.data, "test")
-    evaluated = [read_run(name, page.titles.get(name, name), folder, samples) for name, folder in folders.items()]
     drawn = shown != reference and (
         (given is not None or _at_hand(sources, folders[shown], say))
         and (own_rows is not None or _inside(sources.data.test, samples, say))
     )
+    evaluated = [
+        read_run(name, page.titles.get(name, name), folder, samples, images=drawn) for name, folder in folders.items()
+    ]
+    train = read_rows(sources.data.train) if sources.data.train else None
     data = ReportData(
         title=page.title,
         results=run_results(evaluated, samples, reference, attention_alike=_alike(configs)),
@@ -88,8 +91,8 @@ def write_report(
         seconds=page.seconds,
         tau=config.evaluation.tau,
         normalisation=config.evaluation.normalisation,
-        question_only=question_only(read_rows(sources.data.train), samples) if sources.data.train else None,
-        labels=stored_quality(sources),
+        question_only=question_only(train, samples) if train else None,
+        labels=stored_quality(sources, train) if train else None,
         cases=_cases(sources, evaluated, samples, shown, reference) if drawn else None,
         synthetic=page.synthetic,
         attention_alike=_alike(configs),

@@ -108,8 +108,13 @@ class RunFolder:
 
     @property
     def identity(self) -> Path:
-        """What the answers belong to: model, settings, weights."""
+        """What the answers belong to, by content: rows, images, weights; and the settings."""
         return self.path / "identity.json"
+
+    @property
+    def training_identity(self) -> Path:
+        """What the training was started with, by content: rows, images, labels, base."""
+        return self.path / "training_identity.json"
 
     @property
     def maps(self) -> Path:

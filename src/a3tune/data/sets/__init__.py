@@ -235,6 +235,6 @@ def _on_disk(sample: Sample, folder: Path) -> Sample:
     if isinstance(sample.image, Path):
         return sample
     path = folder / (hashlib.sha256(sample.image).hexdigest()[:20] + _IMAGE_SUFFIXES.get(sample.image[:2], ".img"))
-    if not path.is_file():
+    if not path.is_file() or path.read_bytes() != sample.image:
         write_atomic(path, sample.image)
     return replace(sample, image=path)
