@@ -5,11 +5,13 @@ Knows the layouts of transformers and PEFT; torch is imported only where weights
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from a3tune.errors import AdapterError, ModelError
+from a3tune.errors import AdapterError, ModelError, in_short
+from a3tune.machine.digests import DIGESTS, check_digests
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +19,17 @@ if TYPE_CHECKING:
 A3MOE, LORA = "A3MOE", "LORA"
 """What the settings of an adapter that we load say as `peft_type`."""
 _CONTENT = (".safetensors", ".bin", ".json", ".txt", ".model")
+_LARGEST = {
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 1000,
+    "num_key_value_heads": 1000,
+    "hidden_size": 10**6,
+    "intermediate_size": 10**7,
+    "vocab_size": 10**7,
+    "image_size": 10**5,
+    "patch_size": 10**4,
+}
+"""Fields of a model's configuration -> far beyond any model that there is."""
 _SHOWN = 5
 """Missing weights that an error names."""
 
@@ -102,7 +115,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         peft_type = settings.get("peft_type")
     except (ValueError, AttributeError, RecursionError) as error:
         raise AdapterError(
-            f"{path}: expected a JSON object, got something else ({error}). Copy the adapter anew."
+            f"{path}: expected a JSON object, got something else ({in_short(error)}). Copy the adapter anew."
         ) from error
     if peft_type not in (A3MOE, LORA):
         raise AdapterError(
@@ -115,6 +128,37 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         raise AdapterError(
             f"{folder}: expected adapter_model.safetensors, found none{pickled}. Save it with safe_serialization."
         )
+    return settings
+
+
+def check_shape(name: str, config: Mapping[str, Any]) -> None:
+    """The counts and sizes of a model's configuration, at any depth: what it is built from before its weights are seen.
+
+    Raises:
+        ModelError: one is no whole number, or none that a model can have.
+    """
+    for field, value in config.items():
+        if isinstance(value, Mapping):
+            check_shape(name, value)
+        elif field in _LARGEST and value is not None:
+            for number in value if isinstance(value, list | tuple) else [value]:
+                if type(number) is not int or not 1 <= number <= _LARGEST[field]:
+                    raise ModelError(
+                        f"{name}: config.json: {field}: expected an integer from 1 to {_LARGEST[field]:,}, "
+                        f"got {str(value)[:80]!r}; get the complete, original checkpoint"
+                    )
+
+
+def check_adapter(folder: Path) -> dict[str, Any]:
+    """As `read_adapter`; and settings and weights are those that were saved, as far as `DIGESTS` lies beside them.
+
+    Raises:
+        AdapterError: it holds no such adapter, or a file of it is damaged.
+    """
+    settings = read_adapter(folder)
+    names = ("adapter_config.json", adapter_weights(folder).name)
+    hint = f"copy the adapter anew; if you changed it yourself, delete {DIGESTS}."
+    check_digests(folder, AdapterError, hint, names)
     return settings
 
 
@@ -131,6 +175,7 @@ def load_model(kind: Any, folder: Path, **options: Any) -> Any:
     """
     import torch
 
+    check_shape(str(folder), read_config(folder))
     try:
         model, loading = kind.from_pretrained(
             folder,
@@ -141,13 +186,13 @@ def load_model(kind: Any, folder: Path, **options: Any) -> Any:
             **options,
         )
     except Exception as error:  # transformers raises what it likes on a damaged folder
-        raise ModelError(f"{folder}: expected a {kind.__name__} with safetensors weights: {error}") from error
-    check_complete(folder, loading["missing_keys"], [])
+        raise ModelError(f"{folder}: expected a {kind.__name__} with safetensors weights: {in_short(error)}") from error
+    check_complete(folder, model.state_dict(), loading["missing_keys"], [])
     return model.eval()
 
 
-def check_complete(folder: Path, missing: Any, unexpected: Any) -> None:
-    """Weights that a model lacks would stay random, and those it does not know would be lost: both are refused.
+def check_complete(folder: Path, weights: "Mapping[str, torch.Tensor]", missing: Any, unexpected: Any) -> None:
+    """Weights that a model lacks would stay random, those it does not know would be lost, and some are no numbers.
 
     Raises:
         ModelError: naming them.
@@ -156,6 +201,27 @@ def check_complete(folder: Path, missing: Any, unexpected: Any) -> None:
         if keys:
             shown = ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")
             raise ModelError(f"{folder}: {len(keys)} weights {what}: {shown}; get the complete, original checkpoint")
+    try:
+        check_finite(weights)
+    except ValueError as error:
+        raise ModelError(f"{folder}: {error}; get the complete, original checkpoint") from error
+
+
+def check_finite(tensors: "Mapping[str, torch.Tensor]") -> None:
+    """Weights that are no numbers answer with nonsense. Costs one pass over their memory.
+
+    Raises:
+        ValueError: naming the first such tensor.
+    """
+    import torch
+
+    for name, values in tensors.items():
+        if values.is_meta or not values.is_floating_point() or not values.numel():
+            continue
+        if values.dtype.itemsize < torch.float16.itemsize:  # torch compares no 8 bits
+            values = values.to(torch.float16)
+        if not torch.stack(torch.aminmax(values)).isfinite().all():
+            raise ValueError(f"{name} holds values that are no numbers")
 
 
 def folder_hash(folder: Path) -> str:

@@ -4,16 +4,18 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from a3tune.errors import RunError
+from a3tune.errors import RunError, in_short
+from a3tune.machine.digests import sealed, unsealed
 from a3tune.machine.files import write_atomic
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
@@ -21,6 +23,8 @@ from a3tune.types import Prediction, Sample
 Map = NDArray[np.float16]
 _KEY = "sample "
 """Starts the names of maps in their files, where one name is reserved."""
+_DIGEST = "digest"
+"""Of the maps, in the header of their file: they cannot be seen to be damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class PredictionLog:
             shard = self.folder.maps / f"{len(self.predictions):07d}.safetensors"
             lines = [_line(prediction, cost.share(len(new))) for prediction, _ in new]
             try:
-                write_atomic(shard, save({_KEY + prediction.id: values for prediction, values in new}))
+                write_atomic(shard, _map_file({prediction.id: values for prediction, values in new}))
                 with self.folder.predictions.open("ab") as file:
                     file.write("".join(lines).encode())
                     file.flush()
@@ -107,7 +111,7 @@ class PredictionLog:
     def _resume(self, folder: RunFolder, samples: Mapping[str, Sample], about: Mapping[str, Any]) -> None:
         hint = "choose another output folder"
         try:
-            earlier = dict(json.loads(folder.identity.read_text(encoding="utf-8")))
+            earlier = unsealed(json.loads(folder.identity.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, RecursionError):
             raise RunError(
                 f"{folder.predictions}: {folder.identity.name}, which says what it belongs to, is missing; {hint}"
@@ -139,7 +143,7 @@ _COST, _PREDICTION = TypeAdapter(Cost), TypeAdapter(Prediction)
 
 
 def _line(prediction: Prediction, cost: Cost) -> str:
-    return json.dumps(asdict(prediction) | {"cost": asdict(cost)}, ensure_ascii=False) + "\n"
+    return json.dumps(sealed(asdict(prediction) | {"cost": asdict(cost)}), ensure_ascii=False) + "\n"
 
 
 def _read_lines(path: Path) -> list[tuple[Prediction, Cost]]:
@@ -148,7 +152,7 @@ def _read_lines(path: Path) -> list[tuple[Prediction, Cost]]:
     predictions = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = unsealed(json.loads(line))
             cost = _COST.validate_python(row.pop("cost"))
             predictions.append((_PREDICTION.validate_python(row), cost))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -179,11 +183,33 @@ def _map_files(folder: RunFolder) -> list[Path]:
     return sorted(folder.maps.glob("*.safetensors"))
 
 
+def _map_file(maps: Mapping[str, Map]) -> bytes:
+    """Maps by sample id as a safetensors file that holds their digest."""
+    tensors = {_KEY + name: values for name, values in maps.items()}
+    return save(tensors, {_DIGEST: _digest_of(tensors)})
+
+
 def _read_map_file(path: Path) -> dict[str, Map]:
     try:
-        return {name.removeprefix(_KEY): values for name, values in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{path}: cannot be read ({error}); remove it, and evaluate again") from None
+        with safe_open(path, framework="np") as file:
+            about = file.metadata() or {}
+            maps: dict[str, Map] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about.get(_DIGEST, _digest_of(maps)) != _digest_of(maps):
+            raise ValueError("its content does not fit its digest")
+        for name, values in maps.items():
+            if values.dtype != np.float16 or values.ndim != 1 or not (np.isfinite(values) & (values >= 0)).all():
+                raise ValueError(f"{name[:80]} is no attention map")
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: cannot be read ({in_short(error)}); remove it, and evaluate again") from None
+    return {name.removeprefix(_KEY): values for name, values in maps.items()}
+
+
+def _digest_of(tensors: Mapping[str, Map]) -> str:
+    """SHA-256 of names, types, shapes and values."""
+    digest = sha256()
+    for name, values in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(values.dtype), values.shape]).encode() + values.tobytes())
+    return digest.hexdigest()
 
 
 def read_cost(folder: RunFolder) -> Cost:
