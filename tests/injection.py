@@ -64,8 +64,9 @@ PRELOADED = (
     "transformers.models.llava.processing_llava",
     "transformers.integrations.integration_utils",
 )
-FLEETING = ("cost", "heads_overlap")
-"""What may differ after an interruption: times, and a comparison with a step whose heads nobody keeps."""
+FLEETING = ("cost", "digest", "heads_overlap")
+"""What may differ after an interruption: times and the digests over them, and a comparison with a step whose heads
+nobody keeps."""
 TORN_BYTES = 40
 """Of a file that are written before it is torn."""
 context = get_context("forkserver")
