@@ -1,6 +1,7 @@
 """Predictions and attention maps of an evaluation, in memory and on disk, line by line. Knows no model and no score."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -154,10 +155,16 @@ def _read_lines(path: Path) -> list[tuple[Prediction, Cost]]:
         try:
             row = unsealed(json.loads(line))
             cost = _COST.validate_python(row.pop("cost"))
-            predictions.append((_PREDICTION.validate_python(row), cost))
+            predictions.append((_checked(_PREDICTION.validate_python(row)), cost))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise RunError(f"{path}:{number}: expected a prediction, the line is damaged; remove it") from None
     return predictions
+
+
+def _checked(prediction: Prediction) -> Prediction:
+    if not all(map(math.isfinite, prediction.attention.values())):
+        raise ValueError("a score is no number")
+    return prediction
 
 
 def read_predictions(folder: RunFolder) -> list[Prediction]:

@@ -71,7 +71,8 @@ class RunFolder:
             ) from None
         if type(schema) is not int or schema != SCHEMA:
             raise RunError(
-                f"{path}: made by another version of a3tune (layout {str(schema)[:40]}, this one reads {SCHEMA}); choose another"
+                f"{path}: made by another version of a3tune (layout {str(schema)[:40]}, this one reads {SCHEMA}); "
+                "choose another"
             )
         return cls(path)
 

@@ -30,6 +30,7 @@ STEP_FILE = "step.json"
 """How many samples an optimiser step takes, whatever the number of processes."""
 PICKLED = (".pt", ".pth", ".bin")
 """Files of `torch.save`: ZIP archives, whose check sums need no unpickling."""
+_MOST_STEPS = 2**31
 NEEDED = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", STEP_FILE)
 """Of one process, besides its random state; what is shared out among processes has names of its own."""
 
@@ -116,7 +117,7 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
         return {}
     counts = [state.get(name) for name in ("global_step", "max_steps")]
     history = state.get("log_history")
-    valid = all(type(count) is int and count >= 1 for count in counts) and isinstance(history, list)
+    valid = all(type(count) is int and 1 <= count <= _MOST_STEPS for count in counts) and isinstance(history, list)
     return state if valid else {}
 
 

@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from a3tune.attention.capture import use_capture
 from a3tune.errors import A3TuneError, ModelError, in_short
 from a3tune.machine.digests import DIGESTS, check_digests
-from a3tune.models import check_finite, check_shape, choose_device, shipped
+from a3tune.models import check_finite, check_shape, choose_device, read_config, shipped
+from a3tune.vlm.checks import check_generation, check_images
 from a3tune.vlm.families import FAMILIES, Family, family_of
 from a3tune.vlm.processor import load_processor
 from a3tune.vlm.quantize import Quantization, is_quantized, quantization_config
@@ -109,6 +110,7 @@ def load_vlm(
         )
     with _readable(name):
         check_finite(model.state_dict())
+    check_generation(model.generation_config, name)
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.eval()
     if device_map is None and not is_quantized(model):
@@ -132,13 +134,17 @@ def _source(path: str | Path) -> str:
 def _described(source: str, name: str) -> tuple[Any, Any]:
     """Configuration and completed processor of a supported model."""
     with _readable(name):
+        if Path(source).is_dir():  # transformers may stumble over what it reads
+            check_shape(name, read_config(Path(source)))
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         check_shape(name, config.to_dict())
     family = family_of(config, name)
     with _readable(name):
         processor = load_processor(source, config)
     _complete_processor(processor, name)
-    family.complete(processor, config)
+    with _readable(name):
+        check_images(processor.image_processor, name)
+        family.complete(processor, config)
     return config, processor
 
 

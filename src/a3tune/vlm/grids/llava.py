@@ -9,6 +9,8 @@ from a3tune.vlm.grids.resize import cells, crop_start, grid, resized
 
 WITH_CLASS_TOKEN = ("clip_vision_model", "dinov2")
 """Vision towers whose output begins with a class token."""
+FIXED_SIZE = ("clip_vision_model", "siglip_vision_model")
+"""Those that take images of one size."""
 
 
 def llava_boxes(config: Any, processor: Any, height: int, width: int) -> np.ndarray:
@@ -24,6 +26,12 @@ def llava_boxes(config: Any, processor: Any, height: int, width: int) -> np.ndar
     y_view, x_view = (
         (images.crop_size["height"], images.crop_size["width"]) if images.do_center_crop else (y_new, x_new)
     )
+    side = config.vision_config.image_size
+    if config.vision_config.model_type in FIXED_SIZE and (y_view, x_view) != (side, side):
+        raise ModelError(
+            f"{type(processor).__name__}: cuts images of {height} x {width} pixels to {y_view} x {x_view}, the vision "
+            f"tower takes {side} x {side}. Make processor_config.json and config.json of the model agree."
+        )
     y_cells = cells(y_view // patch, patch, crop_start(images, y_new, y_view)) * (y_size / y_new) - y_pad
     x_cells = cells(x_view // patch, patch, crop_start(images, x_new, x_view)) * (x_size / x_new) - x_pad
     return grid(y_cells, x_cells)
