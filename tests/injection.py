@@ -363,11 +363,15 @@ class World:
             self._references[name] = content(self.work), ended.changes
         return self._references[name]
 
-    def after(self, name: str, faults: "Faults") -> "Trial":
-        """Run a command with each of the faults in turn, then undisturbed."""
+    def after(self, name: str, faults: "Faults", between: Callable[[Path], None] = lambda work: None) -> "Trial":
+        """Run a command with each of the faults in turn, then undisturbed.
+
+        `between` may change what lies in the folder that the command works in, or in `inputs` beside it.
+        """
         expected, _ = self.reference(name)
         self._clear()
         broken = [self._run(name, fault) for fault in faults]
+        between(self.work)
         last = self._run(name)
         if last.code == 2 and "is there already" in last.said and content(self.work) != expected:
             last = self._run(name, force=True)
