@@ -4,8 +4,8 @@
 
 Commands run on a few small images, in forked processes that begin their work at once. Faults strike at each change that
 a command makes to its files (`tests/injection.py`), at random times, to one process or to all of a command's, and, as
-root, on a small disk that is full. Writes docs/results/faults.json and faults.md. All faults take some 50 minutes of one
-processor; `--minutes` takes a seeded choice of them. Fails if one leaves something wrong. Bits that flip: `damage.py`.
+root, on a small disk that is full. Writes docs/results/faults.json and faults.md. All faults take some 50 minutes of
+one processor; `--minutes` takes a seeded choice of them. Fails if one leaves something wrong. Bits: `damage.py`.
 """
 
 import argparse
