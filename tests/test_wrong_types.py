@@ -26,7 +26,12 @@ from fuzzing import altered, fuzz, only_our_errors
 
 WRONG = [7, -1, 0, 10**9, 10**400, 1.5, "7", "x", [], {}, None, True]
 FILES = {
-    "config.json": [("text_config", "num_attention_heads"), ("vision_config", "image_size"), ("image_token_index",)],
+    "config.json": [
+        ("text_config", "num_attention_heads"),
+        ("vision_config", "image_size"),
+        ("image_token_index",),
+        ("vision_feature_layer",),
+    ],
     "generation_config.json": [("eos_token_id",), ("output_hidden_states",)],
     "processor_config.json": [("image_processor", "crop_size"), ("image_processor", "image_std"), ("image_token",)],
     "tokenizer_config.json": [("pad_token",), ("tokenizer_class",), ("model_max_length",)],
