@@ -42,7 +42,9 @@ def flip(path: Path, rng: Random) -> None:
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list, LabelMaker]:
     folder = tmp_path_factory.mktemp("labels")
     samples = make_samples(folder)
-    maker = LabelMaker(Quarters(), Brightness(), query="{question}")
+    proposer: Any = Quarters()
+    ranker: Any = Brightness()
+    maker = LabelMaker(proposer, ranker, query="{question}")
     label_images(samples, maker, folder / "store")
     return folder / "store", samples, maker
 

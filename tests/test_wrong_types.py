@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from a3tune.config import EvaluationConfig
 from a3tune.errors import A3TuneError
@@ -47,7 +49,7 @@ def put(content: Any, path: tuple[str, ...], value: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers warns of what it does not know
-@settings(fuzz, max_examples=max(20, fuzz.max_examples // 5), suppress_health_check=list(HealthCheck))
+@settings(fuzz, max_examples=max(20, fuzz.max_examples // 5), suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_models(vlm_folder: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(FILES)))
@@ -65,10 +67,6 @@ def test_models(vlm_folder: Path, tmp_path_factory: pytest.TempPathFactory, data
 
 
 def _png() -> bytes:
-    from io import BytesIO
-
-    from PIL import Image
-
     file = BytesIO()
     Image.radial_gradient("L").resize((40, 32)).save(file, "PNG")
     return file.getvalue()
@@ -109,7 +107,8 @@ def test_trainings(tmp_path_factory: pytest.TempPathFactory, state: Any, step: A
         assert samples_of_step(place) >= 1
     with only_our_errors():
         lines = read_log(place / "metrics.jsonl")
-        curves_from_log(lines), experts_from_log(lines), heads_from_log(lines)
+        for read in (curves_from_log, experts_from_log, heads_from_log):
+            read(lines)
     with only_our_errors():
         read_adapter(place)
 

@@ -28,15 +28,15 @@ _LARGEST_COSINE = 1.01
 def _check_segments(rows: pa.Table) -> None:
     if not all((rows[side].to_numpy() > 0).all() for side in ("height", "width")):
         raise ValueError("an image has no size")
-    lengths = [pc.list_value_length(rows[name]) for name in ("counts", "scores")]
-    if not lengths[0].equals(lengths[1]) or pc.list_flatten(rows["counts"]).null_count:
+    counts, scores = (rows[name].combine_chunks() for name in ("counts", "scores"))
+    if not counts.value_lengths().equals(scores.value_lengths()) or counts.flatten().null_count:
         raise ValueError("not every segment has a mask and a score")
     if not np.isfinite(_numbers(rows["scores"])).all():
         raise ValueError("a score is no number")
 
 
 def _check_embeddings(rows: pa.Table) -> None:
-    lengths, widths = pc.binary_length(rows["vectors"]).to_numpy(), rows["width"].to_numpy()
+    lengths, widths = pc.call_function("binary_length", [rows["vectors"]]).to_numpy(), rows["width"].to_numpy()
     if (widths <= 0).any() or (lengths % (widths * np.float16().nbytes)).any():
         raise ValueError("vectors are not of their width")
 
@@ -48,7 +48,7 @@ def _check_similarities(rows: pa.Table) -> None:
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
     """All values of a column of lists; NaN where there is none."""
-    return pc.list_flatten(column).to_numpy()
+    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
 
 TABLES: dict[str, tuple[Rows, str]] = {

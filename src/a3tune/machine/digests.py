@@ -5,7 +5,7 @@ A bit that flips on a disk, or on the way to another one, mostly leaves a file t
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,9 @@ def check_digests(folder: Path, error: type[A3TuneError], hint: str, names: Sequ
     return True
 
 
-def sealed(row: dict[str, Any]) -> dict[str, Any]:
+def sealed(row: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with a digest of itself; `unsealed` checks it."""
-    return row | {_SEAL: short_hash(row)}
+    return {**row, _SEAL: short_hash(dict(row))}
 
 
 def unsealed(row: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Knows which files a run holds and whether a folder is ours; not what the files s
 import json
 import os
 import platform
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -148,7 +149,7 @@ class RunFolder:
         """Write a file of this folder, whole or not at all; see `write_atomic`."""
         return write_atomic(self.path / name, text.encode())
 
-    def write_json(self, name: str, value: dict[str, Any]) -> Path:
+    def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
         """As `write_text`, sealed; a number that JSON does not know (NaN) is an error of the caller (ValueError)."""
         return self.write_text(name, json.dumps(sealed(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -31,6 +31,7 @@ STEP_FILE = "step.json"
 PICKLED = (".pt", ".pth", ".bin")
 """Files of `torch.save`: ZIP archives, whose check sums need no unpickling."""
 _MOST_STEPS = 2**31
+"""No training takes more."""
 NEEDED = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", STEP_FILE)
 """Of one process, besides its random state; what is shared out among processes has names of its own."""
 
@@ -101,9 +102,9 @@ def last_checkpoint(folder: Path) -> Path | None:
     steps = {step: path for path in folder.glob("checkpoint-*") if (step := _step_of(path)) is not None}
     whole = {step: path for step, path in steps.items() if (path / DIGESTS).is_file()}
     whole = whole or {step: path for step, path in steps.items() if state_of(path)}
-    last = max(whole, default=None)
+    last = max(whole, default=0)
     for step, path in sorted(steps.items()):
-        if last is None or step > last:
+        if step > last:
             logger.warning("%s is not whole, it was cut short: going on from %s", path, whole.get(last, "the start"))
     return whole.get(last)
 

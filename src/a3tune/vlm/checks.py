@@ -11,14 +11,15 @@ from a3tune.errors import ModelError
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _FLAGS = ("do_sample", "use_cache", "output_attentions", "output_hidden_states", "output_scores")
 _LARGEST_SIDE, _LARGEST = 10**5, 10**9
-"""Pixels of a height or width; of what may count the pixels of an image."""
+"""Pixels of a height or width; of what may count the pixels of an image, and ids of tokens."""
 
 
 def check_generation(settings: Any, name: str) -> None:
     """Raise ModelError for a `generation_config.json` that no answer can be written with."""
     for field in _IDS:
         ids = getattr(settings, field, None)
-        if not all(one is None or type(one) is int for one in (ids if isinstance(ids, list) else [ids])):
+        every = ids if isinstance(ids, list) else [ids]
+        if not all(one is None or (type(one) is int and -1 <= one < _LARGEST) for one in every):
             raise _wrong(name, "generation_config.json", field, "ids of tokens", ids)
     for field in _FLAGS:
         _check_flag(name, "generation_config.json", field, getattr(settings, field, None))
