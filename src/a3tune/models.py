@@ -28,6 +28,8 @@ _LARGEST = {
     "vocab_size": 10**7,
     "image_size": 10**5,
     "patch_size": 10**4,
+    "image_token_id": 10**9,
+    "image_token_index": 10**9,
 }
 """Fields of a model's configuration -> far beyond any model that there is."""
 _SHOWN = 5
