@@ -23,6 +23,19 @@ MAX_HEADER = 2**25
 """Bytes of the list of tensors in one file; some 100 a tensor, and models have a few thousand."""
 MAX_GROWTH = 64
 """Times that a tokenizer's rules may lengthen a text."""
+_LARGEST = {
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 1000,
+    "num_key_value_heads": 1000,
+    "hidden_size": 10**6,
+    "intermediate_size": 10**7,
+    "vocab_size": 10**7,
+    "image_size": 10**5,
+    "patch_size": 10**4,
+    "image_token_id": 10**9,
+    "image_token_index": 10**9,
+}
+"""Fields of a model's configuration -> far beyond any model that there is."""
 _SLACK = 4
 """Parameters per byte of weights: 4-bit ones have two, and not all that a configuration names is counted here."""
 _WEIGHTS = (".safetensors", ".bin")
@@ -58,6 +71,24 @@ def check_claims(folder: Path) -> None:
             f"{folder / 'tokenizer.json'}: its rules make a text up to {growth:.3g} times as long; expected at most "
             f"{MAX_GROWTH} times. Get the original tokenizer"
         )
+
+
+def check_shape(name: str, config: Mapping[str, Any]) -> None:
+    """The counts and sizes of a model's configuration, at any depth: what it is built from before its weights are seen.
+
+    Raises:
+        ModelError: one is no whole number, or none that a model can have.
+    """
+    for field, value in config.items():
+        if isinstance(value, Mapping):
+            check_shape(name, value)
+        elif field in _LARGEST and value is not None:
+            for number in value if isinstance(value, list | tuple) else [value]:
+                if type(number) is not int or not 1 <= number <= _LARGEST[field]:
+                    raise ModelError(
+                        f"{name}: config.json: {field}: expected an integer from 1 to {_LARGEST[field]:,}, "
+                        f"got {str(value)[:80]!r}; get the complete, original checkpoint"
+                    )
 
 
 def check_header(path: Path) -> None:

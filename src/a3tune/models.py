@@ -10,8 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from a3tune.claims import check_claims, check_header
-from a3tune.errors import AdapterError, ModelError
+from a3tune.claims import check_claims, check_header, check_shape
+from a3tune.errors import AdapterError, ModelError, in_short
+from a3tune.machine.digests import DIGESTS, check_digests
 from a3tune.machine.hashes import HASHING_THREADS, file_hashes, json_hash
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         peft_type = settings.get("peft_type")
     except (ValueError, AttributeError, RecursionError) as error:
         raise AdapterError(
-            f"{path}: expected a JSON object, got something else ({error}). Copy the adapter anew."
+            f"{path}: expected a JSON object, got something else ({in_short(error)}). Copy the adapter anew."
         ) from error
     if peft_type not in (A3MOE, LORA):
         raise AdapterError(
@@ -221,6 +222,19 @@ def _says_something(value: Any) -> bool:
     return any(map(_says_something, value.values())) if isinstance(value, dict) else bool(value)
 
 
+def check_adapter(folder: Path) -> dict[str, Any]:
+    """As `read_adapter`; and settings and weights are those that were saved, as far as `DIGESTS` lies beside them.
+
+    Raises:
+        AdapterError: it holds no such adapter, or a file of it is damaged.
+    """
+    settings = read_adapter(folder)
+    names = ("adapter_config.json", adapter_weights(folder).name)
+    hint = f"copy the adapter anew; if you changed it yourself, delete {DIGESTS}."
+    check_digests(folder, AdapterError, hint, names)
+    return settings
+
+
 def adapter_weights(folder: Path) -> Path:
     """File of an adapter's weights."""
     return folder / "adapter_model.safetensors"
@@ -235,6 +249,7 @@ def load_model(kind: Any, folder: Path, **options: Any) -> Any:
     import torch
 
     check_claims(folder)
+    check_shape(str(folder), read_config(folder))
     try:
         model, loading = kind.from_pretrained(
             folder,
@@ -245,13 +260,13 @@ def load_model(kind: Any, folder: Path, **options: Any) -> Any:
             **options,
         )
     except Exception as error:  # transformers raises what it likes on a damaged folder
-        raise ModelError(f"{folder}: expected a {kind.__name__} with safetensors weights: {error}") from error
-    check_complete(folder, loading["missing_keys"], [])
+        raise ModelError(f"{folder}: expected a {kind.__name__} with safetensors weights: {in_short(error)}") from error
+    check_complete(folder, model.state_dict(), loading["missing_keys"], [])
     return model.eval()
 
 
-def check_complete(folder: Path, missing: Any, unexpected: Any) -> None:
-    """Weights that a model lacks would stay random, and those it does not know would be lost: both are refused.
+def check_complete(folder: Path, weights: "Mapping[str, torch.Tensor]", missing: Any, unexpected: Any) -> None:
+    """Weights that a model lacks would stay random, those it does not know would be lost, and some are no numbers.
 
     Raises:
         ModelError: naming them.
@@ -260,6 +275,27 @@ def check_complete(folder: Path, missing: Any, unexpected: Any) -> None:
         if keys:
             shown = ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")
             raise ModelError(f"{folder}: {len(keys)} weights {what}: {shown}; get the complete, original checkpoint")
+    try:
+        check_finite(weights)
+    except ValueError as error:
+        raise ModelError(f"{folder}: {error}; get the complete, original checkpoint") from error
+
+
+def check_finite(tensors: "Mapping[str, torch.Tensor]") -> None:
+    """Weights that are no numbers answer with nonsense. Costs one pass over their memory.
+
+    Raises:
+        ValueError: naming the first such tensor.
+    """
+    import torch
+
+    for name, values in tensors.items():
+        if values.is_meta or not values.is_floating_point() or not values.numel():
+            continue
+        if values.dtype.itemsize < torch.float16.itemsize:  # torch compares no 8 bits
+            values = values.to(torch.float16)
+        if not torch.stack(torch.aminmax(values)).isfinite().all():
+            raise ValueError(f"{name} holds values that are no numbers")
 
 
 def folder_hash(folder: Path) -> str:

@@ -20,7 +20,7 @@ from a3tune.compat.peft import check_target_module_exists, is_adapted, register,
 from a3tune.config import AdapterConfig
 from a3tune.errors import A3TuneError, AdapterError, ConfigError
 from a3tune.machine.trial import patterns_end
-from a3tune.models import adapter_weights, read_adapter
+from a3tune.models import adapter_weights, check_adapter
 
 register(PEFT_TYPE, A3MoEConfig, A3MoEModel)
 
@@ -92,8 +92,8 @@ def load_adapter(model: PreTrainedModel, folder: Path | str, *, trainable: bool 
 
 
 def adapter_config(folder: Path) -> PeftConfig:
-    """The settings of the A3MoE or LoRA adapter in `folder`. Raises AdapterError when it holds none."""
-    read_adapter(folder)
+    """The settings of the A3MoE or LoRA adapter in `folder`. Raises AdapterError when it holds none, or is damaged."""
+    check_adapter(folder)
     with _fitting(folder):
         return PeftConfig.from_pretrained(str(folder))
 

@@ -17,6 +17,7 @@ from a3tune.config import RunConfig
 from a3tune.config.public import public_name
 from a3tune.convert.stream import writing
 from a3tune.errors import AdapterError, ModelError, OutputError
+from a3tune.machine.digests import write_digests
 from a3tune.machine.files import replacing_folder
 from a3tune.models import A3MOE, adapter_weights, check_at_hand, check_model, read_adapter
 from a3tune.run.folder import RunFolder
@@ -73,6 +74,8 @@ def merge(adapter: Path, out: Path, card: Card, *, base: str | None = None, forc
         _check_base(vlm)
         nbytes = _write(_merged(vlm, adapter), vlm.processor, folder)
         _describe(folder, adapter, name, run, card)
+        with writing(out):
+            write_digests(folder)
     return Merged(out, name, nbytes)
 
 

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from a3tune.data.content import other_part, row_contents
 from a3tune.errors import RunError
+from a3tune.machine.digests import unsealed
 from a3tune.machine.hashes import difference
 from a3tune.models import base_hashes, weights_hash
 from a3tune.run.folder import RunFolder
@@ -104,7 +105,7 @@ def read(folder: RunFolder) -> EvaluationIdentity:
 
 def _content(folder: RunFolder) -> dict[str, Any]:
     try:
-        return dict(json.loads(folder.identity.read_text(encoding="utf-8")))
+        return unsealed(json.loads(folder.identity.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):
         raise RunError(
             f"{folder.predictions}: {folder.identity.name}, which says what it belongs to, is missing; {_HINT}"

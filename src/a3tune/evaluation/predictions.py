@@ -1,17 +1,20 @@
 """Predictions and attention maps of an evaluation, in memory and on disk, line by line. Knows no model and no score."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from a3tune.errors import RunError
+from a3tune.errors import RunError, in_short
+from a3tune.machine.digests import sealed, unsealed
 from a3tune.machine.files import append, write_atomic
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
@@ -19,6 +22,8 @@ from a3tune.types import Prediction, Sample
 Map = NDArray[np.float16]
 _KEY = "sample "
 """Starts the names of maps in their files, where one name is reserved."""
+_DIGEST = "digest"
+"""Of the maps, in the header of their file: they cannot be seen to be damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ class PredictionLog:
             shard = self.folder.maps / f"{len(self.predictions):07d}.safetensors"
             lines = [_line(prediction, cost.share(len(new))) for prediction, _ in new]
             try:
-                write_atomic(shard, save({_KEY + prediction.id: values for prediction, values in new}))
+                write_atomic(shard, _map_file({prediction.id: values for prediction, values in new}))
                 append(self.folder.predictions, "".join(lines).encode())
             except OSError as error:
                 raise RunError(
@@ -128,7 +133,7 @@ _COST, _PREDICTION = TypeAdapter(Cost), TypeAdapter(Prediction)
 
 
 def _line(prediction: Prediction, cost: Cost) -> str:
-    return json.dumps(asdict(prediction) | {"cost": asdict(cost)}, ensure_ascii=False) + "\n"
+    return json.dumps(sealed(asdict(prediction) | {"cost": asdict(cost)}), ensure_ascii=False) + "\n"
 
 
 def _read_lines(path: Path) -> list[tuple[Prediction, Cost]]:
@@ -137,12 +142,18 @@ def _read_lines(path: Path) -> list[tuple[Prediction, Cost]]:
     predictions = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = unsealed(json.loads(line))
             cost = _COST.validate_python(row.pop("cost"))
-            predictions.append((_PREDICTION.validate_python(row), cost))
+            predictions.append((_checked(_PREDICTION.validate_python(row)), cost))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise RunError(f"{path}:{number}: expected a prediction, the line is damaged; remove it") from None
     return predictions
+
+
+def _checked(prediction: Prediction) -> Prediction:
+    if not all(map(math.isfinite, prediction.attention.values())):
+        raise ValueError("a score is no number")
+    return prediction
 
 
 def read_predictions(folder: RunFolder) -> list[Prediction]:
@@ -168,11 +179,33 @@ def _map_files(folder: RunFolder) -> list[Path]:
     return sorted(folder.maps.glob("*.safetensors"))
 
 
+def _map_file(maps: Mapping[str, Map]) -> bytes:
+    """Maps by sample id as a safetensors file that holds their digest."""
+    tensors = {_KEY + name: values for name, values in maps.items()}
+    return save(tensors, {_DIGEST: _digest_of(tensors)})
+
+
 def _read_map_file(path: Path) -> dict[str, Map]:
     try:
-        return {name.removeprefix(_KEY): values for name, values in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{path}: cannot be read ({error}); remove it, and evaluate again") from None
+        with safe_open(path, framework="np") as file:
+            about = file.metadata() or {}
+            maps: dict[str, Map] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about.get(_DIGEST, _digest_of(maps)) != _digest_of(maps):
+            raise ValueError("its content does not fit its digest")
+        for name, values in maps.items():
+            if values.dtype != np.float16 or values.ndim != 1 or not (np.isfinite(values) & (values >= 0)).all():
+                raise ValueError(f"{name[:80]} is no attention map")
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: cannot be read ({in_short(error)}); remove it, and evaluate again") from None
+    return {name.removeprefix(_KEY): values for name, values in maps.items()}
+
+
+def _digest_of(tensors: Mapping[str, Map]) -> str:
+    """SHA-256 of names, types, shapes and values."""
+    digest = sha256()
+    for name, values in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(values.dtype), values.shape]).encode() + values.tobytes())
+    return digest.hexdigest()
 
 
 def read_cost(folder: RunFolder) -> Cost:

@@ -197,5 +197,6 @@ def _environment(folder: RunFolder) -> dict[str, str]:
         return {}
     written_then = read_json(folder.environment, "delete it")
     flat = {name: value for name, value in written_then.items() if isinstance(value, str | int)}
-    flat |= written_then.get("packages", {})
+    packages = written_then.get("packages")
+    flat |= packages if isinstance(packages, dict) else {}
     return {name: str(value) for name, value in flat.items()}

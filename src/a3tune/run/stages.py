@@ -113,9 +113,11 @@ class Stages:
 
     def _read(self, name: str) -> Stamp | None:
         try:
-            return Stamp(**json.loads((self.stamps / f"{name}.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            stamp = Stamp(**json.loads((self.stamps / f"{name}.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
+        known = isinstance(stamp.key, str) and isinstance(stamp.seconds, int | float) and isinstance(stamp.done, bool)
+        return stamp if known else None
 
     def _write(self, name: str, stamp: Stamp) -> None:
         self.stamps.mkdir(exist_ok=True)

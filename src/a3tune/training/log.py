@@ -130,6 +130,7 @@ class ProgressBar(ProgressCallback):
 
 def _step(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # cut short when the run was killed
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):  # cut short when the run was killed
         return math.inf
+    return step if isinstance(step, int | float) else math.inf

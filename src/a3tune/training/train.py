@@ -15,12 +15,13 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from a3tune.adapters import add_adapter
 from a3tune.config import RunConfig
 from a3tune.data.rows import read_split
-from a3tune.errors import A3TuneError, ConfigError, RunError
+from a3tune.errors import A3TuneError, AdapterError, ConfigError, RunError
 from a3tune.labels.fitting import fitting_settings
 from a3tune.labels.store import LabelStore
 from a3tune.labels.truth import truth_labels
+from a3tune.machine.digests import write_digests
 from a3tune.machine.files import new_folder, sync_folder, sync_tree
-from a3tune.models import base_hashes, choose_device
+from a3tune.models import base_hashes, check_adapter, choose_device
 from a3tune.run.folder import RunFolder
 from a3tune.training.checkpoint import check_checkpoint, delete_others, last_checkpoint, samples_of_step, state_of
 from a3tune.training.collate import Collator, RegionSource
@@ -69,14 +70,15 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
         folder = RunFolder.create(config.output)
     with folder.lock() if args.process_index == 0 else nullcontext():
         checkpoint = last_checkpoint(folder.checkpoints)
-        started, done = checkpoint is not None or folder.adapter.is_dir(), folder.adapter.is_dir()
+        finished = _is_finished(folder)
+        started = checkpoint is not None or finished
         if started:
             _refuse_other_settings(folder, config)
         samples, labels = read_split(config.data, "train"), label_store(config)
         identity = identity_of(config, samples, labels) if args.process_index == 0 else None
         if started and identity is not None:
             refuse_other_content(folder, identity, samples)
-        if done:
+        if finished:
             return folder.path
         if checkpoint is not None:
             check_checkpoint(checkpoint)
@@ -207,6 +209,19 @@ def _accumulation(config: RunConfig, processes: int, checkpoint: Path) -> int:
     return samples // pass_samples
 
 
+def _is_finished(folder: RunFolder) -> bool:
+    """Whether the run's adapter is there. Raises RunError where it is no more what was saved."""
+    if not folder.adapter.is_dir() or not any(folder.adapter.iterdir()):
+        return False
+    try:
+        check_adapter(folder.adapter)
+    except AdapterError as error:
+        raise RunError(
+            f"{error} Or delete {folder.adapter}: the same command then makes it again from the last checkpoint"
+        ) from error
+    return True
+
+
 def _refuse_other_settings(folder: RunFolder, config: RunConfig) -> None:
     """An adapter whose steps were made with different settings would be neither's."""
     if not folder.config.is_file():
@@ -294,6 +309,7 @@ def _save_adapter(model: Any, state: dict[str, Any] | None, base: str, folder: R
     model.save_pretrained(str(unfinished), state_dict=state, save_embedding_layers=False)
     # PEFT's empty form of a model card; ours is written from the settings and the data (`report.card`).
     (unfinished / "README.md").unlink(missing_ok=True)
+    write_digests(unfinished)
     sync_tree(unfinished)
     unfinished.rename(folder.adapter)
     sync_folder(folder.path)

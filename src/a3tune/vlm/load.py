@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from a3tune.attention.capture import use_capture
-from a3tune.claims import check_claims
-from a3tune.errors import ModelError
+from a3tune.claims import check_claims, check_shape
+from a3tune.errors import A3TuneError, ModelError, in_short
+from a3tune.machine.digests import DIGESTS, check_digests
 from a3tune.machine.trial import template_ends
-from a3tune.models import cached_model, choose_device, shipped
+from a3tune.models import cached_model, check_finite, choose_device, read_config, shipped
+from a3tune.vlm.checks import check_generation, check_images
 from a3tune.vlm.families import FAMILIES, Family, family_of
 from a3tune.vlm.processor import load_processor
 from a3tune.vlm.quantize import Quantization, is_quantized, quantization_config
@@ -85,6 +86,7 @@ def load_vlm(
         dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
     elif dtype == "stored":
         dtype = "auto"  # as transformers calls it
+    check_digests(Path(source), ModelError, f"make the model again; if you changed it yourself, delete {DIGESTS}")
     config, processor = _described(source, name)
     spread: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     if quantization is not None:
@@ -108,6 +110,9 @@ def load_vlm(
             f"{name}: {len(missing)} weights are not in the checkpoint, for example {missing[0]}. "
             "It is incomplete, or its layout is not that of transformers: convert or download it again."
         )
+    with _readable(name):
+        check_finite(model.state_dict())
+    check_generation(model.generation_config, name)
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.eval()
     if device_map is None and not is_quantized(model):
@@ -136,12 +141,17 @@ def _described(source: str, name: str) -> tuple[Any, Any]:
     if Path(source).is_dir():
         check_claims(Path(source))
     with _readable(name):
+        if Path(source).is_dir():  # transformers may stumble over what it reads
+            check_shape(name, read_config(Path(source)))
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        check_shape(name, config.to_dict())
     family = family_of(config, name)
     with _readable(name):
         processor = load_processor(source, config)
     _complete_processor(processor, name)
-    family.complete(processor, config)
+    with _readable(name):
+        check_images(processor.image_processor, name)
+        family.complete(processor, config)
     return config, processor
 
 
@@ -159,8 +169,10 @@ def _readable(name: str) -> Iterator[None]:
     """Turn what transformers raises on a broken or missing checkpoint into a `ModelError`."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    except A3TuneError:
+        raise
+    except Exception as error:  # transformers raises what it likes on a damaged folder
+        first = in_short(next(iter(str(error).strip().splitlines()), type(error).__name__))
         raise ModelError(
             f"model {name}: expected 'tiny', or a folder or Hugging Face Hub name with config.json of a supported "
             f"family ({', '.join(FAMILIES)}), processor files and *.safetensors; reading it failed: {first}"
