@@ -5,6 +5,7 @@ Knows the layouts of transformers and PEFT; torch is imported only where weights
 
 import hashlib
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 A3MOE, LORA = "A3MOE", "LORA"
 """What the settings of an adapter that we load say as `peft_type`."""
 _CONTENT = (".safetensors", ".bin", ".json", ".txt", ".model")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SHOWN = 5
 """Missing weights that an error names."""
 
@@ -71,7 +73,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
 
 
 def check_model(name: str) -> None:
-    """What can be told of a model before anything slow is imported. A name on the Hugging Face Hub may be anything.
+    """What can be told of a model before anything slow is imported, or the Hugging Face Hub is asked.
 
     Raises:
         ModelError: it can only be a folder, and there is none, or the folder holds no model.
@@ -80,10 +82,20 @@ def check_model(name: str) -> None:
         return
     if Path(name).is_dir():
         read_config(Path(name))
-    elif Path(name).is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
+    elif not _HUB_NAME.fullmatch(name) or Path(name).exists() or Path(name).parent.is_dir() and "/" in name:
         raise ModelError(
-            f"model {name}: expected 'tiny', or a folder or Hugging Face Hub name; there is no such folder"
+            f"model {name}: expected 'tiny', a folder, or a name on the Hugging Face Hub such as owner/model; there is no "
+            "such folder"
         )
+
+
+def head_total(name: str) -> int | None:
+    """How many attention heads the language model of a model has, all layers together; None where its folder does not
+    say: what is left out of config.json is as its family has it."""
+    folder = shipped("vlm") if name == "tiny" else Path(name)
+    text = read_config(folder).get("text_config") if folder.is_dir() else None
+    sizes = [text.get(size) for size in ("num_hidden_layers", "num_attention_heads")] if isinstance(text, dict) else []
+    return sizes[0] * sizes[1] if len(sizes) == 2 and all(type(size) is int for size in sizes) else None
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:

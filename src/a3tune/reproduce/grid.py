@@ -21,6 +21,8 @@ from a3tune.commands.label import label
 from a3tune.commands.subject import Subject
 from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig
+from a3tune.machine.signals import held, stopping
+from a3tune.machine.workers import become_worker, ending
 from a3tune.reproduce.experiments import Column, Experiment, Row
 from a3tune.reproduce.places import Places
 from a3tune.run.folder import RunFolder
@@ -126,9 +128,17 @@ def _done(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, st
     devices = context.Queue()
     for number in range(workers):
         devices.put(number)
-    with ProcessPoolExecutor(workers, context, _take_device, (devices,)) as pool:
-        working = {pool.submit(work, job): job for job in jobs}
+    pool = ProcessPoolExecutor(workers, context, _take_device, (devices,))
+    with ending(pool):
+        with held():
+            working = {pool.submit(_work_in_worker, job): job for job in jobs}
         yield from ((working[done], done.result()) for done in as_completed(working))
+
+
+def _work_in_worker(job: Job) -> dict[str, str]:
+    """The parent's SIGTERM ends it, a training with a checkpoint."""
+    with stopping():
+        return work(job)
 
 
 def _answered(run: Run, method: str) -> bool:
@@ -137,6 +147,7 @@ def _answered(run: Run, method: str) -> bool:
 
 def _take_device(devices: Queue) -> None:
     """Of several CUDA devices each process sees one."""
+    become_worker()
     number = devices.get()
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]
