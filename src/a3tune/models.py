@@ -82,10 +82,10 @@ def check_model(name: str) -> None:
         return
     if Path(name).is_dir():
         read_config(Path(name))
-    elif not _HUB_NAME.fullmatch(name) or Path(name).exists() or Path(name).parent.is_dir() and "/" in name:
+    elif not _HUB_NAME.fullmatch(name) or Path(name).parent.is_dir():
         raise ModelError(
-            f"model {name}: expected 'tiny', a folder, or a name on the Hugging Face Hub such as owner/model; there is no "
-            "such folder"
+            f"model {name}: expected 'tiny', a folder, or a name on the Hugging Face Hub such as owner/model; there is "
+            "no such folder"
         )
 
 

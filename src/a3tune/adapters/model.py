@@ -135,7 +135,9 @@ class A3MoEModel(LoraModel):
     def _pools_prompts(self) -> bool:
         """Whether an active adapter has a Q-MoE, and is not switched off."""
         queries = (module for module in self.model.modules() if isinstance(module, RoutedQuery))
-        return any(not layer.disable_adapters and layer.lora_experts.keys() & layer.active_adapters for layer in queries)
+        return any(
+            not layer.disable_adapters and layer.lora_experts.keys() & layer.active_adapters for layer in queries
+        )
 
     def _install(self, module: nn.Module, hook: Any) -> None:
         if not has_forward_pre_hook(module, hook):

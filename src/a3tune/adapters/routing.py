@@ -16,12 +16,12 @@ from a3tune.compat.generation import CACHE
 from a3tune.errors import AdapterError
 
 WHOLE_PROMPT = (
-    "Q-MoE reads the whole prompt in one pass: leave out prefill_chunk_size, start without a cached prefix, let no other "
-    "model draft tokens; or, if these are no prompt, say so with routing=Routing(prompt_mask, image_mask)."
+    "Q-MoE reads the whole prompt in one pass: leave out prefill_chunk_size, start without a cached prefix, let no "
+    "other model draft tokens; or, if these are no prompt, say so with routing=Routing(prompt_mask, image_mask)."
 )
 NEEDS_CACHE = (
-    "Q-MoE keeps the gates of a prompt with its KV cache, and without one cannot tell the prompt from the answer: leave "
-    "out use_cache=False and continuous batching, or pass routing=Routing(prompt_mask, image_mask) to each pass."
+    "Q-MoE keeps the gates of a prompt with its KV cache, and without one cannot tell the prompt from the answer: "
+    "leave out use_cache=False and continuous batching, or pass routing=Routing(prompt_mask, image_mask) to each pass."
 )
 """Both hold for Eq. 4, which pools over the prompt and nothing else."""
 

@@ -10,8 +10,8 @@ from a3tune.config.settings import LABEL_MAKING
 from a3tune.data.images import describe
 from a3tune.data.rows import read_split
 from a3tune.labels.make import make_maker
-from a3tune.labels.rank import format_query
 from a3tune.labels.quality import Quality, label_quality
+from a3tune.labels.rank import format_query
 from a3tune.labels.store import LabelRun, LabelStore, label_images
 from a3tune.labels.stored import write_quality
 

@@ -56,9 +56,10 @@ def stopping() -> Iterator[None]:
 def held() -> Iterator[None]:
     """Signals wait while this is open, and in processes that are started meanwhile, until `leave_to_parent`.
 
-    Without it, Ctrl-C ends a process with a traceback while it still imports what it needs.
+    Without it, Ctrl-C ends a process with a traceback while it still imports what it needs. SIGTERM does not wait: by
+    that a parent ends its processes.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS} - {signal.SIGTERM})
     try:
         yield
     finally:

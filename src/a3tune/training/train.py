@@ -54,9 +54,9 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
     so accumulation changes; only the random numbers of dropout are others. Returns the run folder, which all processes
     must see. `callbacks` take the place of the progress bar.
 
-    Raises `Interrupted` after Ctrl-C, SIGTERM or SIGHUP, and the errors of `a3tune.errors` for what a user can mend; `RunError`
-    when the folder belongs to a run with other settings or cannot be written, a loss is not finite (`nonfinite.json`
-    says on which samples), a data-loading process died, or the memory is too small.
+    Raises `Interrupted` after Ctrl-C, SIGTERM or SIGHUP, and the errors of `a3tune.errors` for what a user can mend;
+    `RunError` when the folder belongs to a run with other settings or cannot be written, a loss is not finite
+    (`nonfinite.json` says on which samples), a data-loading process died, or the memory is too small.
     """
     args = training_arguments(config)
     with args.main_process_first(local=False):
@@ -157,7 +157,9 @@ def _explaining(folder: RunFolder, trainer: A3Trainer, stop: StopOnRequest) -> I
     except (OSError, SafetensorError, RuntimeError) as error:
         if "DataLoader worker" in str(error) and stop.requested:
             # It had just been started, and did not know yet that signals are for this process.
-            raise Interrupted("stopped within a step; the same command goes on from the last checkpoint", stop.number) from error
+            raise Interrupted(
+                "stopped within a step; the same command goes on from the last checkpoint", stop.number
+            ) from error
         if "DataLoader worker" in str(error):
             raise RunError(
                 f"a data-loading process died: {error} It may have had too little memory or shared memory: lower "
