@@ -39,7 +39,8 @@ from checkpoints import llava_med_15
 
 Kind = Literal["kill", "stop", "tear", "full", "short", "read-only"]
 """kill: SIGKILL before the change. stop: SIGTERM. tear: SIGXFSZ in the middle of the write. full: "no space left" from
-there on. short: the same in the middle of the write (as "file too large"). read-only: nothing can be changed from there on."""
+there on. short: the same in the middle of the write (as "file too large"). read-only: nothing can be changed from there
+on."""
 REFUSALS = ("full", "short", "read-only")
 WRITES = ("open", "save")
 CHANGES = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")

@@ -24,17 +24,25 @@ class Stopped(KeyboardInterrupt):
 @contextmanager
 def handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
     """While this is open, `handler` takes what asks to stop. Elsewhere than in the main thread nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
+    with keeping() as before:
+        for number, old in before.items():
+            if old is not signal.SIG_IGN:
+                signal.signal(number, handler)
         yield
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    taken = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
-    for number in taken:
-        signal.signal(number, handler)
+
+
+@contextmanager
+def keeping() -> Iterator[dict[int, Any]]:
+    """Signal -> its handler, which is back when this ends, whoever takes the signal meanwhile.
+
+    Without those that are no function of Python's; in another thread than the main one, which may take none, empty.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: old for number in SIGNALS if (old := signal.getsignal(number)) is not None} if main else {}
     try:
-        yield
+        yield before
     finally:
-        for number, old in taken.items():
+        for number, old in before.items():
             signal.signal(number, old)
 
 
