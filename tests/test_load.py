@@ -93,7 +93,9 @@ def test_a_missing_folder_is_named() -> None:
 def test_a_hub_that_cannot_be_reached_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     start = time.monotonic()
-    with pytest.raises(ModelError, match=r"owner/model: is no folder here.*cannot be reached.*HF_HUB_OFFLINE=1") as told:
+    with pytest.raises(
+        ModelError, match=r"owner/model: is no folder here.*cannot be reached.*HF_HUB_OFFLINE=1"
+    ) as told:
         load_vlm("owner/model", device="cpu")
     assert time.monotonic() - start < 20 and "\n" not in str(told.value)
 

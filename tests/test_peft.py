@@ -315,7 +315,7 @@ def test_alpha_follows_the_batch_of_its_cache():
 def test_a_continued_prefill_keeps_the_alpha_of_the_prompt():
     model = adapted()
     cache, mask = prefill(model, PROMPTS[:1])
-    with pytest.raises(AdapterError, match="3 more tokens of one come at once"):
+    with pytest.raises(AdapterError, match="would read a prompt in parts"):
         step(model, cache, mask, 60, 61, 62)
     cache, mask = prefill(model, PROMPTS[:1])
     nothing = torch.zeros(1, 3, dtype=torch.bool)
@@ -722,14 +722,16 @@ def test_peft_names_our_kind_where_it_refuses_it():
         adapted().add_adapter("beside", LoraConfig(r=4, target_modules=["q_proj"]))
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301
-def test_a_copy_is_a_model_of_its_own(again):
+def test_a_copy_is_a_model_of_its_own():
+    """Also one that was pickled, until transformers puts functions into a model that cannot be, at its first pass."""
     model, inputs = adapted(balance=True).train(), batch()
+    pickled = pickle.loads(pickle.dumps(model))  # noqa: S301
     expected = model(**inputs).logits
-    other = again(model)
+    copied = copy.deepcopy(model)
     shake(model, seed=8)
-    assert torch.equal(other(**inputs).logits, expected)
-    assert torch.equal(other.unload().eval()(**inputs).logits, base()(**inputs).logits)
+    for other in (pickled, copied):
+        assert torch.equal(other(**inputs).logits, expected)
+        assert torch.equal(other.unload().eval()(**inputs).logits, base()(**inputs).logits)
 
 
 def test_routed_adapters_cannot_be_weighted(tmp_path: Path):
@@ -816,7 +818,7 @@ def test_generating_without_a_cache_is_refused_where_a_prompt_is_pooled():
 @pytest.mark.parametrize("how", [{"prompt_lookup_num_tokens": 2}, {"assistant_model": base}])
 def test_drafted_tokens_are_refused_where_a_prompt_is_pooled(how: dict):
     how = {name: value() if callable(value) else value for name, value in how.items()}
-    inputs = {**batch(PROMPTS[:1]), "max_new_tokens": 4, "do_sample": False}
+    inputs = {**batch(PROMPTS[:1]), "max_new_tokens": 12, "do_sample": False}
     with pytest.raises(AdapterError, match="let no other model draft tokens"):
         adapted().generate(**inputs, **how)
 

@@ -84,7 +84,7 @@ def check_model(name: str) -> None:
         read_config(Path(name))
     elif not _HUB_NAME.fullmatch(name) or Path(name).parent.is_dir():
         raise ModelError(
-            f"model {name}: expected 'tiny', or a folder or Hugging Face Hub name (owner/model); there is no such folder"
+            f"model {name}: expected 'tiny', or a folder or Hub name (owner/model); there is no such folder"
         )
 
 

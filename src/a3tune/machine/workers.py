@@ -1,6 +1,7 @@
 """Work on a list by several processes, with the results in the list's order. Knows no labels."""
 
 import os
+import signal
 import sys
 import time
 from collections import deque
@@ -13,7 +14,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from a3tune.errors import LabelError
-from a3tune.machine.signals import held, leave_to_parent
+from a3tune.machine.signals import Stopped, held, leave_to_parent, stopping
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -21,6 +22,7 @@ _AHEAD = 2
 """Tasks per worker that are handed out before the oldest result is taken: results do not pile up in memory."""
 _GRACE = 0.5
 """Seconds: a signal that ends a whole group of processes may reach a worker before it stops this one."""
+_stopped = False
 _state: dict[str, Callable[[Any], Any]] = {}
 """The work of this process, if it is a worker."""
 
@@ -83,6 +85,19 @@ def _done() -> Future:
     future: Future = Future()
     future.set_result(None)
     return future
+
+
+def until_stopped(work: Callable[[Task], Result], task: Task) -> Result:
+    """In such a process: `work(task)`, which a SIGTERM stops (`signals.Stopped`); no task follows then."""
+    global _stopped
+    if _stopped:
+        raise Stopped(number=signal.SIGTERM)
+    try:
+        with stopping():
+            return work(task)
+    except Stopped:
+        _stopped = True
+        raise
 
 
 def _take_up(work: Callable[[Any], Any]) -> None:

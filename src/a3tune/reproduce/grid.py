@@ -21,8 +21,8 @@ from a3tune.commands.label import label
 from a3tune.commands.subject import Subject
 from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig
-from a3tune.machine.signals import held, stopping
-from a3tune.machine.workers import become_worker, ending
+from a3tune.machine.signals import held
+from a3tune.machine.workers import become_worker, ending, until_stopped
 from a3tune.reproduce.experiments import Column, Experiment, Row
 from a3tune.reproduce.places import Places
 from a3tune.run.folder import RunFolder
@@ -131,14 +131,8 @@ def _done(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, st
     pool = ProcessPoolExecutor(workers, context, _take_device, (devices,))
     with ending(pool):
         with held():
-            working = {pool.submit(_work_in_worker, job): job for job in jobs}
+            working = {pool.submit(until_stopped, work, job): job for job in jobs}
         yield from ((working[done], done.result()) for done in as_completed(working))
-
-
-def _work_in_worker(job: Job) -> dict[str, str]:
-    """The parent's SIGTERM ends it, a training with a checkpoint."""
-    with stopping():
-        return work(job)
 
 
 def _answered(run: Run, method: str) -> bool:
