@@ -21,10 +21,15 @@ from a3tune.run.folder import MARKER, RunFolder
 
 
 def check_label(config: RunConfig) -> None:
-    """Rows, what to ask of them, and what finds and ranks segments."""
-    format_query(config.labels.query, check_split(config.data, "train"))
+    """Rows, what to rank by, and what finds and ranks segments."""
+    check_query(config)
     check_store(config.label_store)
     check_label_maker(config.labels)
+
+
+def check_query(config: RunConfig) -> None:
+    """What segments are ranked by, with the first row."""
+    format_query(config.labels.query, check_split(config.data, "train"))
 
 
 def check_store(folder: Path) -> None:
