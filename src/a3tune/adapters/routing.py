@@ -78,7 +78,8 @@ def in_parts(input_ids: Tensor | None = None, **keywords: Any) -> bool:
 
     The layers refuse several tokens against a filled cache; a single one looks like a token of the answer to them.
     """
-    config, cache = keywords.get("generation_config"), keywords.get(CACHE)
+    config = keywords.get("generation_config")
+    cache = next((keywords[name] for name in (CACHE, "past_key_values") if keywords.get(name) is not None), None)
     if keywords.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None):
         return True
     more = input_ids is not None and input_ids.shape[1] > 1 and cache is not None and cache.get_seq_length() > 0

@@ -46,7 +46,7 @@ PROPOSERS: Registry[Any] = Registry(
 """Name -> class of a proposer: a dataclass of its settings, with `weights` and `device` where it has a model."""
 
 
-HAVE_MODELS = {"superpixels": False, "sam": True, "medsam": True, "litemedsam": True}
+HAVE_MODELS = {"superpixels": False, "sam": True, "medsam": True, "litemedsam": False}
 """Which of ours take `weights`, told before they are imported."""
 
 
