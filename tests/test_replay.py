@@ -1,6 +1,7 @@
 """Activation checkpointing replays a layer after its forward pass is over: in every family it does the same again."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ def learn(vlm: Vlm, *, reentrant: bool | None = None) -> dict[str, Tensor]:
         if ".lora_" in name:
             torch.nn.init.normal_(weight, std=0.2)
     if reentrant is not None:
-        model.get_base_model().activation_checkpointing_enable({"use_reentrant": reentrant})
+        base: Any = model.get_base_model()
+        base.activation_checkpointing_enable({"use_reentrant": reentrant})
         model.enable_input_require_grads()
     inputs, masks = batch(vlm)
     request = capture_request("after_image", **masks)

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -95,6 +94,12 @@ class Running:
         self.process = context.Process(target=_in_a_group, args=(arguments, str(world.work), str(self.log)))
         self.process.start()
 
+    @property
+    def pid(self) -> int:
+        """Of the main process, and of the group."""
+        assert self.process.pid is not None
+        return self.process.pid
+
     def when(self, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 180
         while not ready():
@@ -107,7 +112,7 @@ class Running:
         self.process.join(180)
         assert self.process.exitcode is not None
         deadline = time.monotonic() + 20
-        while _living(self.process.pid):
+        while _living(self.pid):
             assert time.monotonic() < deadline, "a worker outlived its parent"
             time.sleep(0.05)
         return self.process.exitcode, self.log.read_text()
@@ -124,7 +129,7 @@ def _in_a_group(arguments: list[str], folder: str, log: str) -> None:
     main()
 
 
-def _living(group: Any) -> list[int]:
+def _living(group: int) -> list[int]:
     """Processes of a group that are no zombies."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
@@ -148,7 +153,13 @@ def test_a_training_keeps_its_step(world: World, number: str, code: int, workers
     running = Running([*MAIN["train"], *LONG, f"training.workers={workers}"], world)
     checkpoints = world.work / "run" / "checkpoints"
     running.when((checkpoints / "checkpoint-3" / "trainer_state.json").is_file)
-    (os.killpg if whole_group else os.kill)(running.process.pid, getattr(signal, number))
+    if whole_group:  # it may reach the others first
+        others = {*_living(running.pid)} - {running.pid}
+        for pid in others:
+            os.kill(pid, getattr(signal, number))
+        time.sleep(0.3)
+        assert {*_living(running.pid)} >= others
+    os.kill(running.pid, getattr(signal, number))
     ended, said = running.ended()
     assert ended == code, said
     assert "Traceback" not in said and "memory" not in said
@@ -161,10 +172,10 @@ def test_a_training_keeps_its_step(world: World, number: str, code: int, workers
 def test_a_second_signal_ends_a_training_at_once(world: World) -> None:
     running = Running([*MAIN["train"], *LONG, "training.workers=1"], world)
     running.when((world.work / "run" / "checkpoints" / "checkpoint-3").is_dir)
-    os.kill(running.process.pid, signal.SIGTERM)
+    os.kill(running.pid, signal.SIGTERM)
     running.when(lambda: "interrupted" in running.log.read_text() or running.process.exitcode is not None)
     if running.process.exitcode is None:
-        os.kill(running.process.pid, signal.SIGTERM)
+        os.kill(running.pid, signal.SIGTERM)
     ended, said = running.ended()
     assert ended == 143 and "Traceback" not in said
 
@@ -173,8 +184,8 @@ def test_a_second_signal_ends_a_training_at_once(world: World) -> None:
 def test_labelling_workers_end_with_their_parent_and_say_nothing(world: World, number: str) -> None:
     """Also while they still import what they need."""
     running = Running([*MAIN["label"], "labels.workers=2"], world)
-    running.when(lambda: len(_living(running.process.pid)) > 2)
-    os.killpg(running.process.pid, getattr(signal, number))
+    running.when(lambda: len(_living(running.pid)) > 2)
+    os.killpg(running.pid, getattr(signal, number))
     ended, said = running.ended()
     assert ended == 128 + getattr(signal, number), said
     assert said.strip() == "a3tune: interrupted; the same command goes on from what is finished"
@@ -204,7 +215,7 @@ def test_a_training_stopped_before_its_first_step_goes_on(world: World) -> None:
     fixed = ["alignment.head_selection=fixed", "training.workers=2"]
     running = Running([*MAIN["train"], *fixed], world)
     running.when((world.work / "run" / "config.yaml").is_file)
-    os.killpg(running.process.pid, signal.SIGTERM)
+    os.killpg(running.pid, signal.SIGTERM)
     ended, said = running.ended()
     assert ended == 143, said
     assert "goes on from" in said and "Traceback" not in said

@@ -93,8 +93,10 @@ def head_total(name: str) -> int | None:
     say: what is left out of config.json is as its family has it."""
     folder = shipped("vlm") if name == "tiny" else Path(name)
     text = read_config(folder).get("text_config") if folder.is_dir() else None
-    sizes = [text.get(size) for size in ("num_hidden_layers", "num_attention_heads")] if isinstance(text, dict) else []
-    return sizes[0] * sizes[1] if len(sizes) == 2 and all(type(size) is int for size in sizes) else None
+    if not isinstance(text, dict):
+        return None
+    layers, heads = text.get("num_hidden_layers"), text.get("num_attention_heads")
+    return layers * heads if isinstance(layers, int) and isinstance(heads, int) else None
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:
