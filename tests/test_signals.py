@@ -154,11 +154,12 @@ def test_a_training_keeps_its_step(world: World, number: str, code: int, workers
     checkpoints = world.work / "run" / "checkpoints"
     running.when((checkpoints / "checkpoint-3" / "trainer_state.json").is_file)
     if whole_group:  # it may reach the others first
-        others = {*_living(running.pid)} - {running.pid}
-        for pid in others:
+        loading = {pid for pid in _living(running.pid) if "pt_data_worker" in Path(f"/proc/{pid}/comm").read_text()}
+        assert len(loading) == workers
+        for pid in loading:
             os.kill(pid, getattr(signal, number))
         time.sleep(0.3)
-        assert {*_living(running.pid)} >= others
+        assert {*_living(running.pid)} >= loading
     os.kill(running.pid, getattr(signal, number))
     ended, said = running.ended()
     assert ended == code, said

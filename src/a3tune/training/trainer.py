@@ -109,9 +109,10 @@ class A3Trainer(SmallerPassesTrainer):
         calibrate(self.alignment, model, batches, routed=self.routed)
 
     def get_train_dataloader(self) -> Any:
-        loader = super().get_train_dataloader()
-        if loader.num_workers:
-            loader.worker_init_fn = Undisturbed(loader.worker_init_fn)
+        loader: Any = super().get_train_dataloader()
+        # accelerate wraps the one that starts the processes.
+        inner = getattr(loader, "base_dataloader", loader)
+        inner.worker_init_fn = Undisturbed(inner.worker_init_fn)
         return loader
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
