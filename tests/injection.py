@@ -37,9 +37,10 @@ from a3tune.machine.files import LOCK
 from a3tune.types import Region, Sample
 from checkpoints import llava_med_15
 
-Kind = Literal["kill", "tear", "full", "short", "read-only"]
-"""kill: SIGKILL before the change. tear: SIGXFSZ in the middle of the write. full: "no space left" from there on.
-short: the same in the middle of the write (as "file too large"). read-only: nothing can be changed from there on."""
+Kind = Literal["kill", "stop", "tear", "full", "short", "read-only"]
+"""kill: SIGKILL before the change. stop: SIGTERM. tear: SIGXFSZ in the middle of the write. full: "no space left" from
+there on. short: the same in the middle of the write (as "file too large"). read-only: nothing can be changed from there
+on."""
 REFUSALS = ("full", "short", "read-only")
 WRITES = ("open", "save")
 CHANGES = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
@@ -240,6 +241,9 @@ def _name(descriptor: int) -> str:
 def strike(fault: Fault, event: str, path: str, *, first: bool) -> None:
     if fault.kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif fault.kind == "stop":
+        if first:
+            os.kill(os.getpid(), signal.SIGTERM)
     elif fault.kind == "read-only":
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
     elif fault.kind == "full":
@@ -373,7 +377,9 @@ class World:
         broken = [self._run(name, fault) for fault in faults]
         between(self.work)
         last = self._run(name)
-        if last.code == 2 and "is there already" in last.said and content(self.work) != expected:
+        # Who was interrupted was told that the same command goes on.
+        told = all(isinstance(fault, Fault) and fault.kind == "stop" for fault in faults)
+        if not told and last.code == 2 and "is there already" in last.said and content(self.work) != expected:
             last = self._run(name, force=True)
         return Trial(name, faults, broken, last, _differences(expected, content(self.work)))
 
@@ -420,6 +426,9 @@ class Trial:
         for fault, ended in zip(self.faults, self.broken, strict=True):
             if ended.hung:
                 return f"{fault}: not ended after {PATIENCE} s"
+            asked = isinstance(fault, Fault) and fault.kind == "stop"
+            if asked and (ended.code not in (0, 143) or "Traceback" in ended.said):
+                return f"{fault}: ended with {ended.code}: {ended.said[-1500:]}"
             refused = isinstance(fault, Room) or (isinstance(fault, Fault) and fault.kind in REFUSALS)
             if refused and ended.code not in (0, 2):
                 return f"{fault}: ended with {ended.code}: {ended.said[-1500:]}"

@@ -358,7 +358,7 @@ def test_ctrl_c_says_how_to_go_on(run: Run, data, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("a3tune.commands.label.label", interrupted)
     result = run("label", data["train"], "--out", "labels")
     assert result.exit_code == 130
-    assert "the same command goes on from there" in result.stderr
+    assert "the same command goes on from what is finished" in result.stderr
 
 
 def test_the_message_of_an_interruption_is_shown(run: Run, data, monkeypatch: pytest.MonkeyPatch):

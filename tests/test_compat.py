@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaModel
 
 import a3tune
-from a3tune.compat import attention, generation, peft, processing, training
+from a3tune.compat import attention, autograd, generation, peft, processing, training
 from a3tune.vlm.tiny import random_vlm
 
 SOURCE = Path(str(a3tune.__file__)).parent
@@ -71,6 +71,19 @@ def test_attention_functions_and_processors_are_where_we_take_them_from() -> Non
     assert attention.attention_implementation(model) == model.config.text_config._attn_implementation
     assert processing.processor_class(model.config).__name__ == "LlavaProcessor"
     assert processing.smart_resize(100, 100, factor=28) == (112, 112)
+
+
+def test_autograd_tells_a_replayed_pass_from_a_first_one() -> None:
+    found = []
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        found.append(autograd.in_backward())
+        return x.sin()
+
+    x = torch.ones(1, requires_grad=True)
+    for reentrant in (False, True):
+        torch.utils.checkpoint.checkpoint(note, x, use_reentrant=reentrant).sum().backward()
+    assert found == [False, True] * 2 and not autograd.in_backward()
 
 
 def test_private_names_stand_in_one_room() -> None:

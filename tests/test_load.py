@@ -1,6 +1,7 @@
 """Loading a model: what comes back, and what is refused with which words."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,24 @@ def test_a_missing_pad_token_is_replaced(checkpoint: Path, tmp_path: Path) -> No
 def test_a_missing_folder_is_named() -> None:
     with pytest.raises(ModelError, match="model /nowhere/model: expected 'tiny', or a folder"):
         load_vlm("/nowhere/model")
+
+
+def test_a_hub_that_cannot_be_reached_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    start = time.monotonic()
+    with pytest.raises(
+        ModelError, match=r"owner/model: is no folder here.*cannot be reached.*HF_HUB_OFFLINE=1"
+    ) as told:
+        load_vlm("owner/model", device="cpu")
+    assert time.monotonic() - start < 20 and "\n" not in str(told.value)
+
+
+def test_what_looks_like_a_folder_never_asks_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    for name in ("models/llava", "llava", "a/b/c", "~/llava"):
+        with pytest.raises(ModelError, match="there is no such folder"):
+            load_vlm(name, device="cpu")
 
 
 def test_unsupported_families_are_told_the_supported_ones(tmp_path: Path) -> None:

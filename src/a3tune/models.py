@@ -5,6 +5,8 @@ Knows the layouts of transformers and PEFT; torch is imported only where weights
 
 import hashlib
 import json
+import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
@@ -65,6 +67,7 @@ _CONTENT = (".safetensors", ".bin", ".json", ".txt", ".model")
 _BASE = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """Endings of what `vlm.load_vlm` reads."""
 _NOT_CONTENT = ("base_model_name_or_path", "inference_mode", "peft_version")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SHOWN = 5
 """Missing weights that an error names."""
 
@@ -119,7 +122,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
 
 
 def check_model(name: str) -> None:
-    """What can be told of a model before anything slow is imported. A name on the Hugging Face Hub may be anything.
+    """What can be told of a model before anything slow is imported, or the Hugging Face Hub is asked.
 
     Raises:
         ModelError: it can only be a folder, and there is none, or the folder holds no model.
@@ -128,9 +131,9 @@ def check_model(name: str) -> None:
         return
     if Path(name).is_dir():
         read_config(Path(name))
-    elif Path(name).is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
+    elif not _HUB_NAME.fullmatch(name) or Path(name).parent.is_dir():
         raise ModelError(
-            f"model {name}: expected 'tiny', or a folder or Hugging Face Hub name; there is no such folder"
+            f"model {name}: expected 'tiny', or a folder or Hub name (owner/model); there is no such folder"
         )
 
 
@@ -168,6 +171,17 @@ def cached_model(name: str) -> Path | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return folder if all((folder / str(file)).is_file() for file in files) else None
+
+
+def head_total(name: str) -> int | None:
+    """How many attention heads the language model of a model has, all layers together; None where its folder does not
+    say: what is left out of config.json is as its family has it."""
+    folder = shipped("vlm") if name == "tiny" else Path(name)
+    text = read_config(folder).get("text_config") if folder.is_dir() else None
+    if not isinstance(text, dict):
+        return None
+    layers, heads = text.get("num_hidden_layers"), text.get("num_attention_heads")
+    return layers * heads if isinstance(layers, int) and isinstance(heads, int) else None
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:

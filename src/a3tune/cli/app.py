@@ -1,5 +1,6 @@
 """The application that the commands are added to: errors, exit codes, version."""
 
+import signal
 from typing import Annotated, Any
 
 import typer
@@ -7,10 +8,12 @@ from typer.core import TyperGroup
 
 from a3tune import __version__
 from a3tune.errors import A3TuneError
+from a3tune.machine import processes
 from a3tune.text import visible
 
-MISTAKE, INTERRUPTED = 2, 130
-"""Exit codes: for what a user can mend, and for Ctrl-C. A bug of ours ends with a traceback and code 1."""
+MISTAKE, ASKED = 2, 128
+"""Exit codes: for what a user can mend; for a signal, by its number: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP. A
+bug of ours ends with a traceback and code 1."""
 
 
 ORDER = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "app", "report", "merge", "reproduce")
@@ -26,7 +29,7 @@ def echo(text: object, *, err: bool = False) -> None:
 
 
 class _Commands(TyperGroup):
-    """Turns the errors of `a3tune.errors`, and Ctrl-C, into a message without traceback."""
+    """Turns the errors of `a3tune.errors`, and signals that ask to stop, into a message without traceback."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
@@ -38,9 +41,10 @@ class _Commands(TyperGroup):
             echo(f"a3tune: {error}", err=True)
             raise typer.Exit(MISTAKE) from None
         except KeyboardInterrupt as stop:
-            how = str(stop) or "interrupted; what is finished is kept, and the same command goes on from there"
-            echo(f"\na3tune: {how}", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            how = str(stop) or "interrupted; the same command goes on from what is finished"
+            if processes.index() == 0:
+                echo(f"\na3tune: {how}", err=True)
+            raise typer.Exit(ASKED + getattr(stop, "number", signal.SIGINT)) from None
 
 
 app = typer.Typer(

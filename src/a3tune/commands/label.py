@@ -11,6 +11,7 @@ from a3tune.data.images import describe
 from a3tune.data.rows import read_split
 from a3tune.labels.make import make_maker
 from a3tune.labels.quality import Quality, label_quality
+from a3tune.labels.rank import format_query
 from a3tune.labels.store import LabelRun, LabelStore, label_images
 from a3tune.labels.stored import write_quality
 
@@ -24,6 +25,8 @@ def label(config: RunConfig, progress: Callable[[int, int], None]) -> tuple[Labe
     Returns what was done, and how well the labels find the true regions where these are known (`label_quality`).
     """
     samples, settings = read_split(config.data, "train"), config.labels
+    for sample in samples:
+        format_query(settings.query, sample)  # told before models are read
     run = label_images(
         samples,
         make_maker(settings, config.model.device),

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from a3tune.config import RunConfig, load_config, load_given
+from a3tune.config.ranges import check_head_count
 from a3tune.config.settings import LABEL_MAKING
-from a3tune.models import check_at_hand
+from a3tune.models import check_at_hand, head_total
 from a3tune.run.folder import RunFolder
 from a3tune.run.neighbour import LEFT_OUT, taken_over
 
@@ -30,6 +31,8 @@ def training_settings(config: Path | None, overrides: Sequence[str]) -> RunConfi
     in the store were made.
     """
     settings, said = label_settings(config, overrides)
+    if settings.active_alignment.weight:
+        check_head_count("alignment.heads", settings.alignment.heads, head_total(settings.model.path))
     if settings.labels.source != "weak" or not settings.label_store.is_dir():
         return settings
     begun = RunFolder(settings.output).config
@@ -55,6 +58,19 @@ def model_settings(
     A base model beside adapters is measured over the heads and rows that the first of them was trained on. `labels`:
     whether the command makes labels.
     """
+    models = _models(adapters, config, overrides, say, labels)
+    for _, settings in models:
+        check_head_count("evaluation.heads", settings.active_evaluation.heads, head_total(settings.model.path))
+    return models
+
+
+def _models(
+    adapters: Sequence[Path | None],
+    config: Path | None,
+    overrides: Sequence[str],
+    say: Callable[[str], None],
+    labels: bool,
+) -> list[Model]:
     if config is not None:
         settings = load_config(config, overrides)
         return [(adapter, settings) for adapter in adapters]

@@ -43,12 +43,19 @@ def read_rows(path: Path) -> list[Sample]:
     Blank lines are skipped. Rows of tables may bring their images as bytes.
 
     Raises:
-        DataError: the file cannot be read, or a row breaks the format; names file, row, field and what was expected.
+        DataError: the file cannot be read or has no rows, or a row breaks the format; names file, row, field and what
+            was expected.
     """
     if is_table(path):
-        return _samples(path, read_table(path), "row")
+        return _some(path, _samples(path, read_table(path), "row"))
     with _opened(path) as lines:
-        return _parse(path, lines)
+        return _some(path, _parse(path, lines))
+
+
+def _some(path: Path, samples: list[Sample]) -> list[Sample]:
+    if not samples:
+        raise DataError(f"{path}: expected at least one row, it has none")
+    return samples
 
 
 @contextmanager
@@ -72,14 +79,13 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
         yield line
 
 
-def check_split(data: DataConfig, split: Split) -> None:
-    """Raises what `read_split` raises if there is nothing to read or the first row breaks the format."""
+def check_split(data: DataConfig, split: Split) -> Sample:
+    """The first row. Raises what `read_split` raises if there is nothing to read or this row breaks the format."""
     path = _path(data, split)
     if is_table(path):
-        _samples(path, islice(read_table(path), 1), "row")
-    else:
-        with _opened(path) as lines:
-            _samples(path, islice(_objects(path, lines), 1), "line")
+        return _some(path, _samples(path, islice(read_table(path), 1), "row"))[0]
+    with _opened(path) as lines:
+        return _some(path, _samples(path, islice(_objects(path, lines), 1), "line"))[0]
 
 
 def read_split(data: DataConfig, split: Split) -> list[Sample]:

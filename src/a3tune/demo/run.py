@@ -28,7 +28,6 @@ from a3tune.report.summary import number
 from a3tune.report.write import Page, write_report
 from a3tune.run.folder import RunFolder, read_json
 from a3tune.run.stages import Stages, digest
-from a3tune.training.interrupt import Interrupted
 
 SUMMARY_METRICS = ("open_recall", "closed_accuracy", "coverage", "intensity", "attention_mass")
 TITLES = {"base": "Base", "lora": "LoRA", "a3tune": "A3Tune (weak labels)", "a3tune_truth": "A3Tune (true regions)"}
@@ -111,11 +110,7 @@ def _method(demo: Demo, name: str, stages: Stages, data: str, labels: str, bar: 
 
         def train() -> None:
             with bar(f"Training {title}") as progress:
-                try:
-                    fine_tune(config, progress, synthetic=True)
-                except Interrupted:
-                    # The message advises on `a3tune train`; the demo goes on by itself.
-                    raise KeyboardInterrupt from None
+                fine_tune(config, progress, synthetic=True)
 
         # The evaluation writes into this folder, too, and into the adapter's card.
         kept = [adapter_weights(folder.adapter), folder.metrics]

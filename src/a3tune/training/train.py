@@ -61,9 +61,9 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
     so accumulation changes; only the random numbers of dropout are others. Returns the run folder, which all processes
     must see. `callbacks` take the place of the progress bar.
 
-    Raises `Interrupted` after Ctrl-C or SIGTERM, and the errors of `a3tune.errors` for what a user can mend; `RunError`
-    when the folder belongs to a run with other settings, rows, labels or base, or cannot be written, a loss is not
-    finite (`nonfinite.json` says on which samples), a data-loading process died, or the memory is too small.
+    Raises `Interrupted` after Ctrl-C, SIGTERM or SIGHUP, and the errors of `a3tune.errors` for what a user can mend;
+    `RunError` when the folder belongs to a run with other settings, rows, labels or base, or cannot be written, a loss
+    is not finite (`nonfinite.json` says on which samples), a data-loading process died, or the memory is too small.
     """
     args = training_arguments(config)
     with args.main_process_first(local=False):
@@ -93,7 +93,7 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
             folder.write_config(config)
             folder.write_environment()
             record(folder, identity, started=started)
-        with _explaining(folder, trainer):
+        with _explaining(folder, trainer, stop):
             weights = _learn(trainer, stop, folder, checkpoint)
             if args.process_index == 0:
                 _save_adapter(trainer.accelerator.unwrap_model(trainer.model), weights, config.model.path, folder)
@@ -157,7 +157,7 @@ def region_source(config: RunConfig, store: LabelStore | None) -> RegionSource:
 
 
 @contextmanager
-def _explaining(folder: RunFolder, trainer: A3Trainer) -> Iterator[None]:
+def _explaining(folder: RunFolder, trainer: A3Trainer, stop: StopOnRequest) -> Iterator[None]:
     """What may end a training, as what a user can do about it."""
     try:
         yield
@@ -175,6 +175,11 @@ def _explaining(folder: RunFolder, trainer: A3Trainer) -> Iterator[None]:
             raise
         raise type(error)(told[0]) from error
     except (OSError, SafetensorError, RuntimeError) as error:
+        if "DataLoader worker" in str(error) and stop.requested:
+            # It had just been started, and did not know yet that signals are for this process.
+            raise Interrupted(
+                "stopped within a step; the same command goes on from the last checkpoint", stop.number
+            ) from error
         if "DataLoader worker" in str(error):
             raise RunError(
                 f"a data-loading process died: {error} It may have had too little memory or shared memory: lower "
@@ -296,7 +301,8 @@ def _learn(
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; "
-            f"the same command with output={folder.path} goes on from there"
+            "the same command goes on from there",
+            stop.number,
         )
     return trainer.accelerator.get_state_dict(trainer.model_wrapped)
 

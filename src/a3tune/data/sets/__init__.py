@@ -179,9 +179,15 @@ def prepare(
             f"{folder}: expected a complete {checked.title}; `a3tune data check` lists all:\n{listed}{rest}"
         )
     files: dict[str, Path] = {}
-    for split, samples in splits.items():
-        files[split] = out / f"{split}.jsonl"
-        write_rows(files[split], [_on_disk(sample, out / "images") for sample in samples])
+    try:
+        for split, samples in splits.items():
+            files[split] = out / f"{split}.jsonl"
+            write_rows(files[split], [_on_disk(sample, out / "images") for sample in samples])
+    except BaseException:
+        # Some of its splits are no data set, and would be in the way of the same command.
+        for file in files.values():
+            file.unlink(missing_ok=True)
+        raise
     return files
 
 
