@@ -1,5 +1,5 @@
-"""Prints the lowest versions that pyproject.toml allows, of the package's dependencies and of the extras named, as constraints
-for pip: `python tests/lowest.py app ray > lowest.txt`. Runs with nothing installed; pyproject.toml is the one owner of the bounds.
+"""Prints the lowest versions that pyproject.toml allows, as constraints for pip: those of the package's dependencies and of
+the extras named, `python tests/lowest.py app ray`. Needs nothing installed; pyproject.toml alone owns the bounds.
 """
 
 import re
@@ -9,15 +9,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
-_BOUND = re.compile(r"([\w.-]+)>=([\d.]+)(,<[\d.]+)?")
+BOUND = re.compile(r"([\w.-]+)>=([\d.]+)(,<[\d.]+)?")
 
 
 def lowest(extras: Sequence[str] = ()) -> Iterator[str]:
     """`name==version` of every requirement. Raises ValueError for one without a lower bound."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
     for requirement in sum((project["optional-dependencies"][extra] for extra in extras), project["dependencies"]):
-        if not (bound := _BOUND.fullmatch(requirement)):
-            raise ValueError(f"{PROJECT}: {requirement}: expected NAME>=VERSION, and perhaps ,<VERSION")
+        if not (bound := BOUND.fullmatch(requirement)):
+            raise ValueError(f"{PROJECT}: {requirement}: expected NAME>=VERSION, perhaps with ,<VERSION")
         yield f"{bound[1]}=={bound[2]}"
 
 
