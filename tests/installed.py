@@ -1,7 +1,7 @@
 """The installed package as users have it: the demo in an empty folder, then a training that is killed and goes on.
 
-`python -I tests/installed.py` with the Python of an environment that holds the wheel (`make test-versions`). Ends with the
-versions that it ran on.
+`python -I tests/installed.py` with the Python of an environment that holds the wheel (`make test-versions`). Ends with
+the versions that it ran on.
 """
 
 import json

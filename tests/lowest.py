@@ -1,5 +1,6 @@
-"""Prints the lowest versions that pyproject.toml allows, as constraints for pip: those of the package's dependencies and of
-the extras named, `python tests/lowest.py app ray`. Needs nothing installed; pyproject.toml alone owns the bounds.
+"""Prints the lowest versions that pyproject.toml allows, as constraints for pip.
+
+`python tests/lowest.py app ray` adds those of extras. Needs nothing installed; pyproject.toml alone owns the bounds.
 """
 
 import re
