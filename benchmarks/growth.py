@@ -104,7 +104,7 @@ def captured(tokens: int, batch: int) -> Callable[[], None]:
     request = capture.capture_request("after_image", image, prompt, answer)
 
     def call() -> None:
-        _, packed = capture.attention_forward(nn.Identity(), query, key, key, None, capture=request)
+        _, packed = capture.attention_forward(nn.Identity(), query, key, key, None, scaling=1.0, capture=request)
         assert packed is not None
         torch.autograd.grad(packed.sum(), (query, key))
 

@@ -335,6 +335,12 @@ def test_an_emptied_cache_takes_the_next_prompt(empty):
     torch.testing.assert_close(model(**other, **{CACHE: cache}).logits, model(**other).logits, rtol=0, atol=1e-6)
 
 
+def test_a_cache_under_another_name_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("a3tune.adapters.layer.CACHE", "memory")
+    with pytest.raises(AdapterError, match="LlamaAttention: expected its KV cache, or None, as the keyword 'memory'"):
+        adapted()(**batch())
+
+
 def test_a_cache_filled_without_the_adapter_is_refused():
     model = adapted()
     with model.disable_adapter():

@@ -133,7 +133,13 @@ def hand_call(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tupl
     """
     kwargs = dict(kwargs)
     routing = kwargs.pop("routing", None)
-    call = routing and AttentionCall(routing, kwargs.get(CACHE), attention.layer_idx)  # type: ignore[arg-type]
+    if CACHE not in kwargs:
+        # Taken for a pass without a cache, every decoding step would route by its own token alone.
+        raise AdapterError(
+            f"{type(attention).__name__}: expected its KV cache, or None, as the keyword {CACHE!r}, got "
+            f"{', '.join(kwargs) or 'no keywords'}. Install a version of transformers that a3tune allows."
+        )
+    call = routing and AttentionCall(routing, kwargs[CACHE], attention.layer_idx)  # type: ignore[arg-type]
     for layer in attention.children():
         if isinstance(layer, RoutedLinear):
             layer.call = call

@@ -30,8 +30,7 @@ def noisy(inputs: Inputs, step: int, seed: int) -> Inputs:
     beta = torch.linspace(-6, 6, DIFFUSION_STEPS, dtype=torch.float64).sigmoid() * (0.5e-2 - 1e-5) + 1e-5
     kept = float((1 - beta).cumprod(0)[step])
     # Qwen's pixels are patches in a row, as many per image as its grid says.
-    grid = inputs.get("image_grid_thw")
-    images = pixels.split(1 if grid is None else grid.prod(-1).tolist())
+    images = pixels.split(inputs["image_grid_thw"].prod(-1).tolist() if pixels.ndim == 2 else 1)
     noise = torch.cat([_noise(image, seed) for image in images])
     mixed = kept**0.5 * pixels + (1 - kept) ** 0.5 * noise.to(pixels)
     if pixels.ndim > 3:
