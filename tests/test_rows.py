@@ -5,11 +5,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
-from a3tune.data.rows import ANSWER_TYPES, read_rows, write_rows
+from a3tune.config import DataConfig
+from a3tune.data.rows import ANSWER_TYPES, check_split, read_rows, write_rows
 from a3tune.errors import DataError, OutputError
 from a3tune.machine.files import unfinished
 from a3tune.types import Region, Rle, Sample
@@ -46,6 +49,7 @@ samples = st.lists(
         regions=st.none() | st.lists(regions, max_size=2).map(tuple),
         meta=st.dictionaries(text, text, max_size=2),
     ),
+    min_size=1,
     max_size=4,
     unique_by=lambda sample: sample.id,
 )
@@ -197,3 +201,16 @@ def test_a_link_in_the_place_of_the_unfinished_file_is_not_followed(tmp_path):
     with pytest.raises(OutputError, match="cannot be written"):
         write_rows(tmp_path / "rows.jsonl", [Sample("1", tmp_path / "a.png", "p", "a", "open")])
     assert (tmp_path / "mine").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "blank.jsonl", "rows.parquet"])
+def test_a_file_without_rows_is_named(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        parquet.write_table(pa.table({"id": pa.array([], pa.string())}), path)
+    else:
+        path.write_text("" if name == "rows.jsonl" else " \n\n")
+    with pytest.raises(DataError, match=f"{name}: expected at least one row, it has none"):
+        read_rows(path)
+    with pytest.raises(DataError, match=f"{name}: expected at least one row, it has none"):
+        check_split(DataConfig(train=path), "train")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import Field, PlainValidator
 
+from a3tune.errors import ConfigError
 from a3tune.types import Filling
 
 
@@ -40,6 +41,12 @@ def check_fillings(value: Any) -> tuple[str, ...]:
         f"expected one or more of {', '.join(get_args(Filling))} with commas between them, got "
         f"{json.dumps(value, default=str)[:80]}"
     )
+
+
+def check_head_count(name: str, heads: int | float | str | None, total: int | None) -> None:
+    """ConfigError for a setting that asks for more heads than a model has; None is not said, or not known."""
+    if isinstance(heads, int) and total is not None and heads > total:
+        raise ConfigError(f"{name}: expected at most {total}, the number of heads of this model, got {heads}")
 
 
 Count = Annotated[int, Field(strict=True, ge=1, description="an integer >= 1")]

@@ -6,7 +6,8 @@ Of a file that holds several images, a fragment after the path says which: `scan
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ from PIL import Image, ImageOps
 from a3tune.data.medical import decode_dicom, decode_nifti, is_dicom, is_nifti
 from a3tune.data.window import MAX_PIXELS, check_size, window
 from a3tune.errors import DataError
+from a3tune.machine.hashes import file_hash
 from a3tune.types import ImageSource
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 """What Pillow may decode. Of its other formats one starts a program (EPS), and all widen what a file can attack."""
+
+_EMPTY = hashlib.sha256().hexdigest()
 
 
 def load_image(source: ImageSource) -> Image.Image:
@@ -52,11 +56,17 @@ def content_hash(source: ImageSource) -> str:
     Raises:
         DataError: the file cannot be read or is empty.
     """
+    if isinstance(source, Path) and "#" not in source.name:
+        with _readable(source):
+            digest = file_hash(source)
+        if digest == _EMPTY:
+            raise _is_empty(source)
+        return digest
     data, fragment = read_image(source)
-    digest = hashlib.sha256(data)
+    content = hashlib.sha256(data)
     if fragment:
-        digest.update(f"#{fragment}".encode())
-    return digest.hexdigest()
+        content.update(f"#{fragment}".encode())
+    return content.hexdigest()
 
 
 def describe(source: ImageSource) -> str:
@@ -78,19 +88,28 @@ def read_image(source: ImageSource) -> tuple[bytes, str]:
     Raises:
         DataError: the file cannot be read or is empty.
     """
-    fragment = ""
     if isinstance(source, bytes):
-        data = source
+        data, fragment = source, ""
     else:
-        try:
+        with _readable(source):
             file, fragment = split_fragment(source)
             data = file.read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise DataError(f"{source}: expected an image file, cannot read it: {reason}") from error
     if not data:
-        raise DataError(f"{describe(source)}: expected an image, the file is empty")
+        raise _is_empty(source)
     return data, fragment
+
+
+@contextmanager
+def _readable(source: ImageSource) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{source}: expected an image file, cannot read it: {reason}") from error
+
+
+def _is_empty(source: ImageSource) -> DataError:
+    return DataError(f"{describe(source)}: expected an image, the file is empty")
 
 
 def _decode_pillow(data: bytes, fragment: str) -> Image.Image:

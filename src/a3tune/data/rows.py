@@ -32,6 +32,8 @@ from a3tune.types import AnswerType, Box, Region, Rle, Sample
 
 FIELDS = ("id", "image", "prompt", "answer", "answer_type", "options", "regions", "meta")
 ANSWER_TYPES: tuple[AnswerType, ...] = get_args(AnswerType)
+_LONGEST = 2**25
+"""Letters of a line; one with the masks of a large image has a few million."""
 Split = Literal["train", "validation", "test"]
 
 
@@ -41,34 +43,49 @@ def read_rows(path: Path) -> list[Sample]:
     Blank lines are skipped. Rows of tables may bring their images as bytes.
 
     Raises:
-        DataError: the file cannot be read, or a row breaks the format; names file, row, field and what was expected.
+        DataError: the file cannot be read or has no rows, or a row breaks the format; names file, row, field and what
+            was expected.
     """
     if is_table(path):
-        return _samples(path, read_table(path), "row")
+        return _some(path, _samples(path, read_table(path), "row"))
     with _opened(path) as lines:
-        return _parse(path, lines)
+        return _some(path, _parse(path, lines))
+
+
+def _some(path: Path, samples: list[Sample]) -> list[Sample]:
+    if not samples:
+        raise DataError(f"{path}: expected at least one row, it has none")
+    return samples
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
+def _opened(path: Path) -> Iterator[Iterator[str]]:
     """The lines of a JSONL file, for as long as they are read."""
     try:
-        with path.open(encoding="utf-8-sig") as lines:
-            yield lines
+        with path.open(encoding="utf-8-sig") as file:
+            yield _lines(path, file)
     except OSError as error:
         raise DataError(f"{path}: expected a JSONL file, cannot read it: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected UTF-8 text, got {error}") from error
 
 
-def check_split(data: DataConfig, split: Split) -> None:
-    """Raises what `read_split` raises if there is nothing to read or the first row breaks the format."""
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    while line := file.readline(_LONGEST + 1):
+        if len(line) > _LONGEST:
+            raise DataError(
+                f"{path}: expected lines of at most {_LONGEST:,} letters, one JSON object each, got a longer one"
+            )
+        yield line
+
+
+def check_split(data: DataConfig, split: Split) -> Sample:
+    """The first row. Raises what `read_split` raises if there is nothing to read or this row breaks the format."""
     path = _path(data, split)
     if is_table(path):
-        _samples(path, islice(read_table(path), 1), "row")
-    else:
-        with _opened(path) as lines:
-            _samples(path, islice(_objects(path, lines), 1), "line")
+        return _some(path, _samples(path, islice(read_table(path), 1), "row"))[0]
+    with _opened(path) as lines:
+        return _some(path, _samples(path, islice(_objects(path, lines), 1), "line"))[0]
 
 
 def read_split(data: DataConfig, split: Split) -> list[Sample]:
@@ -112,11 +129,12 @@ def _row(path: Path, sample: Sample) -> dict[str, Any]:
     if sample.options:
         row["options"] = list(sample.options)
     if sample.regions is not None:
-        row["regions"] = [_region_row(region) for region in sample.regions]
+        row["regions"] = [region_row(region) for region in sample.regions]
     return row | ({"meta": dict(sample.meta)} if sample.meta else {})
 
 
-def _region_row(region: Region) -> dict[str, Any]:
+def region_row(region: Region) -> dict[str, Any]:
+    """A region as rows have it."""
     name = {"name": region.name} if region.name else {}
     if region.mask is not None:
         return {"rle": {"size": list(region.mask.size), "counts": region.mask.counts}} | name

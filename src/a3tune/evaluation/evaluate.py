@@ -8,9 +8,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from a3tune.data.images import load_image
 from a3tune.decoding import make_decoder
 from a3tune.errors import DataError, LabelError
 from a3tune.evaluation.asking import answers, batches, in_memory
+from a3tune.evaluation.identity import EvaluationIdentity, identity_of, record, refuse_other
 from a3tune.evaluation.predictions import Cost, Map, PredictionLog
 from a3tune.evaluation.regions import region_finder
 from a3tune.evaluation.reliance import Occluder
@@ -93,9 +93,13 @@ def evaluate(
     first = processes.index() == 0
     folder = RunFolder.create(out_folder) if out_folder and first else None
     with folder.lock() if folder else nullcontext(), _evaluation_mode(vlm):
-        about = {"model": vlm.name} | {name: getattr(settings, name) for name in DECISIVE}
-        identity = about | {"weights": _fingerprint(vlm)}
-        book = PredictionLog(folder, by_id, identity)
+        about = {name: getattr(settings, name) for name in DECISIVE}
+        answered_by: dict[str, Any] = {}
+        if folder:
+            identity = identity_of(vlm, samples, about)
+            _identify(folder, identity)
+            answered_by = {"weights": identity.weights, "settings": about}
+        book = PredictionLog(folder, by_id)
         book.take_over(*processes.from_first((book.predictions, book.maps, book.cost)))
         work = list(batches(vlm, samples, settings.batch_size))
         for pieces in _asked(partial(_answer, vlm, settings=settings), work, book.predictions):
@@ -108,14 +112,14 @@ def evaluate(
         if finder:
             occluder = Occluder(vlm, settings, finder, book.predictions, book.maps)
             hiding = occluder.hiding()
-            log = RelianceLog(folder, hiding, identity)
+            log = RelianceLog(folder, hiding, answered_by)
             occluded = log.records = processes.from_first(log.records)
             for pieces in _asked(occluder, work, log.records):
                 log.add([record for records in pieces for record in records])
                 progress(len(book.predictions) + len(log.records), total)
-        about |= {"occlusion": asdict(hiding)} if hiding else {}
+        measured = {"model": vlm.name} | about | ({"occlusion": asdict(hiding)} if hiding else {})
         predictions = with_reliance([book.predictions[sample.id] for sample in samples], occluded)
-        results = summarise(samples, predictions, maps=book.maps, settings=about, cost=book.cost)
+        results = summarise(samples, predictions, maps=book.maps, settings=measured, cost=book.cost)
         results = replace(results, absent=absent)
         if folder:
             folder.write_json(folder.results.name, results.as_json())
@@ -133,6 +137,13 @@ def _asked(
     for start in range(0, len(waiting), processes.count()):
         my_batches = waiting[start : start + processes.count()][processes.index() :][:1]
         yield from processes.gather([in_memory(ask, batch) for batch in my_batches])
+
+
+def _identify(folder: RunFolder, identity: EvaluationIdentity) -> None:
+    """Say what answers belong to before there are any, and refuse to go on with those of something else."""
+    if folder.predictions.is_file():
+        refuse_other(folder, identity)
+    record(folder, identity)
 
 
 def _score_reports(book: PredictionLog, samples: Sequence[Sample], settings: EvaluationConfig) -> Mapping[str, str]:
@@ -207,16 +218,6 @@ def _attention_scores(map_N: Array, region_N: NDArray[np.float32], settings: Eva
     """Attention metrics of one map; what is undefined is left out."""
     scores = attention_metrics(map_N[None], region_N[None], tau=settings.tau, normalisation=settings.normalisation)
     return {name: float(values[0]) for name, values in scores.items() if np.isfinite(values[0])}
-
-
-def _fingerprint(vlm: Vlm) -> str:
-    """Tells weights apart by a few values of each: an evaluation must not go on with another model."""
-    digest = sha256()
-    for parameter in vlm.model.parameters():
-        values = parameter.detach().flatten()
-        digest.update(str(tuple(parameter.shape)).encode())
-        digest.update(values[:: max(1, len(values) // 64)].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextmanager
