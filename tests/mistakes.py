@@ -153,7 +153,7 @@ def scene(folder: Path) -> None:
 def _evaluated(path: Path, rows: Path) -> None:
     run, samples = RunFolder.create(path), read_rows(rows)
     run.write_text(run.evaluation.name, dump_config(load_config(None, [f"data.test={rows}", f"output={path}"])))
-    log = PredictionLog(run, {sample.id: sample for sample in samples}, {})
+    log = PredictionLog(run, {sample.id: sample for sample in samples})
     log.add([(make_prediction(sample, "left"), np.ones(4, np.float16)) for sample in samples], Cost(1.0, 1.0, 2.0))
 
 
