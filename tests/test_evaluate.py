@@ -18,6 +18,7 @@ from a3tune.errors import ConfigError, DataError, LabelError, ModelError, RunErr
 from a3tune.evaluation.evaluate import evaluate
 from a3tune.evaluation.predictions import read_maps, read_predictions
 from a3tune.evaluation.results import clusters, make_prediction, summarise
+from a3tune.machine.digests import unsealed
 from a3tune.masks import encode_mask
 from a3tune.run.folder import RunFolder
 from a3tune.types import Region, Sample
@@ -148,7 +149,7 @@ def test_summary(vlm, samples, tmp_path):
     assert set(types["organ"]) >= {"open_recall", "intensity"}
     assert "open_recall" not in types["presence"]
     written = json.loads((tmp_path / "run" / "results.json").read_text(), parse_constant=pytest.fail)
-    assert written == json.loads(json.dumps(found.as_json()))
+    assert unsealed(written) == json.loads(json.dumps(found.as_json()))
     low, high = written["metrics"]["open_recall"]["ci95"]
     assert low <= written["metrics"]["open_recall"]["mean"] <= high
     # One image alone has no interval: null, not NaN.

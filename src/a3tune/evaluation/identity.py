@@ -6,7 +6,7 @@ Names and places do not count. Rows may come on top; those that were there must 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
@@ -17,7 +17,9 @@ from a3tune.machine.hashes import difference
 from a3tune.models import base_hashes, weights_hash
 from a3tune.run.folder import RunFolder
 from a3tune.types import Sample
-from a3tune.vlm.load import Vlm
+
+if TYPE_CHECKING:
+    from a3tune.vlm.load import Vlm
 
 PARTS = ("prompt", "answer", "answer_type", "regions", "meta", "image")
 """Of a row, that answers and scores depend on."""
@@ -41,7 +43,7 @@ class EvaluationIdentity:
 _IDENTITY = TypeAdapter(EvaluationIdentity)
 
 
-def identity_of(vlm: Vlm, samples: Sequence[Sample], settings: Mapping[str, Any]) -> EvaluationIdentity:
+def identity_of(vlm: "Vlm", samples: Sequence[Sample], settings: Mapping[str, Any]) -> EvaluationIdentity:
     """What the answers of a model to these samples belong to. Raises DataError for an image that cannot be read."""
     return EvaluationIdentity(rows_of(samples), base_hashes(vlm.name), weights_hash(vlm.model), settings)
 

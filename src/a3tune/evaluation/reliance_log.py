@@ -4,7 +4,6 @@ Its first line says how they were made and which answers to the whole images the
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from a3tune.errors import RunError
-from a3tune.machine.files import write_atomic
+from a3tune.machine.digests import sealed, unsealed
+from a3tune.machine.files import append, write_atomic
 from a3tune.metrics.reliance import Hiding, Occluded, reliance_scores
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction
@@ -54,10 +54,7 @@ class RelianceLog:
         if self.path is None:
             return
         try:
-            with self.path.open("ab") as file:
-                file.write("".join(map(_line, new)).encode())
-                file.flush()
-                os.fsync(file.fileno())
+            append(self.path, "".join(map(_line, new)).encode())
         except OSError as error:
             raise RunError(
                 f"{self.path}: cannot be written: {error.strerror}; make room and run the same command again"
@@ -112,13 +109,13 @@ def _read(path: Path) -> tuple[_Head, dict[str, Occluded]]:
 
 def _validated(path: Path, number: int, line: bytes, kind: TypeAdapter[T]) -> T:
     try:
-        return kind.validate_python(json.loads(line))
+        return kind.validate_python(unsealed(json.loads(line)))
     except (ValueError, RecursionError):
         raise RunError(f"{path}:{number}: is damaged; remove the file, and evaluate with --occlude again") from None
 
 
 def _line(value: _Head | Occluded) -> str:
-    return json.dumps(asdict(value), ensure_ascii=False) + "\n"
+    return json.dumps(sealed(asdict(value)), ensure_ascii=False) + "\n"
 
 
 def _short(value: Any) -> str:
