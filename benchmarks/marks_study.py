@@ -129,8 +129,10 @@ class Study:
     def prepare(self, name: str, rows: Sequence[str]) -> None:
         """Data of a set and, if one of its rows learns from them, weak labels, once."""
         folder, share = self.data(name), SETS[name]
-        if not (folder / "train.jsonl").is_file():
-            write_phantom(folder, self.patients[share is not None], marks=share)
+        patients = self.patients[share is not None]
+        names = [file for split in patients for file in split_files(split, share is not None)]
+        if not all((folder / f"{file}.jsonl").is_file() for file in names):
+            write_phantom(folder, patients, marks=share)
         config = self.config(Cell(name, "A3Tune", 0, "validation"))
         if any(row != BASE and not {*UNALIGNED, "labels.source=truth"} & {*ROWS[row]} for row in rows):
             label(config, _silent)

@@ -48,7 +48,7 @@ def test_a_mark_is_seen_outside_lesions_only_and_its_place_varies(kind: MarkKind
             assert np.array_equal(picture[lesions], scan.image[lesions])
             assert 20 < (picture != scan.image).sum() < 1100
             drawn.append(picture.tobytes())
-    assert len(set(drawn)) > 60
+    assert len(set(drawn)) > 20
 
 
 @pytest.mark.parametrize("kind", ["tag", "tube"])
