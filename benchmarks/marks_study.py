@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, one thread each")
     parser.add_argument("--plan", action="store_true", help="say what it would cost, and do nothing")
     parser.add_argument("--quick", action="store_true", help="few patients and two steps, to see that it works")
-    parser.add_argument("overrides", nargs="*", help="settings of all rows, key=value, as model.path=FOLDER")
+    parser.add_argument("overrides", nargs="*", help="settings of all rows, before the options: key=value")
     args = parser.parse_args()
     patients = {marked: dict.fromkeys(own, 6) for marked, own in PATIENTS.items()} if args.quick else PATIENTS
     study = Study(args.out, [*(QUICK if args.quick else []), *args.overrides], patients)
