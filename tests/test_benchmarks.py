@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import torch
 
+from a3tune.types import Sample
+
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 MEASURED = ("decoding_cost", "decoding_ports", "experts", "growth", "labels", "startup")
 """Each leaves `OUT.json` and `OUT.md`, and runs in this process."""
 ALONE = ("step_cost",)
 """The same, in a process of its own: it measures the memory of forked ones."""
-TESTED = ("beyond", "convert", "decoding_methods", "demo_seeds", "families", "roofline", "store")
+TESTED = ("beyond", "convert", "decoding_methods", "demo_seeds", "families", "marks_study", "roofline", "store")
 """With a test of their own below."""
 ELSEWHERE = ("damage", "faults", "fuzz")
 """Run what other tests run, only more of it: test_damage.py, test_faults.py and test_fuzz_*.py."""
@@ -130,3 +132,46 @@ def test_quick_beyond(run: Callable[..., None], tmp_path: Path) -> None:
     }
     assert labelled["a3tune_0"] == 1 and 0 < labelled["labels_of_50_0"] < 1
     check(tmp_path / "beyond", "python benchmarks/beyond.py --quick")
+
+
+def test_tables_of_marks_star_what_is_sure_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    tables = importlib.import_module("marks_tables").tables
+
+    def meta(patient: int, mark: str) -> dict[str, str]:
+        return {"question_type": "presence", "body": "brain", "patient": str(patient), "mark": mark}
+
+    def asked(mark: str) -> list[Sample]:
+        """Of 40 patients; the answer is the patient's parity, and `mark` says which patients' marks name it."""
+        answers = ["yes" if number % 2 else "no" for number in range(40)]
+        named = answers if mark == "agree" else answers[1:] + answers[:1]
+        rows = enumerate(zip(answers, named, strict=True))
+        return [Sample(f"{n}", Path("x.png"), "?", answer, "closed", (), meta(n, own)) for n, (answer, own) in rows]
+
+    half, every, none = [1.0, 0.0] * 20, [1.0] * 40, [0.0] * 40
+    tests = {"agree": asked("agree"), "disagree": asked("disagree")}
+    scored = {
+        "LoRA": {0: {test: {"right": half, "mass": half} for test in tests}},
+        "other": {0: {"agree": {"right": half, "mass": half}, "disagree": {"right": every, "mass": none}}},
+    }
+    page = "\n".join(tables(asked("agree"), tests, scored))
+    assert "Right by the question only: agree 50.0, disagree 50.0." in page
+    assert "Right by the mark only: agree 100.0, disagree 0.0." in page
+    assert "]; +0.0 [+0.0, +0.0] | 100.0 [100.0, 100.0]; +50.0&ast; [" in page
+    assert "] | 25.0 |" in page
+
+
+def test_quick_marks_study(run: Callable[..., None], tmp_path: Path) -> None:
+    plan = ["--quick", "--out", tmp_path, "--sets", "marks", "clean", "--seeds", 0]
+    run("marks_study", *plan, "--rows", "base", "LoRA", "A3Tune")
+    lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
+    assert [(line["set"], line["row"]) for line in lines] == [
+        (name, row) for name in ("marks", "clean") for row in ("base", "LoRA", "A3Tune")
+    ]
+    assert all(len(score["right"]) == len(score["mass"]) > 0 for line in lines for score in line["tests"].values())
+    page = (tmp_path / "study.md").read_text()
+    assert "Right by the mark only: disagree" in page and "| LoRA | 1 |" in page
+    run("marks_study", *plan, "--rows", "base", "LoRA")
+    assert len((tmp_path / "cells.jsonl").read_text().splitlines()) == len(lines), "nothing is done again"
+    with pytest.raises(SystemExit, match="alignment"):
+        run("marks_study", "alignment.weight=2", *plan, "--rows", "base", "LoRA")

@@ -20,7 +20,7 @@ RIDGE = 10.0
 @torch.no_grad()
 def image_tokens(model: LlavaForConditionalGeneration, scans: list[Scan]) -> Tensor:
     """float32 [scans * N, D]."""
-    pixels = torch.tensor(pixel_values(scans, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    pixels = torch.tensor(pixel_values([scan.image for scan in scans], OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     parts = [model.model.get_image_features(part).pooler_output for part in pixels.split(64)]
     return torch.cat([token for part in parts for token in part])
 

@@ -22,12 +22,11 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
 from a3tune.data.phantom.anatomy import LESION_KINDS
-from a3tune.data.phantom.questions import GENERIC_TYPES, TEMPLATES, fill
+from a3tune.data.phantom.questions import GENERIC_TYPES, ORGAN_TYPES, TEMPLATES, fill
 from a3tune.data.phantom.scan import SIZE, Scan
 from a3tune.labels.rank import VISUAL_PROMPTS
 from a3tune.vlm.tiny import PATCH_SIZE, tiny_image_processor, train_tokenizer
 
-ORGAN_TYPES = ("presence", "presence of kind", "kind", "size", "position", "count")
 TEXT_LENGTH = 32
 SHOW = VISUAL_PROMPTS["dim"]
 

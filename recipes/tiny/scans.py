@@ -9,6 +9,8 @@ from a3tune.data.phantom.scan import Scan, make_scan
 
 PRETRAINING_STREAM = 9
 """Demo data sets use streams 1 to 3 of `a3tune.data.phantom.dataset`."""
+AMBIENT = 0.2
+"""Light outside a lit region."""
 
 
 @cache
@@ -17,8 +19,13 @@ def pretraining_scans(count: int, first: int = 0) -> list[Scan]:
     return [make_scan((0, PRETRAINING_STREAM, number)) for number in tqdm(range(first, first + count), "scans")]
 
 
-def pixel_values(scans: list[Scan], mean: list[float], std: list[float]) -> np.ndarray:
-    """Normalised float32 [scans, 3, side, side], as the processor makes them of an image of the model's own size."""
-    grey = np.stack([scan.image for scan in scans]).astype(np.float32)[:, None] / 255
+def lit(image: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """The image with a fifth of its light outside the region, uint8 [side, side]."""
+    return np.where(region, image, (image * AMBIENT).astype(np.uint8))
+
+
+def pixel_values(images: list[np.ndarray], mean: list[float], std: list[float]) -> np.ndarray:
+    """Normalised float32 [images, 3, side, side], as the processor makes them of an image of the model's own size."""
+    grey = np.stack(images).astype(np.float32)[:, None] / 255
     shape = (1, 3, 1, 1)
     return (grey - np.float32(mean).reshape(shape)) / np.float32(std).reshape(shape)

@@ -85,7 +85,7 @@ def tensors(scans: list[Scan]) -> tuple[Tensor, dict[str, Tensor]]:
     """Pixels and targets of all scans."""
     per_scan = [targets(scan) for scan in scans]
     truth = {name: torch.tensor(np.stack([row[name] for row in per_scan])) for name in per_scan[0]}
-    return torch.tensor(pixel_values(scans, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)), truth
+    return torch.tensor(pixel_values([scan.image for scan in scans], OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)), truth
 
 
 @torch.no_grad()

@@ -32,6 +32,16 @@ TEMPLATES = {
 GENERIC_TYPES = ("modality", "body", "plane")
 CLOSED_TYPES = ("presence", "presence of kind")
 LOCALISED_TYPES = tuple(name for name in TEMPLATES if name not in GENERIC_TYPES)
+ANSWERS = {
+    "presence": ("yes", "no"),
+    "presence of kind": ("yes", "no"),
+    "kind": LESION_KINDS,
+    "size": ("small", "large"),
+    "position": ("upper", "lower"),
+    "count": NUMBERS,
+}
+ORGAN_TYPES = tuple(ANSWERS)
+"""The types that name an organ and are answered by what is in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +106,13 @@ def _about_organ(scan: Scan, rng: np.random.Generator, answer: str, true_of: Cal
 
 
 def _presence(scan: Scan, rng: np.random.Generator) -> _Found | None:
-    answer = _pick(("yes", "no"), rng)
+    answer = _pick(ANSWERS["presence"], rng)
     return _about_organ(scan, rng, answer, lambda organ: bool(_in(scan, organ)) == (answer == "yes"))
 
 
 def _presence_of_kind(scan: Scan, rng: np.random.Generator) -> _Found | None:
     """Half of the "no" answers are organs with a lesion of another kind."""
-    answer = _pick(("yes", "no"), rng)
+    answer = _pick(ANSWERS["presence of kind"], rng)
     present = sorted({lesion.kind for lesion in scan.lesions})
     if not present:
         return None
@@ -128,7 +138,7 @@ def _kind(scan: Scan, rng: np.random.Generator) -> _Found | None:
 
 def _size(scan: Scan, rng: np.random.Generator) -> _Found | None:
     """Only organs with room for a large lesion are asked about."""
-    answer = _pick(("small", "large"), rng)
+    answer = _pick(ANSWERS["size"], rng)
 
     def fits(organ: str) -> bool:
         return [lesion.size for lesion in _in(scan, organ)] == [answer] and has_room(scan.organs[organ], "large")
@@ -138,7 +148,7 @@ def _size(scan: Scan, rng: np.random.Generator) -> _Found | None:
 
 def _position(scan: Scan, rng: np.random.Generator) -> _Found | None:
     """Only lesions clearly above or below the middle of their organ are asked about."""
-    answer = _pick(("upper", "lower"), rng)
+    answer = _pick(ANSWERS["position"], rng)
 
     def fits(organ: str) -> bool:
         lesions = _in(scan, organ)
@@ -152,8 +162,8 @@ def _position(scan: Scan, rng: np.random.Generator) -> _Found | None:
 
 
 def _count(scan: Scan, rng: np.random.Generator) -> _Found | None:
-    number = int(rng.choice(len(NUMBERS), p=_NUMBER_ODDS))
-    return _about_organ(scan, rng, NUMBERS[number], lambda organ: len(_in(scan, organ)) == number + 1)
+    number = int(rng.choice(len(ANSWERS["count"]), p=_NUMBER_ODDS))
+    return _about_organ(scan, rng, ANSWERS["count"][number], lambda organ: len(_in(scan, organ)) == number + 1)
 
 
 def _organ(scan: Scan, rng: np.random.Generator) -> _Found | None:

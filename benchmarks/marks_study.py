@@ -1,0 +1,269 @@
+"""Where answers should hang on where the model looks: scans with a mark that gives the answer away, and clean ones.
+
+    python benchmarks/marks_study.py --out runs/marks --rows LoRA "A3Tune" --seeds 0 1 2
+    python benchmarks/marks_study.py --out runs/marks --rows LoRA "A3Tune" --seeds 0 1 2 --split test
+
+A cell is a row (what is trained), a seed and a set. In the marked sets a mark names the right answer in a share of the
+training scans; other patients' scans are answered where it names another (disagree), any (random) or the right one
+(agree), and without a mark (none). Settings are chosen on the validation patients; the test patients are asked once, at
+the end. Resumable cell by cell: `cells.jsonl` holds every question's score, and `study.md` is written from it. Says
+before it starts what the plan will cost.
+"""
+
+import argparse
+import json
+import os
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from marks_tables import BASE, REFERENCE, tables
+from measure import about
+from towers import kept
+
+from a3tune.commands.label import label
+from a3tune.commands.subject import Subject
+from a3tune.commands.train import fine_tune
+from a3tune.config import RunConfig
+from a3tune.data.phantom import write_phantom
+from a3tune.data.phantom.dataset import MARK_TESTS, split_files
+from a3tune.data.rows import read_rows
+from a3tune.demo.plan import plan_demo
+from a3tune.evaluation.evaluate import evaluate
+from a3tune.evaluation.results import scores
+from a3tune.report.gather import stored_quality
+from a3tune.run.folder import RunFolder
+from a3tune.types import Sample
+from a3tune.vlm.load import Vlm
+
+SETS: dict[str, float | None] = {"marks": 1.0, "marks .95": 0.95, "marks .8": 0.8, "clean": None}
+"""Share of the training scans whose mark names the answer; None: no marks, the phantom's own questions."""
+PATIENTS = {
+    True: {"train": 405, "validation": 150, "test": 200},
+    False: {"train": 80, "validation": 40, "test": 80},
+}
+"""Of marked and of clean sets; both make about 800 training questions."""
+SETTINGS = ["training.epochs=4", "alignment.weight=1", "alignment.heads=0.5", "alignment.rows=after_image"]
+"""In place of the demo's."""
+LORA = ["adapter.kind=lora"]
+UNALIGNED = ["labels.source=none"]
+ROWS = {
+    BASE: [],
+    REFERENCE: [*LORA, *UNALIGNED],
+    "LoRA, dropout .1": [*LORA, *UNALIGNED, "adapter.dropout=0.1"],
+    "LoRA, 1 epoch": [*LORA, *UNALIGNED, "training.epochs=1"],
+    "LoRA, 2 epochs": [*LORA, *UNALIGNED, "training.epochs=2"],
+    "A3Tune": [],
+    "A3Tune, true regions": ["labels.source=truth"],
+    "no alignment": UNALIGNED,
+    "no Q-MoE": ["adapter.query_experts=0"],
+    "no K-MoE": ["adapter.key_experts=0"],
+    "no A3MoE": LORA,
+    "no A3MoE, true regions": [*LORA, "labels.source=truth"],
+    "equal capacity": ["adapter.expert_rank=16", "adapter.expert_alpha=64"],
+    "equal capacity, no alignment": ["adapter.expert_rank=16", "adapter.expert_alpha=64", *UNALIGNED],
+    **{f"R {heads}": [f"alignment.heads={heads}"] for heads in (0.125, 0.25, 0.75)},
+    "all heads": ["alignment.heads=100%"],
+    **{f"lambda {weight}": [f"alignment.weight={weight}"] for weight in (0.1, 0.3, 3)},
+    **{f"K {count}": [f"labels.top_k={count}"] for count in (1, 2, 8)},
+    "answer rows": ["alignment.rows=answer"],
+    "learning rate 1e-3": ["training.learning_rate=1e-3"],
+}
+"""What is trained, and what differs from A3Tune with weak labels."""
+QUICK = ["training.max_steps=2", "training.epochs=1", "evaluation.max_new_tokens=3"]
+FIRST_GUESS = 150.0
+"""Seconds of processor time that a cell is taken to need before any was measured."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training (or the base), and what it answers."""
+
+    set: str
+    row: str
+    seed: int
+    split: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.set} {self.row} {self.seed}".replace(" ", "_")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where things are, and what the settings are."""
+
+    out: Path
+    overrides: Sequence[str]
+    patients: Mapping[bool, Mapping[str, int]]
+
+    def data(self, name: str) -> Path:
+        return self.out / "data" / name.replace(" ", "_")
+
+    def tests(self, cell: Cell) -> dict[str, list[Sample]]:
+        """Questions of a cell that have a region, by the name of their test."""
+        marked = SETS[cell.set] is not None
+        files = zip(MARK_TESTS if marked else ("clean",), split_files(cell.split, marked), strict=True)
+        rows = {test: read_rows(self.data(cell.set) / f"{name}.jsonl") for test, name in files}
+        return {test: [sample for sample in samples if sample.regions] for test, samples in rows.items()}
+
+    def settings(self, cell: Cell) -> list[str]:
+        """What a cell's numbers depend on, beside its name."""
+        patients = self.patients[SETS[cell.set] is not None]
+        counts = [f"patients.{split}={count}" for split, count in patients.items()]
+        return [*counts, *SETTINGS, *self.overrides, *ROWS[cell.row]]
+
+    def config(self, cell: Cell) -> RunConfig:
+        folder = self.data(cell.set)
+        config = plan_demo(self.out, [*self.settings(cell), f"training.seed={cell.seed}"]).configs["base"]
+        data = replace(config.data, train=folder / "train.jsonl", validation=None, test=None)
+        labels = replace(config.labels, store=self.out / "labels" / folder.name)
+        return replace(config, data=data, labels=labels, output=self.out / "runs" / cell.name)
+
+    def prepare(self, name: str, rows: Sequence[str]) -> None:
+        """Data of a set and, if one of its rows learns from them, weak labels, once."""
+        folder, share = self.data(name), SETS[name]
+        patients = self.patients[share is not None]
+        names = [file for split in patients for file in split_files(split, share is not None)]
+        if not all((folder / f"{file}.jsonl").is_file() for file in names):
+            write_phantom(folder, patients, marks=share)
+        config = self.config(Cell(name, "A3Tune", 0, "validation"))
+        if any(row != BASE and not {*UNALIGNED, "labels.source=truth"} & {*ROWS[row]} for row in rows):
+            label(config, _silent)
+
+
+def work(study: Study, cell: Cell) -> dict[str, Any]:
+    """Train and answer; a line of `cells.jsonl`."""
+    start, config = _processor_seconds(), study.config(cell)
+    with kept():
+        adapter = None if cell.row == BASE else RunFolder(fine_tune(config, _silent)).adapter
+        trained = _processor_seconds()
+        vlm = Subject(config, adapter).load()
+        questions = study.tests(cell)
+        tests = {name: _answer(vlm, samples, config) for name, samples in questions.items() if name != "random"}
+    if "random" in questions:
+        tests["random"] = _at_random(tests, questions["random"])
+    seconds = {"train": trained - start, "answer": _processor_seconds() - trained}
+    about = asdict(cell) | {"settings": study.settings(cell)}
+    return about | {"seconds": {name: round(value, 1) for name, value in seconds.items()}, "tests": tests}
+
+
+def measured(study: Study, cells: Sequence[Cell], jobs: int) -> Iterator[dict[str, Any]]:
+    """`work` on each cell, as they end; with one job at a time all happens in this process."""
+    if jobs == 1:
+        torch.set_num_threads(1)
+        yield from (work(study, cell) for cell in cells)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield from (done.result() for done in as_completed([pool.submit(work, study, cell) for cell in cells]))
+
+
+def earlier(study: Study, file: Path) -> list[dict[str, Any]]:
+    """Cells that were measured before; ends the program if their settings were others."""
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    for line in lines:
+        now = study.settings(_cell(line))
+        if line["settings"] != now:
+            raise SystemExit(
+                f"{file}: {line['row']}: was measured with {line['settings']}, not {now}; use another --out"
+            )
+    return lines
+
+
+def _cell(line: Mapping[str, Any]) -> Cell:
+    return Cell(line["set"], line["row"], line["seed"], line["split"])
+
+
+def _answer(vlm: Vlm, samples: Sequence[Sample], config: RunConfig) -> dict[str, list[float | None]]:
+    """Of every question: whether it is answered right, and the attention inside its region."""
+    found = [scores(prediction) for prediction in evaluate(vlm, samples, config.active_evaluation).predictions]
+    return {
+        "right": [round(own.get("open_recall", own.get("closed_accuracy_strict", np.nan)), 4) for own in found],
+        "mass": [round(own["attention_mass"], 4) if "attention_mass" in own else None for own in found],
+    }
+
+
+def _at_random(
+    tests: Mapping[str, Mapping[str, list[float | None]]], samples: Sequence[Sample]
+) -> dict[str, list[float | None]]:
+    """Scores where the mark names any answer: each of its pictures is one of the two other tests'."""
+    source = ["agree" if sample.meta["mark_agrees"] == "yes" else "disagree" for sample in samples]
+    return {score: [tests[test][score][row] for row, test in enumerate(source)] for score in ("right", "mass")}
+
+
+def markdown(study: Study, lines: Sequence[Mapping[str, Any]], split: str) -> str:
+    """All tables of a split."""
+    parts = [f"- {name}: {value}" for name, value in about().items()]
+    for name in SETS:
+        cells = [line for line in lines if (line["set"], line["split"]) == (name, split)]
+        scored = {row: {line["seed"]: line["tests"] for line in cells if line["row"] == row} for row in ROWS}
+        if cells:
+            parts += ["", f"## {name}: {split} patients", "", *_labels(study, name)]
+            train = read_rows(study.data(name) / "train.jsonl")
+            tests = study.tests(Cell(name, REFERENCE, 0, split))
+            parts += tables(train, tests, {row: seeds for row, seeds in scored.items() if seeds})
+    return "\n".join(parts) + "\n"
+
+
+def _labels(study: Study, name: str) -> Iterator[str]:
+    quality = stored_quality(study.config(Cell(name, "A3Tune", 0, "validation")))
+    if quality is not None:
+        share = 100 * quality.overall.recall_at_k
+        yield f"Weak labels: the true region is among the best {quality.top_k} for {share:.1f} % of the questions."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=["marks"])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=[REFERENCE, "A3Tune"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time, one thread each")
+    parser.add_argument("--plan", action="store_true", help="say what it would cost, and do nothing")
+    parser.add_argument("--quick", action="store_true", help="few patients and two steps, to see that it works")
+    parser.add_argument("overrides", nargs="*", help="settings of all rows, before the options: key=value")
+    args = parser.parse_args()
+    patients = {marked: dict.fromkeys(own, 6) for marked, own in PATIENTS.items()} if args.quick else PATIENTS
+    study = Study(args.out, [*(QUICK if args.quick else []), *args.overrides], patients)
+    file = args.out / "cells.jsonl"
+    lines = earlier(study, file)
+    done = {_cell(line) for line in lines}
+    cells = [Cell(name, row, seed, args.split) for name in args.sets for seed in args.seeds for row in args.rows]
+    cells = [cell for cell in dict.fromkeys(cells) if cell not in done and (cell.row != BASE or cell.seed == 0)]
+    seconds = [sum(line["seconds"].values()) for line in lines] or [FIRST_GUESS]
+    print(f"{len(cells)} cells of about {np.mean(seconds):.0f} s of processor time each", end=": ")
+    print(f"{len(cells) * np.mean(seconds) / 60:.0f} min, beside data and labels", flush=True)
+    if args.plan:
+        return
+    for name in dict.fromkeys(cell.set for cell in cells):
+        study.prepare(name, args.rows)
+    for number, line in enumerate(measured(study, cells, args.jobs), start=1):
+        lines.append(line)
+        with file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(line) + "\n")
+        means = {test: round(float(np.nanmean(own["right"])), 3) for test, own in line["tests"].items()}
+        print(f"{number} of {len(cells)}: {_cell(line).name}: {means}; seconds {line['seconds']}", flush=True)
+    page = markdown(study, lines, args.split)
+    (args.out / "study.md").write_text(page, encoding="utf-8")
+    print(page)
+
+
+def _processor_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()
