@@ -36,7 +36,7 @@ from injection import MAIN, OTHERS, PARALLEL, Fault, Faults, Room, Signal, Trial
 
 RANDOM_KILLS = 8
 """Kills at a random time, of each command."""
-GROUP_SIGNALS = 16
+GROUP_SIGNALS = 30
 """Signals of each kind to all processes of a command, likewise."""
 ROOMS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)
 """Free space on the full disk, as a share of what the command leaves."""
