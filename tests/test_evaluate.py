@@ -18,6 +18,7 @@ from a3tune.errors import ConfigError, DataError, LabelError, ModelError, RunErr
 from a3tune.evaluation.evaluate import evaluate
 from a3tune.evaluation.predictions import read_maps, read_predictions
 from a3tune.evaluation.results import clusters, make_prediction, summarise
+from a3tune.machine.digests import unsealed
 from a3tune.masks import encode_mask
 from a3tune.run.folder import RunFolder
 from a3tune.types import Region, Sample
@@ -148,7 +149,7 @@ def test_summary(vlm, samples, tmp_path):
     assert set(types["organ"]) >= {"open_recall", "intensity"}
     assert "open_recall" not in types["presence"]
     written = json.loads((tmp_path / "run" / "results.json").read_text(), parse_constant=pytest.fail)
-    assert written == json.loads(json.dumps(found.as_json()))
+    assert unsealed(written) == json.loads(json.dumps(found.as_json()))
     low, high = written["metrics"]["open_recall"]["ci95"]
     assert low <= written["metrics"]["open_recall"]["mean"] <= high
     # One image alone has no interval: null, not NaN.
@@ -174,6 +175,14 @@ def test_choices_are_scored_with_their_options(samples):
     found = summarise([choice] * 2, [make_prediction(choice, text) for text in ("on the lefthand side", "right")])
     assert found.metrics["choice_accuracy"].mean == 0.5
     assert found.metrics["choice_accuracy_strict"].mean == 0.0
+
+
+def test_the_order_of_the_rows_changes_no_answer(vlm, samples):
+    same = [replace(samples[0], id=str(i)) for i in range(6)]
+    settings = replace(SHORT, decode="sampling")
+    first, reverse = evaluate(vlm, same, settings), evaluate(vlm, same[::-1], settings)
+    assert first.predictions == reverse.predictions[::-1]
+    assert len({p.prediction for p in first.predictions}) > 1
 
 
 def test_chance_differs_between_batches_and_repeats(vlm, samples):
@@ -295,6 +304,9 @@ def test_damaged_folder_is_refused(vlm, samples, tmp_path):
     lines = folder.predictions.read_text().splitlines()
     folder.predictions.write_text("\n".join([lines[0][:-9], *lines[1:]]) + "\n")
     with pytest.raises(RunError, match=r"predictions.jsonl:1: .* damaged"):
+        evaluate(vlm, samples, SHORT, out_folder=folder.path)
+    folder.predictions.write_text("\n".join([*lines, lines[1]]) + "\n")
+    with pytest.raises(RunError, match=r"predictions.jsonl:6: .* line 2 again; remove one"):
         evaluate(vlm, samples, SHORT, out_folder=folder.path)
     (folder.path / "identity.json").unlink()
     with pytest.raises(RunError, match=r"identity.json, .* missing"):

@@ -102,6 +102,10 @@ def read_image(source: ImageSource) -> tuple[bytes, str]:
 @contextmanager
 def _readable(source: ImageSource) -> Iterator[None]:
     try:
+        # Reading a pipe or a device may never end; rows may name any.
+        if isinstance(source, Path) and (special := split_fragment(source)[0]).exists() and not special.is_dir():
+            if not special.is_file():
+                raise ValueError("it is a pipe or a device")
         yield
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = error.strerror if isinstance(error, OSError) else error
