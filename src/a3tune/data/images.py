@@ -102,14 +102,17 @@ def read_image(source: ImageSource) -> tuple[bytes, str]:
 @contextmanager
 def _readable(source: ImageSource) -> Iterator[None]:
     try:
-        # Reading a pipe or a device may never end; rows may name any.
-        if isinstance(source, Path) and (special := split_fragment(source)[0]).exists() and not special.is_dir():
-            if not special.is_file():
-                raise ValueError("it is a pipe or a device")
+        if isinstance(source, Path) and _never_ends(split_fragment(source)[0]):
+            raise ValueError("it is a pipe or a device")
         yield
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{source}: expected an image file, cannot read it: {reason}") from error
+
+
+def _never_ends(path: Path) -> bool:
+    """Whether reading may wait for ever, or fill the memory; rows may name any path."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _is_empty(source: ImageSource) -> DataError:
