@@ -141,7 +141,7 @@ def main() -> None:
 def _cell(row: Mapping[str, Mapping[str, Estimate]], metric: str) -> str:
     """A mean, or a difference with a star where its interval excludes 0; times 100."""
     own = row.get("differences", row["means"])[metric]
-    sign, star = ("+", "*" * (own.low > 0 or own.high < 0)) if "differences" in row else ("", "")
+    sign, star = ("+", "*" if own.low > 0 or own.high < 0 else "") if "differences" in row else ("", "")
     return f"{100 * own.mean:{sign}.1f}{star} [{100 * own.low:{sign}.1f}, {100 * own.high:{sign}.1f}]"
 
 

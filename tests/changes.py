@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 from safetensors.numpy import load_file, save_file
+
+from a3tune.labels.rows import TABLES
+from a3tune.labels.table import Table, read_shard
+from a3tune.machine.digests import write_digests
 
 Outcome = Literal["refused", "as before"]
 """refused: exit code 2, one sentence, nothing in the output touched. as before: goes on, to what it would have made."""
@@ -125,6 +127,7 @@ def _base_settings(inputs: Inputs) -> None:
 def _adapter_value(inputs: Inputs) -> None:
     assert inputs.adapter is not None
     one_value(inputs.adapter / "adapter_model.safetensors")
+    write_digests(inputs.adapter)  # another adapter, not a damaged one
 
 
 def _adapter_scale(inputs: Inputs) -> None:
@@ -133,16 +136,19 @@ def _adapter_scale(inputs: Inputs) -> None:
     path = inputs.adapter / "adapter_config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"lora_alpha": 2 * settings["lora_alpha"]}))
+    write_digests(inputs.adapter)
 
 
 def _relabel(inputs: Inputs) -> None:
-    """Other similarities under the same names, as of a ranker that changed its mind."""
+    """Other similarities of the same images and questions, as of a ranker that changed its mind."""
     assert inputs.store is not None
     for path in (inputs.store / "similarities").rglob("*.parquet"):
-        table = pq.read_table(path)
-        other = [list(reversed(values)) for values in table["similarity"].to_pylist()]
-        column = pa.array(other, type=table.schema.field("similarity").type)
-        pq.write_table(table.set_column(table.schema.get_field_index("similarity"), "similarity", column), path)
+        rows = read_shard(path, TABLES["similarities"][0]).to_pylist()
+        path.unlink()
+        table = Table(path.parent, TABLES["similarities"][0])
+        for row in rows:
+            table.add(row | {"similarity": row["similarity"][::-1]})
+        table.write()
 
 
 def _move(inputs: Inputs) -> Inputs:

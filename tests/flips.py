@@ -29,6 +29,7 @@ from a3tune.models import shipped
 from a3tune.report.logs import read_log
 from a3tune.run.folder import RunFolder, read_json
 from a3tune.training.checkpoint import check_checkpoint, last_checkpoint, samples_of_step, state_of
+from a3tune.types import Sample
 from a3tune.vlm.load import load_vlm
 from injection import MAIN, World, run
 
@@ -124,11 +125,11 @@ def _labels(store: Path, rows: Path) -> Iterator[Kept]:
     yield Kept("all shards, by `label status`", [shard for found in shards.values() for shard in found], status)
     yield Kept("`settings/` of a label store", sorted((store / "settings").glob("*.json")), labels)
     quality = sorted((store / "quality").glob("*.json"))
-    yield Kept("`quality/` of a label store", quality, lambda: _quality(store, settings))
+    yield Kept("`quality/` of a label store", quality, lambda: _quality(store, settings, samples))
 
 
-def _quality(store: Path, settings: str) -> Any:
-    found = read_quality(store, settings, LabelsConfig().top_k)
+def _quality(store: Path, settings: str, samples: list[Sample]) -> Any:
+    found = read_quality(store, settings, LabelsConfig().top_k, samples)
     assert found is not None
     return {name: asdict(group) for name, group in found.items()}
 

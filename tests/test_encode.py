@@ -133,6 +133,12 @@ def test_a_model_without_template_says_so(vlm: Vlm) -> None:
         encode(bare, [IMAGE], ["Where?"])
 
 
+def test_a_template_that_fails_is_told(vlm: Vlm) -> None:
+    for template in ("{{ 1 / 0 }}", "{{ messages[9].x.y }}", "{% if %}"):
+        with pytest.raises(ModelError, match="its chat template fails"):
+            encode(with_template(vlm, template), [IMAGE], ["Where?"])
+
+
 def with_template(vlm: Vlm, template: str) -> Vlm:
     processor = tiny_processor(vlm.tokenizer, image_size=48)
     processor.chat_template = template

@@ -177,6 +177,14 @@ def test_choices_are_scored_with_their_options(samples):
     assert found.metrics["choice_accuracy_strict"].mean == 0.0
 
 
+def test_the_order_of_the_rows_changes_no_answer(vlm, samples):
+    same = [replace(samples[0], id=str(i)) for i in range(6)]
+    settings = replace(SHORT, decode="sampling")
+    first, reverse = evaluate(vlm, same, settings), evaluate(vlm, same[::-1], settings)
+    assert first.predictions == reverse.predictions[::-1]
+    assert len({p.prediction for p in first.predictions}) > 1
+
+
 def test_chance_differs_between_batches_and_repeats(vlm, samples):
     same = [replace(samples[0], id=str(i), regions=None) for i in range(4)]
     first, second = (
@@ -296,6 +304,9 @@ def test_damaged_folder_is_refused(vlm, samples, tmp_path):
     lines = folder.predictions.read_text().splitlines()
     folder.predictions.write_text("\n".join([lines[0][:-9], *lines[1:]]) + "\n")
     with pytest.raises(RunError, match=r"predictions.jsonl:1: .* damaged"):
+        evaluate(vlm, samples, SHORT, out_folder=folder.path)
+    folder.predictions.write_text("\n".join([*lines, lines[1]]) + "\n")
+    with pytest.raises(RunError, match=r"predictions.jsonl:6: .* line 2 again; remove one"):
         evaluate(vlm, samples, SHORT, out_folder=folder.path)
     (folder.path / "identity.json").unlink()
     with pytest.raises(RunError, match=r"identity.json, .* missing"):

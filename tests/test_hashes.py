@@ -1,13 +1,14 @@
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from a3tune.machine import hashes, remembered
 from a3tune.machine.hashes import difference, file_hash, tree_hashes
-from a3tune.machine.remembered import WORTH, Remembered
+from a3tune.machine.remembered import WORTH, Remembered, cache_file
 
 
 @pytest.fixture
@@ -99,6 +100,29 @@ def test_a_damaged_cache_only_costs_time(large: Path, memory: Path, monkeypatch:
         monkeypatch.setattr(remembered, "_LARGEST", 10)
     forget(monkeypatch)
     assert reads(monkeypatch, large) == 1
+
+
+@pytest.mark.parametrize("place", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_no_cache(
+    large: Path, memory: Path, monkeypatch: pytest.MonkeyPatch, place: Callable[[Path], None]
+):
+    memory.parent.mkdir()
+    place(memory)
+    for _ in range(2):
+        assert reads(monkeypatch, large) == 1
+        forget(monkeypatch)
+
+
+def test_the_cache_is_never_in_the_working_folder(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/x")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/x")
+    assert cache_file() == Path("/var/cache/x/a3tune/hashes")
+    for relative in ("", "here", "../there"):
+        monkeypatch.setenv("XDG_CACHE_HOME", relative)
+        assert cache_file() == Path("/home/x/.cache/a3tune/hashes")
+    monkeypatch.setenv("HOME", "here")
+    with pytest.raises(RuntimeError):
+        cache_file()
 
 
 def test_a_user_without_a_home_has_no_cache(large: Path, memory: Path, monkeypatch: pytest.MonkeyPatch):

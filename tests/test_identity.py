@@ -179,9 +179,20 @@ def test_a_training_of_an_earlier_version_goes_on_and_says_what_it_does_not_know
     text = text.replace(folder.read_config().model.path, config.model.path)
     folder.config.write_text(text.replace(str(folder.read_config().labels.store), str(config.labels.store)))
     train(config, callbacks=())
-    assert "started by an earlier version of a3tune" in caplog.text
+    assert "does not say which rows, labels and base it was started with" in caplog.text
     assert weights_of(folder.path) == weights_of(copied / "truth whole")
     assert folder.training_identity.read_bytes() == recorded
+
+
+def test_a_training_without_its_settings_is_refused(copied: Path, ranker_folder: Path) -> None:
+    for run in ("stopped", "whole"):
+        folder = RunFolder(copied / f"truth {run}")
+        config = settings(inputs_of(copied), folder.path, "truth", ranker_folder)
+        folder.config.unlink()
+        before = content(folder.path)
+        with pytest.raises(RunError, match=r"without its config\.yaml.*choose another output"):
+            train(replace(config, training=replace(config.training, seed=9)), callbacks=())
+        assert content(folder.path) == before
 
 
 def test_answers_of_an_earlier_version_are_refused(copied: Path) -> None:

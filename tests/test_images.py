@@ -1,5 +1,6 @@
 import hashlib
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -158,6 +159,12 @@ def test_files_that_cannot_be_read(tmp_path):
     for name in ("missing.png", "empty.png"):
         with pytest.raises(DataError, match=name):
             content_hash(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "zero.png", "zero.png#axial=1"):
+        for read in (load_image, content_hash):
+            with pytest.raises(DataError, match=f"{name}: .* a pipe or a device"):
+                read(tmp_path / name)
     with pytest.raises(DataError, match=r"0 x 5|could not decode|not recognised"):
         load_image(png(0, 5))
 

@@ -85,6 +85,38 @@ def test_a_command_that_has_nothing_to_save_ends_with_one_line(number: str, code
     assert said.strip() == "a3tune: interrupted; the same command goes on from what is finished"
 
 
+STARTING = """
+import signal, sys
+def ask(*_, **__):
+    signal.raise_signal(signal.{number})
+class Importing:
+    def find_spec(self, name, *_):
+        if name == "a3tune.cli":
+            ask()
+if "{stage}" == "imports":
+    sys.meta_path.insert(0, Importing())
+else:
+    import typer.core, typer.main
+    if "{stage}" == "knows its commands":
+        typer.main.get_command = ask
+    else:
+        typer.core.TyperGroup.parse_args = ask
+sys.argv = ["a3tune", "train"]
+from a3tune.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("stage", ["imports", "knows its commands", "reads its options"])
+def test_a_command_that_starts_ends_with_one_line(stage: str, number: str, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STARTING.format(stage=stage, number=number)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.strip() == "a3tune: interrupted; the same command goes on from what is finished"
+
+
 class Running:
     """A command in a process group of its own, in the folder `work`."""
 

@@ -86,6 +86,36 @@ def test_workers_end_with_a_killed_parent(tmp_path):
         time.sleep(0.05)
 
 
+HUNG_UP = """
+import sys, time
+from a3tune.machine.signals import Stopped, stopping
+from a3tune.machine.workers import in_order
+def work(task):
+    print("begun", flush=True)
+    time.sleep(60)
+if __name__ == "__main__":
+    try:
+        with stopping():
+            list(in_order(work, [1, 2], 2))
+    except Stopped as stop:
+        print("stopped by", stop.number)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_whole_group_is_asked_to_stop_and_one_answers(tmp_path, number):
+    script = tmp_path / "hung_up.py"
+    script.write_text(HUNG_UP)
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    for _ in range(2):
+        assert process.stdout.readline() == "begun\n"
+    os.killpg(process.pid, number)
+    assert process.communicate(timeout=40) == (f"stopped by {int(number)}\n", "")
+
+
 ASKED = """
 import sys, time
 from concurrent.futures import ProcessPoolExecutor

@@ -88,7 +88,7 @@ def test_label_stores(tmp_path_factory: pytest.TempPathFactory, quality: Any, st
         (store / name).parent.mkdir(parents=True, exist_ok=True)
         (store / name).write_text(json.dumps(text))
     with only_our_errors():
-        assert all(isinstance(group, Quality) for group in (read_quality(store, "a", 4) or {}).values())
+        assert all(isinstance(group, Quality) for group in (read_quality(store, "a", 4, []) or {}).values())
     with only_our_errors():
         assert all(isinstance(found, StoredSettings) for found in stored_settings(store))
 
@@ -122,7 +122,7 @@ def test_evaluations(tmp_path_factory: pytest.TempPathFactory, identity: Any, re
     folder.results.write_text(json.dumps(results))
     folder.predictions.write_bytes(b"")
     with only_our_errors():
-        PredictionLog(folder, {}, {"model": "tiny"})
+        PredictionLog(folder, {})
     with only_our_errors():
         assert isinstance(read_json(folder.results, "make it again"), dict)
 

@@ -7,7 +7,19 @@ if not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:  # noqa: PTH109  (
     # Python looks for modules here first: a torch.py in the folder of a stranger would be run.
     del sys.path[0]
 
-from a3tune.cli import main
+from a3tune.machine.signals import stopping, told
+
+
+def main() -> None:
+    """Entry point of the command `a3tune`. Being asked to stop ends it with one line, also while it imports."""
+    try:
+        with stopping():
+            from a3tune.cli import main as command
+
+            command()
+    except KeyboardInterrupt as stop:
+        sys.exit(told(stop))
+
 
 if __name__ == "__main__":
     main()

@@ -62,6 +62,7 @@ _ADAPTER_SETTINGS = frozenset(
     }
 )
 """Of an adapter's settings those that may say something; `megatron_core` counts only with `megatron_config`."""
+_ANEW = f"copy the adapter anew; if you changed it yourself, delete {DIGESTS}."
 _CONTENT = (".safetensors", ".bin", ".json", ".txt", ".model")
 """Endings of what segmenters and rankers read."""
 _BASE = (".safetensors", ".json", ".txt", ".model", ".jinja")
@@ -185,16 +186,18 @@ def head_total(name: str) -> int | None:
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:
-    """The settings of the A3MoE or LoRA adapter in `folder`, as they stand there; its weights are only looked for.
+    """The settings of the A3MoE or LoRA adapter in `folder`; its weights are only looked for.
 
     Raises:
-        AdapterError: it holds no such adapter, or no weights that can be read without running code.
+        AdapterError: it holds no such adapter, or no weights that can be read without running code, or its settings are
+            not those that were saved.
     """
     path = folder / "adapter_config.json"
     if not path.is_file():
         raise AdapterError(
             f"{folder}: expected an adapter folder with adapter_config.json, found none. Check the path."
         )
+    check_digests(folder, AdapterError, _ANEW, (path.name,))  # what damage left is nobody's settings
     try:
         settings = json.loads(path.read_text())
         peft_type = settings.get("peft_type")
@@ -218,12 +221,10 @@ def read_adapter(folder: Path) -> dict[str, Any]:
             f"{settings['init_lora_weights']!r:.60}: others change the base model. Use PEFT to load it."
         )
     if not adapter_weights(folder).is_file():
-        pickled = (
-            ", only adapter_model.bin, which can run code when read" if (folder / "adapter_model.bin").exists() else ""
-        )
-        raise AdapterError(
-            f"{folder}: expected adapter_model.safetensors, found none{pickled}. Save it with safe_serialization."
-        )
+        there = ". Copy the adapter anew."
+        if (folder / "adapter_model.bin").exists():
+            there = ", only adapter_model.bin, which can run code when read. Save it with safe_serialization."
+        raise AdapterError(f"{folder}: expected adapter_model.safetensors, found none{there}")
     try:
         check_header(adapter_weights(folder))
     except ModelError as error:
@@ -243,9 +244,7 @@ def check_adapter(folder: Path) -> dict[str, Any]:
         AdapterError: it holds no such adapter, or a file of it is damaged.
     """
     settings = read_adapter(folder)
-    names = ("adapter_config.json", adapter_weights(folder).name)
-    hint = f"copy the adapter anew; if you changed it yourself, delete {DIGESTS}."
-    check_digests(folder, AdapterError, hint, names)
+    check_digests(folder, AdapterError, _ANEW, (adapter_weights(folder).name,))
     return settings
 
 
@@ -335,11 +334,6 @@ def base_hashes(name: str) -> dict[str, str]:
         except (LocalEntryNotFoundError, HFValidationError):
             return {}
     return _files(folder, _BASE)
-
-
-def adapter_hashes(folder: Path) -> dict[str, str]:
-    """Settings and weights of an adapter by their content: name -> SHA-256. Its card tells nothing of what it does."""
-    return _files(folder, (".safetensors", "adapter_config.json"))
 
 
 def weights_hash(model: Any) -> str:

@@ -3,14 +3,19 @@
 Whatever needs PyTorch is imported inside the commands, so that help is there at once.
 """
 
+import sys
+
 from a3tune.cli import checkpoints, data, explorer, labels, paper, runs  # each adds its commands to `app`
 from a3tune.cli.app import app
-from a3tune.machine.signals import stopping
+from a3tune.machine.signals import stopping, told
 
 __all__ = ["app", "checkpoints", "data", "explorer", "labels", "main", "paper", "runs"]
 
 
 def main() -> None:
-    """Entry point of the command `a3tune`."""
-    with stopping():
-        app()
+    """The command `a3tune`, as programs with parts of their own start it (docs/howto)."""
+    try:
+        with stopping():
+            app()
+    except KeyboardInterrupt as stop:  # before the command was found
+        sys.exit(told(stop))

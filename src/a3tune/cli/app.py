@@ -1,6 +1,7 @@
 """The application that the commands are added to: errors, exit codes, version."""
 
-import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -8,12 +9,12 @@ from typer.core import TyperGroup
 
 from a3tune import __version__
 from a3tune.errors import A3TuneError
-from a3tune.machine import processes
+from a3tune.machine.signals import told
 from a3tune.text import visible
 
-MISTAKE, ASKED = 2, 128
-"""Exit codes: for what a user can mend; for a signal, by its number: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP. A
-bug of ours ends with a traceback and code 1."""
+MISTAKE = 2
+"""Exit code for what a user can mend. That of a signal is the one of `told`; a bug of ours ends with a traceback and
+code 1."""
 
 
 ORDER = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "app", "report", "merge", "reproduce")
@@ -34,17 +35,24 @@ class _Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _telling():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _telling():
             return super().invoke(ctx)
-        except A3TuneError as error:
-            echo(f"a3tune: {error}", err=True)
-            raise typer.Exit(MISTAKE) from None
-        except KeyboardInterrupt as stop:
-            how = str(stop) or "interrupted; the same command goes on from what is finished"
-            if processes.index() == 0:
-                echo(f"\na3tune: {how}", err=True)
-            raise typer.Exit(ASKED + getattr(stop, "number", signal.SIGINT)) from None
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    try:
+        yield
+    except A3TuneError as error:
+        echo(f"a3tune: {error}", err=True)
+        raise typer.Exit(MISTAKE) from None
+    except KeyboardInterrupt as stop:
+        raise typer.Exit(told(stop)) from None
 
 
 app = typer.Typer(

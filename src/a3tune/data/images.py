@@ -102,10 +102,17 @@ def read_image(source: ImageSource) -> tuple[bytes, str]:
 @contextmanager
 def _readable(source: ImageSource) -> Iterator[None]:
     try:
+        if isinstance(source, Path) and _never_ends(split_fragment(source)[0]):
+            raise ValueError("it is a pipe or a device")
         yield
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{source}: expected an image file, cannot read it: {reason}") from error
+
+
+def _never_ends(path: Path) -> bool:
+    """Whether reading may wait for ever, or fill the memory; rows may name any path."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _is_empty(source: ImageSource) -> DataError:

@@ -23,9 +23,12 @@ R = TypeVar("R")
 
 
 def batches(vlm: Vlm, samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
-    """Samples of like length together, longest first: less padding, and too little memory shows at once."""
+    """Samples of like length together, longest first: less padding, and too little memory shows at once.
+
+    The order of the samples changes nothing: their batches, and with these their random numbers, stay the same.
+    """
     lengths = {sample.id: len(vlm.tokenizer(sample.prompt)["input_ids"]) for sample in samples}
-    ordered = sorted(samples, key=lambda sample: -lengths[sample.id])
+    ordered = sorted(samples, key=lambda sample: (-lengths[sample.id], sample.id))
     return (ordered[start : start + size] for start in range(0, len(ordered), size))
 
 

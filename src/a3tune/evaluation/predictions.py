@@ -142,7 +142,8 @@ def _line(prediction: Prediction, cost: Cost) -> str:
 def _read_lines(path: Path) -> list[tuple[Prediction, Cost]]:
     """Predictions and what they took; a last line without its end was cut short and is left out."""
     lines = path.read_bytes().split(b"\n")[:-1]
-    predictions = []
+    predictions: list[tuple[Prediction, Cost]] = []
+    number_of: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         try:
             row = unsealed(json.loads(line))
@@ -150,6 +151,9 @@ def _read_lines(path: Path) -> list[tuple[Prediction, Cost]]:
             predictions.append((_checked(_PREDICTION.validate_python(row)), cost))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise RunError(f"{path}:{number}: expected a prediction, the line is damaged; remove it") from None
+        first = number_of.setdefault(predictions[-1][0].id, number)
+        if first != number:
+            raise RunError(f"{path}:{number}: answers the question of line {first} again; remove one of them")
     return predictions
 
 

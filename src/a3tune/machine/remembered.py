@@ -50,8 +50,12 @@ remembered = Remembered()
 
 def cache_file() -> Path:
     """Where the hashes are kept. Raises RuntimeError for a user without a home."""
-    folder = os.environ.get("XDG_CACHE_HOME")
-    return (Path(folder) if folder else Path.home() / ".cache") / "a3tune" / "hashes"
+    folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not folder.is_absolute():  # the XDG specification: to be ignored
+        folder = Path.home() / ".cache"
+    if not folder.is_absolute():
+        raise RuntimeError(f"no home: {folder}")
+    return folder / "a3tune" / "hashes"
 
 
 def _signature(stat: os.stat_result) -> str:
@@ -62,6 +66,8 @@ def _signature(stat: os.stat_result) -> str:
 def _read() -> dict[str, str]:
     hashes: dict[str, str] = {}
     with suppress(OSError, RuntimeError):
+        if not cache_file().is_file():  # reading a pipe or a device may never end
+            return hashes
         if cache_file().stat().st_size > _LARGEST:
             cache_file().unlink()
         for line in cache_file().read_text(encoding="ascii", errors="replace").splitlines():
@@ -75,7 +81,9 @@ def _read() -> dict[str, str]:
 def _append(entry: str) -> None:
     with suppress(OSError, RuntimeError):
         cache_file().parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(cache_file(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(
+            cache_file(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
+        )
         try:
             os.write(descriptor, f"{entry} {_check(entry)}\n".encode())
         finally:

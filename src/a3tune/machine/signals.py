@@ -4,12 +4,18 @@ A signal that this process was started to ignore, as `nohup` does with SIGHUP, s
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from a3tune.machine import processes
+from a3tune.text import visible
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_ASKED = 128
+"""Exit codes of signals start here."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -19,6 +25,15 @@ class Stopped(KeyboardInterrupt):
         super().__init__(message)
         self.number = number
         """Of the signal."""
+
+
+def told(stop: KeyboardInterrupt) -> int:
+    """Say that this command was asked to stop, once for all its processes. Returns the exit code, by the signal's
+    number: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    if processes.index() == 0:
+        how = str(stop) or "interrupted; the same command goes on from what is finished"
+        print(f"\na3tune: {visible(how)}", file=sys.stderr)
+    return _ASKED + getattr(stop, "number", signal.SIGINT)
 
 
 @contextmanager

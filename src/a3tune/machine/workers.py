@@ -43,7 +43,8 @@ def in_order(
         yield from (None if task is None else work(task) for task in tasks)
         return
     waiting: deque[Future] = deque()
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _take_up, (work,))
+    with held():  # this starts the process of Python's that keeps its semaphores: SIGHUP is not for that one, either
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _take_up, (work,))
     try:
         with ending(pool):
             for task in tasks:

@@ -55,8 +55,8 @@ def read_run(
     missing = [sample.id for sample in samples if sample.id not in by_id]
     if missing or len(by_id) != len(samples):
         raise RunError(
-            f"{folder.path}: expected answers to the {len(samples)} test questions of the other runs, got "
-            f"{len(by_id)} answers, {len(missing)} of these questions are not among them; evaluate all runs on one file"
+            f"{folder.path}: expected answers to the {len(samples)} test questions, got {len(by_id)} answers, "
+            f"{len(missing)} of these questions are not among them; evaluate all runs on one file, to the end"
         )
     refuse_other_rows(folder, samples, images=images)
     predictions = tuple(by_id[sample.id] for sample in samples)

@@ -129,10 +129,11 @@ def _done(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, st
         yield from ((job, work(job)) for job in jobs)
         return
     context = get_context("spawn")
-    devices = context.Queue()
+    with held():  # see `workers.in_order`
+        devices = context.Queue()
+        pool = ProcessPoolExecutor(workers, context, _take_device, (devices,))
     for number in range(workers):
         devices.put(number)
-    pool = ProcessPoolExecutor(workers, context, _take_device, (devices,))
     with ending(pool):
         with held():
             working = {pool.submit(until_stopped, work, job): job for job in jobs}

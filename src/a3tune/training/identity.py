@@ -57,8 +57,8 @@ def record(folder: RunFolder, identity: TrainingIdentity, *, started: bool) -> N
         return
     if started:
         logger.warning(
-            "%s: started by an earlier version of a3tune, which did not record rows, labels and base: they are taken "
-            "for those that it was started with",
+            "%s: does not say which rows, labels and base it was started with, as runs of earlier versions do not: "
+            "those of now are taken for them",
             folder.path,
         )
     folder.write_json(folder.training_identity.name, asdict(identity))

@@ -230,7 +230,10 @@ def _is_finished(folder: RunFolder) -> bool:
 def _refuse_other_settings(folder: RunFolder, config: RunConfig) -> None:
     """An adapter whose steps were made with different settings would be neither's."""
     if not folder.config.is_file():
-        return
+        raise RunError(
+            f"{folder.path}: holds a run without its {folder.config.name}, which says what it was trained with. Put it "
+            "back to go on, or choose another output"
+        )
     earlier = folder.read_config()
     same_passes = _samples(earlier) == _samples(config)
     harmless = HARMLESS | PLACES if is_recorded(folder) else HARMLESS

@@ -257,7 +257,12 @@ def _render(vlm: Vlm, messages: list[dict], *, add_generation_prompt: bool = Fal
         raise ModelError(
             f"{vlm.name}: the processor has no chat template. Put a chat_template.jinja into the model's folder."
         )
-    return vlm.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    try:
+        return vlm.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except Exception as error:  # a template is a small program, and raises what it likes
+        raise ModelError(
+            f"{vlm.name}: its chat template fails ({in_short(error)}); get the complete, original checkpoint"
+        ) from error
 
 
 def _refuse_special_tokens(vlm: Vlm, text: str, what: str) -> None:
