@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from a3tune.data.window import centred_window, check_size, ct_window, window
-from a3tune.errors import DataError
+from a3tune.errors import DataError, shown
 
 Result = TypeVar("Result")
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -231,7 +231,7 @@ def _volume(data: bytes) -> _Volume:
         shape, values = header.get_data_shape(), header.get_data_dtype()
         if not 3 <= len(shape) <= 4 or min(shape) < 1 or values.kind not in "iuf":
             size = " x ".join(map(str, shape))
-            raise DataError(f"expected grey values in three or four dimensions, got {size} of kind {values.kind!r}")
+            raise DataError(f"expected grey values in three or four dimensions, got {size} of kind {values.kind}")
         offset, size = int(header.get_data_offset()), int(np.prod(shape, dtype=object)) * values.itemsize
         if not 0 <= offset <= _LARGEST_OFFSET:
             raise DataError(f"expected values within the first {_LARGEST_OFFSET:,} bytes of the volume, got {offset:,}")
@@ -299,7 +299,9 @@ def _parse(fragment: str, known: tuple[str, ...]) -> dict[str, str]:
     for part in filter(None, fragment.split("&")):
         key, _, value = part.partition("=")
         if key not in known or key in asked:
-            raise DataError(f"'#{fragment:.60}': expected each at most once of {', '.join(known)}, got {part!r:.40}")
+            raise DataError(
+                f"'#{fragment:.60}': expected each at most once of {', '.join(known)}, got {shown(part, 40)}"
+            )
         asked[key] = value
     return asked
 
@@ -307,7 +309,7 @@ def _parse(fragment: str, known: tuple[str, ...]) -> dict[str, str]:
 def _number(asked: dict[str, str], key: str) -> int:
     value = asked.get(key, "0")
     if not (value.isascii() and value.isdigit() and len(value) < 10):
-        raise DataError(f"{key}: expected a number counted from 0, got {value!r:.40}")
+        raise DataError(f"{key}: expected a number counted from 0, got {shown(value, 40)}")
     return int(value)
 
 

@@ -10,7 +10,6 @@ and may hold `id`, `answer_type`, `options`, `regions` and `meta` besides. An im
 image, or a struct {"bytes", "path"} of which the bytes count if there are any.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from a3tune.errors import DataError
+from a3tune.data.plain_json import parse_json
+from a3tune.errors import DataError, shown
 
 _ROWS, _BYTES = 64, 2**28
 """Most rows, and most bytes if each row is as large as all of its row group, that are in memory twice."""
@@ -88,13 +88,13 @@ def _arrow_files(folder: Path) -> list[Path]:
     if not (folder / "dataset_info.json").is_file() or not state.is_file():
         raise DataError(f"{folder}: expected a folder saved by `save_to_disk`: dataset_info.json and state.json in it")
     try:
-        names = [item["filename"] for item in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        names = [item["filename"] for item in parse_json(state.read_text(encoding="utf-8"))["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{state}: expected the list of arrow files that `save_to_disk` writes, got {error!r}"
+            f"{state}: expected the list of arrow files that `save_to_disk` writes, got {shown(error)}"
         ) from None
     if not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise DataError(f"{state}: expected names of files in this folder, got {names!r:.80}")
+        raise DataError(f"{state}: expected names of files in this folder, got {shown(names, 80)}")
     return [folder / name for name in names]
 
 
@@ -102,10 +102,10 @@ def _conversation(where: str, row: dict[str, Any]) -> dict[str, Any]:
     messages, images = row["messages"], row.get("images", [row["image"]] if "image" in row else [])
     roles = [item.get("role") if isinstance(item, dict) else None for item in messages or []]
     if roles != ["user", "assistant"]:
-        raise DataError(f"{where}: messages: expected one user and one assistant message, got the roles {roles!r:.60}")
+        raise DataError(f"{where}: messages: expected one user and one assistant message, got the roles {shown(roles)}")
     if not isinstance(images, list) or len(images) != 1:
         count = len(images) if isinstance(images, list) else images
-        raise DataError(f"{where}: images: expected a list of one image, got {count!r:.40}")
+        raise DataError(f"{where}: images: expected a list of one image, got {shown(count, 40)}")
     prompt, answer = (_content(where, item.get("content")) for item in messages)
     rest = {key: value for key, value in row.items() if key not in ("messages", "images", "image")}
     return rest | {"image": images[0], "prompt": prompt, "answer": answer}
@@ -114,10 +114,10 @@ def _conversation(where: str, row: dict[str, Any]) -> dict[str, Any]:
 def _content(where: str, content: Any) -> str:
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise DataError(f"{where}: messages: expected a text or a list of parts as content, got {content!r:.60}")
+        raise DataError(f"{where}: messages: expected a text or a list of parts as content, got {shown(content)}")
     texts = [part.get("text") for part in parts if part.get("type") == "text"]
     if not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{where}: messages: expected a text in each part of type 'text', got {texts!r:.60}")
+        raise DataError(f"{where}: messages: expected a text in each part of type 'text', got {shown(texts)}")
     return "\n".join(text.replace("<image>", "").strip() for text in texts if text).strip()
 
 
@@ -125,7 +125,7 @@ def _image(where: str, value: Any) -> str | bytes:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if not isinstance(value, str | bytes) or not value:
-        raise DataError(f"{where}: image: expected a path or the bytes of an image, got {value!r:.60}")
+        raise DataError(f"{where}: image: expected a path or the bytes of an image, got {shown(value)}")
     return value
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from a3tune.errors import DataError
+from a3tune.errors import DataError, shown
 
 MAX_PIXELS = 80_000_000
 """Larger images are refused before they are decoded: a few kilobytes can unpack to gigabytes (a decompression bomb)."""
@@ -80,7 +80,7 @@ def ct_window(name: str) -> tuple[float, float]:
         DataError: the name is unknown; lists the known ones.
     """
     if name not in CT_WINDOWS:
-        raise DataError(f"window: expected one of {', '.join(CT_WINDOWS)}, got {name!r:.40}")
+        raise DataError(f"window: expected one of {', '.join(CT_WINDOWS)}, got {shown(name, 40)}")
     return CT_WINDOWS[name]
 
 

@@ -1,6 +1,5 @@
 """Users' own masks -> regions of samples: COCO, Label Studio, PNG masks, NIfTI label volumes. Knows no model."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from a3tune.data.images import load_image, read_image, split_fragment
 from a3tune.data.medical import nifti_grid
 from a3tune.data.mention import mentioned
 from a3tune.data.paths import inside
-from a3tune.errors import DataError
+from a3tune.data.plain_json import parse_json
+from a3tune.errors import DataError, shown
 from a3tune.types import Region, Sample
 
 Progress = Callable[[int, int], None]
@@ -85,8 +85,8 @@ def _from_annotations(source: Path, images: list[Path], progress: Progress | Non
 
 def _read_annotations(source: Path) -> list[Annotated]:
     try:
-        data: Any = json.loads(source.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        data: Any = parse_json(source.read_text(encoding="utf-8-sig"), constants=True)
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{source}: expected masks: COCO or Label Studio JSON, a folder of PNG masks, or NIfTI labels: {error}"
         ) from None
@@ -166,7 +166,9 @@ def _images_named(source: Path, name: str, images: list[Path]) -> list[Path]:
     parts = inside(Path(), name).parts
     fitting = [image for image in images if image.parts[-len(parts) :] == parts]
     if len(fitting) > 1:
-        raise DataError(f"{source}: {name!r:.80} fits several images, {fitting[0]} and {fitting[1]}; give more folders")
+        raise DataError(
+            f"{source}: {shown(name, 80)} fits several images, {fitting[0]} and {fitting[1]}; give more folders"
+        )
     return fitting
 
 

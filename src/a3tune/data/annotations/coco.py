@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from a3tune.data.annotations.shapes import Annotated, box_region, image_size, numbers, polygon_region
-from a3tune.errors import DataError, LabelError
+from a3tune.errors import DataError, LabelError, shown
 from a3tune.masks import decode_mask, encode_mask
 from a3tune.types import Region, Rle
 
@@ -27,7 +27,7 @@ def read_coco(where: str, data: dict[str, Any]) -> list[Annotated]:
         key, category = _field(here, item, "image_id"), _field(here, item, "category_id")
         if key not in images or category not in names:
             raise DataError(
-                f"{here}: expected an image and a category of this file, got {key!r:.40} and {category!r:.40}"
+                f"{here}: expected an image and a category of this file, got {shown(key, 40)} and {shown(category, 40)}"
             )
         regions.setdefault(key, []).append(_region(here, item, sizes[key], names[category]))
     return [
@@ -53,7 +53,7 @@ def _rle(where: str, shape: dict[str, Any], size: tuple[int, int]) -> Rle:
     height, width = size
     if shape.get("size") != [height, width]:
         raise DataError(
-            f"{where}: segmentation.size: expected [{height}, {width}] as its image, got {shape.get('size')!r:.40}"
+            f"{where}: segmentation.size: expected [{height}, {width}] as its image, got {shown(shape.get('size'), 40)}"
         )
     counts = shape.get("counts")
     if isinstance(counts, str):
@@ -71,12 +71,12 @@ def _rle(where: str, shape: dict[str, Any], size: tuple[int, int]) -> Rle:
 def _items(where: str, data: dict[str, Any], field: str) -> list[dict[str, Any]]:
     items = data.get(field)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise DataError(f"{where}: {field}: expected a list of objects as COCO has them, got {items!r:.60}")
+        raise DataError(f"{where}: {field}: expected a list of objects as COCO has them, got {shown(items)}")
     return items
 
 
 def _field(where: str, item: dict[str, Any], field: str) -> Any:
     value = item.get(field)
     if type(value) not in (int, str):
-        raise DataError(f"{where}: {field}: expected a number or a text, got {value!r:.60}")
+        raise DataError(f"{where}: {field}: expected a number or a text, got {shown(value)}")
     return value

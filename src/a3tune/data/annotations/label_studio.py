@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from a3tune.data.annotations.shapes import Annotated, box_region, image_size, numbers, polygon_region
-from a3tune.errors import DataError
+from a3tune.errors import DataError, shown
 from a3tune.masks import encode_mask
 from a3tune.types import Region
 
@@ -64,13 +64,13 @@ def decode_brush(codes: list[int], height: int, width: int) -> np.ndarray:
 
 def _task(where: str, task: Any) -> Annotated | None:
     if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
-        raise DataError(f"{where}: expected a task with 'data' and 'annotations', got {task!r:.60}")
+        raise DataError(f"{where}: expected a task with 'data' and 'annotations', got {shown(task)}")
     annotations = task.get("annotations") or []
     if not isinstance(annotations, list) or not all(isinstance(item, dict) for item in annotations):
-        raise DataError(f"{where}: annotations: expected a list of objects, got {annotations!r:.60}")
+        raise DataError(f"{where}: annotations: expected a list of objects, got {shown(annotations)}")
     results = next((item.get("result") for item in annotations if not item.get("was_cancelled")), [])
     if not isinstance(results, list) or not all(isinstance(item, dict) for item in results):
-        raise DataError(f"{where}: annotations: expected a list of results, got {results!r:.60}")
+        raise DataError(f"{where}: annotations: expected a list of results, got {shown(results)}")
     regions: list[Region] = []
     size: tuple[int, int] | None = None
     for number, result in enumerate(results):
@@ -79,14 +79,14 @@ def _task(where: str, task: Any) -> Annotated | None:
             continue
         here = f"{where}: result[{number}]"
         if kind not in _SHAPES:
-            raise DataError(f"{here}: type: expected one of {', '.join(_SHAPES)}, got {kind!r:.40}")
+            raise DataError(f"{here}: type: expected one of {', '.join(_SHAPES)}, got {shown(kind, 40)}")
         value = result.get("value")
         if not isinstance(value, dict):
-            raise DataError(f"{here}: value: expected an object, got {value!r:.60}")
+            raise DataError(f"{here}: value: expected an object, got {shown(value)}")
         size = image_size(here, result.get("original_height"), result.get("original_width"))
         names = value.get(kind) or [""]
         if not isinstance(names, list):
-            raise DataError(f"{here}: {kind}: expected a list of names, got {names!r:.60}")
+            raise DataError(f"{here}: {kind}: expected a list of names, got {shown(names)}")
         regions.append(_SHAPES[kind](here, value, size, str(names[0])))
     return Annotated(_image_name(where, task), size, tuple(regions)) if size else None
 
@@ -99,11 +99,11 @@ def _image_name(where: str, task: dict[str, Any]) -> str:
     if isinstance(upload, str) and upload:
         return _UPLOAD.sub("", upload)
     if not isinstance(address, str) or not address:
-        raise DataError(f"{where}: data.image: expected the image's address, got {task['data']!r:.60}")
+        raise DataError(f"{where}: data.image: expected the image's address, got {shown(task['data'])}")
     try:
         parts = urlsplit(address)
     except ValueError as error:
-        raise DataError(f"{where}: data.image: expected the image's address, got {address!r:.60}: {error}") from None
+        raise DataError(f"{where}: data.image: expected the image's address, got {shown(address)}: {error}") from None
     local = parse_qs(parts.query).get("d")
     if local:
         return local[0]
@@ -114,7 +114,7 @@ def _image_name(where: str, task: dict[str, Any]) -> str:
 def _brush(where: str, value: dict[str, Any], size: tuple[int, int], name: str) -> Region:
     codes = value.get("rle")
     if not isinstance(codes, list) or not all(type(code) is int and 0 <= code < 256 for code in codes):
-        raise DataError(f"{where}: rle: expected a list of bytes, got {codes!r:.60}")
+        raise DataError(f"{where}: rle: expected a list of bytes, got {shown(codes)}")
     try:
         return Region(mask=encode_mask(decode_brush(codes, *size)), name=name)
     except DataError as error:
@@ -136,7 +136,7 @@ def _rectangle(where: str, value: dict[str, Any], size: tuple[int, int], name: s
 def _polygon(where: str, value: dict[str, Any], size: tuple[int, int], name: str) -> Region:
     points = value.get("points")
     if not isinstance(points, list):
-        raise DataError(f"{where}: points: expected a list of [x, y] in percent, got {points!r:.60}")
+        raise DataError(f"{where}: points: expected a list of [x, y] in percent, got {shown(points)}")
     corners = np.array([numbers(f"{where}: points", point, 2) for point in points]).reshape(-1, 2)
     return polygon_region(where, [corners * (size[1], size[0]) / 100], size, name)
 

@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from a3tune.data.window import check_size
-from a3tune.errors import DataError
+from a3tune.errors import DataError, shown
 from a3tune.types import Region, Rle
 
 MAX_OUTLINE = 2_000_000
@@ -34,7 +34,7 @@ def image_size(where: str, height: object, width: object) -> tuple[int, int]:
     """
     if not all(type(side) is int and side > 0 for side in (height, width)):
         raise DataError(
-            f"{where}: expected the image's height and width in pixels, got {height!r:.20} and {width!r:.20}"
+            f"{where}: expected the image's height and width in pixels, got {shown(height, 20)} and {shown(width, 20)}"
         )
     assert isinstance(height, int) and isinstance(width, int)
     check_size(width, height)
@@ -50,7 +50,7 @@ def numbers(where: str, values: Any, count: int | None = None) -> np.ndarray:
     fits = isinstance(values, list) and all(type(item) in (int, float) and abs(item) < 2**53 for item in values)
     if not fits or (count is not None and len(values) != count):
         wanted = "" if count is None else f"{count} "
-        raise DataError(f"{where}: expected a list of {wanted}finite numbers, got {values!r:.60}")
+        raise DataError(f"{where}: expected a list of {wanted}finite numbers, got {shown(values)}")
     return np.asarray(values, dtype=np.float64)
 
 

@@ -1,6 +1,5 @@
 """Masks whose pixel values say what is there: PNG files and NIfTI label volumes -> regions. 0 is background."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from PIL import Image
 
 from a3tune.data.images import FORMATS
 from a3tune.data.medical import nifti_slice
+from a3tune.data.plain_json import parse_json
 from a3tune.data.window import check_size
 from a3tune.errors import DataError
 from a3tune.masks import encode_mask
@@ -62,11 +62,11 @@ def read_names(path: Path) -> dict[int, str]:
     if not path.is_file():
         return {}
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names = parse_json(path.read_text(encoding="utf-8-sig"))
         if not all(isinstance(name, str) for name in names.values()):
             raise ValueError("a name is no text")
         return {int(value): name for value, name in names.items()}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise DataError(f'{path}: expected an object {{"1": "spleen", ...}}: {error}') from None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from a3tune.data.rows import write_rows
 from a3tune.data.sets import cares, iu_xray, mimic_cxr, omni_med_vqa, path_vqa, slake, vqa_rad
 from a3tune.data.sets.reading import Problem, Progress, Reading, Splits
-from a3tune.errors import DataError
+from a3tune.errors import DataError, shown
 from a3tune.machine.files import write_atomic
 from a3tune.types import Sample
 
@@ -206,13 +206,13 @@ def _read(folder: Path, name: str | None, variant: str | None, progress: Progres
     if name is not None and name not in DATA_SETS:
         close = difflib.get_close_matches(name, DATA_SETS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise DataError(f"data set {name!r}: expected one of {', '.join(DATA_SETS)}{hint}")
+        raise DataError(f"data set {shown(name)}: expected one of {', '.join(DATA_SETS)}{hint}")
     if name is None or not folder.is_dir():
         name = detect(folder)
     data_set = DATA_SETS[name]
     variant = variant or data_set.variants[0]
     if variant not in data_set.variants:
-        raise DataError(f"variant {variant!r}: expected one of {', '.join(data_set.variants)} for {name}")
+        raise DataError(f"variant {shown(variant)}: expected one of {', '.join(data_set.variants)} for {name}")
     reading = Reading(folder, progress)
     splits = data_set.read(reading, variant)
     checked = Check(

@@ -20,6 +20,7 @@ from pathlib import Path
 from a3tune.data.sets.iu_xray import PROMPT
 from a3tune.data.sets.reading import Reading, Splits
 from a3tune.data.sets.split import draw
+from a3tune.errors import shown
 from a3tune.types import Sample
 
 DRAWN = {"train": 2000, "test": 500}
@@ -94,7 +95,7 @@ def _studies(reading: Reading) -> dict[str, dict[tuple[str, str], list[str]]]:
         if numbers and max(map(len, row)) <= _LONGEST_ID:
             studies.setdefault(split, {}).setdefault((subject, study), []).append(dicom)
         else:
-            reading.problem(_SPLIT, f"expected ids of an image, a study and a subject, got {row!r:.80}")
+            reading.problem(_SPLIT, f"expected ids of an image, a study and a subject, got {shown(row, 80)}")
     return studies
 
 
@@ -120,5 +121,5 @@ def _table(reading: Reading, name: str, columns: tuple[str, ...], *, needed: boo
         lines = io.StringIO(text.decode(), newline="")
         return [tuple(row[column] or "" for column in columns) for row in csv.DictReader(lines)]
     except (OSError, EOFError, KeyError, TypeError, ValueError, csv.Error, zlib.error) as error:
-        reading.problem(path, f"expected a table with the columns {', '.join(columns)}: {error!r}")
+        reading.problem(path, f"expected a table with the columns {', '.join(columns)}: {shown(error)}")
         return []

@@ -16,7 +16,7 @@ from typing import Any
 from a3tune.data.paths import inside
 from a3tune.data.sets.reading import Reading, Splits
 from a3tune.data.tables import table_rows
-from a3tune.errors import DataError
+from a3tune.errors import DataError, shown
 from a3tune.types import ImageSource, Sample
 
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
@@ -50,7 +50,7 @@ def _read_parquet(reading: Reading, splits: Splits) -> None:
                 image = row.get("image")
                 data = image.get("bytes") if isinstance(image, dict) else None
                 if not isinstance(data, bytes) or not data:
-                    reading.problem(where, f"expected the image's bytes in each row, got {image!r:.60}")
+                    reading.problem(where, f"expected the image's bytes in each row, got {shown(image)}")
                     continue
                 number = reading.rows[split] + 1
                 sample = _sample(reading, where, row, f"{split}-{number}", same.setdefault(data, data))

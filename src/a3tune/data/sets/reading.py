@@ -1,6 +1,5 @@
 """One pass over the folder of a data set: rows read, and everything that is wrong, file by file. Opens no image."""
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from a3tune.data.paths import inside
-from a3tune.errors import DataError
+from a3tune.data.plain_json import parse_json
+from a3tune.errors import DataError, shown
 from a3tune.types import Sample
 
 Progress = Callable[[int, int], None]
@@ -59,11 +59,11 @@ class Reading:
         try:
             text = path.read_text(encoding="utf-8-sig")
             if path.suffix == ".jsonl":
-                return [json.loads(line) for line in text.split("\n") if line.strip()]
-            return json.loads(text)
+                return [parse_json(line, constants=True) for line in text.split("\n") if line.strip()]
+            return parse_json(text, constants=True)
         except FileNotFoundError:
             self.problem(name, "missing")
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             self.problem(name, f"expected JSON text, cannot read it: {error}")
         return default
 
@@ -103,7 +103,7 @@ class Reading:
         value = row.get(key, "")
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return str(value).strip()
-        self.problem(where, f"{key}: expected a text, got {value!r:.60}")
+        self.problem(where, f"{key}: expected a text, got {shown(value)}")
         return ""
 
     def add(self, splits: Splits, split: str, where: str, sample: Sample | None) -> None:

@@ -11,7 +11,6 @@ its like the lesions; none asked for where the question is about modality or pla
 files; one training row has no answer and is left out.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ from a3tune.data.annotations.shapes import box_region, numbers
 from a3tune.data.annotations.values import mask_values
 from a3tune.data.images import FORMATS
 from a3tune.data.mention import mentioned
+from a3tune.data.plain_json import parse_json
 from a3tune.data.sets.reading import Reading, Splits
 from a3tune.data.window import check_size
-from a3tune.errors import DataError
+from a3tune.errors import DataError, shown
 from a3tune.masks import encode_mask
 from a3tune.types import AnswerType, Region, Sample
 
@@ -113,7 +113,7 @@ def _structure_names(reading: Reading) -> dict[int, str]:
             value, name = (match[1], match[2]) if match[1] else (match[4], match[3])
             names[int(value)] = name.strip()
         elif line.strip():
-            reading.problem(file, f"expected a value and a name in each line, got {line!r:.60}", blocking=False)
+            reading.problem(file, f"expected a value and a name in each line, got {shown(line)}", blocking=False)
     return names
 
 
@@ -157,9 +157,9 @@ def _boxes(reading: Reading, file: Path, size: tuple[int, int]) -> list[Region]:
     if not reading.require(file, "its image has no boxes"):
         return []
     try:
-        items = json.loads(file.read_text(encoding="utf-8-sig"))
+        items = parse_json(file.read_text(encoding="utf-8-sig"), constants=True)
         pairs = [(str(name), box) for item in items for name, box in item.items()]
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         reading.problem(file, f"expected [{{name: [x, y, width, height]}}, ...]: {error}", blocking=False)
         return []
     regions: list[Region] = []
