@@ -168,7 +168,7 @@ def test_a_users_own_rows_may_name_any_file_but_no_address(outside):
     assert load_image(read_rows(path)[0].image).size == (8, 6)
     for kind in ("http", "file", "s3"):
         path.write_text(json.dumps(row | {"image": f"{kind}://host/a.png"}) + "\n")
-        with pytest.raises(DataError, match="got an address.* nothing is downloaded"):
+        with pytest.raises(DataError, match=r"got an address.* nothing is downloaded"):
             read_rows(path)
     with pytest.raises(DataError, match="No such file"):
         load_image(Path("http://host/a.png"))

@@ -5,32 +5,27 @@ Of a file that holds several images, a fragment after the path says which: `scan
 """
 
 import hashlib
-import io
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from a3tune.data.medical import decode_dicom, decode_nifti, is_dicom, is_nifti
-from a3tune.data.window import MAX_PIXELS, check_size, window
+from a3tune.data.pictures import decode_picture
 from a3tune.errors import DataError
 from a3tune.types import ImageSource
-
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
-"""What Pillow may decode. Of its other formats one starts a program (EPS), and all widen what a file can attack."""
 
 
 def load_image(source: ImageSource) -> Image.Image:
     """Decode a 2D image to 8-bit RGB, upright.
 
-    Grey images of more than 8 bits, integer or float, are windowed to their own 0.5-99.5 percentile range (`window`);
+    Images of more than 8 bits, integer or float, are windowed to their own 0.5-99.5 percentile range (`window`);
     every other image keeps its values. Transparency is laid on black, EXIF orientation is applied, of several frames
     the first is taken unless the path's fragment names one. DICOM and NIfTI: see `medical.py`.
 
     Raises:
-        DataError: the file is missing, empty, truncated, no image, or has more than `MAX_PIXELS` pixels; its fragment
-            names nothing in it.
+        DataError: the file is missing, empty, truncated, no image, or has more than `window.MAX_PIXELS` pixels; its
+            fragment names nothing in it.
     """
     name, (data, fragment) = describe(source), read_image(source)
     for recognises, decode in DECODERS:
@@ -93,27 +88,9 @@ def read_image(source: ImageSource) -> tuple[bytes, str]:
     return data, fragment
 
 
-def _decode_pillow(data: bytes, fragment: str) -> Image.Image:
-    if fragment:
-        raise DataError(f"'#{fragment:.60}': expected a DICOM or NIfTI file before it, this is another image")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError:
-        raise DataError(f"expected an image file ({', '.join(FORMATS)}), its format is not recognised") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DataError(f"expected at most {MAX_PIXELS:,} pixels, got far more; reduce the image first") from None
-    check_size(*image.size)
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(window(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA"))
-    return image.convert("RGB")
-
-
 DECODERS: list[tuple[Callable[[bytes], bool], Callable[[bytes, str], Image.Image]]] = [
     (is_dicom, decode_dicom),
     (is_nifti, decode_nifti),
-    (lambda data: True, _decode_pillow),
+    (lambda data: True, decode_picture),
 ]
 """(does it know these bytes, bytes and fragment -> RGB); the first that knows them decodes. Pillow takes the rest."""

@@ -110,8 +110,8 @@ def write_rows(path: Path, samples: Iterable[Sample]) -> None:
 def _row(path: Path, sample: Sample) -> dict[str, Any]:
     if isinstance(sample.image, bytes):
         raise DataError(
-            f"sample {sample.id:.60}: image: expected a path, got {len(sample.image)} bytes; `a3tune data import` writes "
-            "images as files"
+            f"sample {sample.id:.60}: image: expected a path, got {len(sample.image)} bytes; "
+            "`a3tune data import` writes images as files"
         )
     image = Path(os.path.relpath(sample.image, path.parent)).as_posix()
     row: dict[str, Any] = {

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from a3tune.data.images import FORMATS
 from a3tune.data.medical import nifti_slice
+from a3tune.data.pictures import FORMATS
 from a3tune.data.plain_json import parse_json
 from a3tune.data.window import check_size
 from a3tune.errors import DataError

@@ -20,8 +20,8 @@ from PIL import Image
 
 from a3tune.data.annotations.shapes import box_region, numbers
 from a3tune.data.annotations.values import mask_values
-from a3tune.data.images import FORMATS
 from a3tune.data.mention import mentioned
+from a3tune.data.pictures import FORMATS
 from a3tune.data.plain_json import parse_json
 from a3tune.data.sets.reading import Reading, Splits
 from a3tune.data.window import check_size
