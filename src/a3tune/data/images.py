@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from a3tune.data.medical import decode_dicom, decode_nifti, is_dicom, is_nifti
+from a3tune.data.dicom_file import is_dicom
+from a3tune.data.medical import decode_dicom, decode_nifti, is_nifti
 from a3tune.data.pictures import decode_picture
 from a3tune.errors import DataError
 from a3tune.types import ImageSource
