@@ -44,6 +44,7 @@ def read_dicom(data: bytes) -> Any:
         DataError: it unpacks to far more than it holds. Whatever pydicom raises for a damaged file.
     """
     import pydicom
+    from pydicom.uid import UID
 
     if data[:2] == GZIP:
         data = _unpack(zlib.decompressobj(wbits=31), data)
@@ -53,8 +54,8 @@ def read_dicom(data: bytes) -> Any:
     dataset = pydicom.dcmread(io.BytesIO(data), force=_lacks_preamble(data))
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
-        kinds = {(True, True): "", (False, True): ".1", (False, False): ".2"}
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(f"1.2.840.10008.1.2{kinds[implicit, little]}")
+        kind = "" if implicit else ".1" if little else ".2"
+        dataset.file_meta.TransferSyntaxUID = UID(f"1.2.840.10008.1.2{kind}")
     return dataset
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from a3tune.data.dicom_file import is_dicom
-from a3tune.data.medical import decode_dicom, decode_nifti, is_nifti
+from a3tune.data.medical import decode_dicom, decode_nifti, is_nifti, one_file
 from a3tune.data.pictures import decode_picture
 from a3tune.errors import DataError
 from a3tune.types import ImageSource
@@ -55,6 +55,12 @@ def content_hash(source: ImageSource) -> str:
     return digest.hexdigest()
 
 
+def _parts(file: Path) -> tuple[Path, Path]:
+    """Where the header and the values of a NIfTI volume in two files are, of which `file` is one."""
+    stem, packed = file.name.removesuffix(".gz")[:-4], ".gz" * file.name.endswith(".gz")
+    return file.with_name(f"{stem}.hdr{packed}"), file.with_name(f"{stem}.img{packed}")
+
+
 def describe(source: ImageSource) -> str:
     """What an error message calls an image: its path, or the number of bytes it came in."""
     return f"image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
@@ -81,6 +87,11 @@ def read_image(source: ImageSource) -> tuple[bytes, str]:
         try:
             file, fragment = split_fragment(source)
             data = file.read_bytes()
+            header, values = _parts(file)
+            if header.is_file() and file in (header, values):
+                data = one_file(header.read_bytes(), values.read_bytes())
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from None
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             reason = error.strerror if isinstance(error, OSError) else error
             raise DataError(f"{source}: expected an image file, cannot read it: {reason}") from error

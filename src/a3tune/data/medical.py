@@ -34,7 +34,7 @@ PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """The patient's axis that a slice stands across, in RAS order."""
 MAX_VOLUME_BYTES = 2**31
 """Larger volumes are refused before they are unpacked."""
-_NIFTI_HEADER = 544
+_NIFTI_HEADER, _MGH_HEADER = 544, 284
 _LARGEST_OFFSET = 2**26
 """Bytes of header and extensions before the values of a NIfTI volume."""
 _PIECE = 2**20
@@ -42,9 +42,35 @@ _COMPONENTS = 4
 
 
 def is_nifti(data: bytes) -> bool:
-    """Whether these bytes are a NIfTI volume, compressed with gzip or not."""
+    """Whether these bytes are a volume (NIfTI, or FreeSurfer's MGH), compressed with gzip or not."""
     head = _head(data)
-    return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
+    return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0" or _is_mgh(head)
+
+
+def one_file(header: bytes, values: bytes) -> bytes:
+    """The single file of a NIfTI volume that lies in two, `.hdr` and `.img`, which may be packed with gzip each.
+
+    Raises:
+        DataError: the first is no such header, or a file unpacks to more than the header says.
+    """
+    head = bytearray(_head(header)[:348])
+    if head[344:348] != b"ni1\0":
+        raise DataError("expected the header of a NIfTI volume (ni1), got another, such as Analyze's")
+    order = "<" if head[:4] == struct.pack("<i", 348) else ">"
+    (start,) = struct.unpack_from(f"{order}f", head, 108)
+    if not 0 <= start <= _LARGEST_OFFSET:
+        raise DataError(f"expected values within the first {_LARGEST_OFFSET:,} bytes of the volume, got {start:,}")
+    head[344:348] = b"n+1\0"
+    struct.pack_into(f"{order}f", head, 108, 352 + start)
+    whole = bytes(head) + bytes(4)
+    wanted = _volume_size(_header(whole))
+    return whole + _unpacked(values, int(start) + wanted).getvalue()
+
+
+def _is_mgh(head: bytes) -> bool:
+    """Version 1, four sizes, a type of value that exists."""
+    version, *sizes, kind = struct.unpack_from(">6i", head.ljust(24, b"\0"))
+    return version == 1 and min(sizes) > 0 and kind in (0, 1, 3, 4, 10)
 
 
 def decode_dicom(data: bytes, fragment: str) -> Image.Image:
@@ -186,7 +212,8 @@ def _looked_up(dataset: Any, sequence: str, values: np.ndarray) -> tuple[np.ndar
         item = dataset[sequence][0]
         count, first, bits = (int(number) for number in item.LUTDescriptor)
         entries = item.LUTData
-        table = np.frombuffer(entries, np.uint16) if isinstance(entries, bytes) else np.asarray(entries, np.uint16)
+        order = "<" if dataset.original_encoding[1] else ">"
+        table = np.frombuffer(entries, f"{order}u2") if isinstance(entries, bytes) else np.asarray(entries, np.uint16)
         if not 1 <= bits <= 16 or len(table) < (count := count or 2**16):
             return None
     except Exception:  # whatever stands there
@@ -247,25 +274,17 @@ class _Volume:
 
 def _volume(data: bytes) -> _Volume:
     try:
-        import nibabel
+        import nibabel  # noqa: F401
         from nibabel.arrayproxy import ArrayProxy
     except ImportError as error:
         raise _missing("NIfTI", "nibabel") from error
 
     def unpack() -> _Volume:
-        head = _head(data)
-        kind = nibabel.Nifti2Header if head[4:8] == b"n+2\0" else nibabel.Nifti1Header
-        header = kind(head[: kind.sizeof_hdr], check=False)
-        shape, values = header.get_data_shape(), header.get_data_dtype()
-        if not 3 <= len(shape) <= 4 or min(shape) < 1 or values.kind not in "iuf":
-            size = " x ".join(map(str, shape))
-            raise DataError(f"expected grey values in three or four dimensions, got {size} of kind {values.kind}")
-        offset, size = int(header.get_data_offset()), int(np.prod(shape, dtype=object)) * values.itemsize
+        header = _header(_head(data))
+        shape = header.get_data_shape()
+        offset, size = int(header.get_data_offset()), _volume_size(header)
         if not 0 <= offset <= _LARGEST_OFFSET:
             raise DataError(f"expected values within the first {_LARGEST_OFFSET:,} bytes of the volume, got {offset:,}")
-        if size > MAX_VOLUME_BYTES:
-            raise DataError(f"expected a volume of at most {MAX_VOLUME_BYTES:,} bytes, got {size:,}; crop it first")
-        check_size(*sorted(shape[:3])[1:])
         raw = _unpacked(data, offset + size)
         if (got := len(raw.getbuffer())) < offset + size:
             raise DataError(f"expected {offset + size:,} bytes of volume, got {got:,}: the file is truncated")
@@ -273,6 +292,28 @@ def _volume(data: bytes) -> _Volume:
         return _Volume(tuple(shape), np.asarray(header.get_best_affine()), proxy)
 
     return _quietly("NIfTI volume", unpack)
+
+
+def _header(head: bytes) -> Any:
+    import nibabel
+
+    if _is_mgh(head):
+        return nibabel.freesurfer.mghformat.MGHHeader(head[:_MGH_HEADER], check=False)
+    kind = nibabel.Nifti2Header if head[4:8] == b"n+2\0" else nibabel.Nifti1Header
+    return kind(head[: kind.sizeof_hdr], check=False)
+
+
+def _volume_size(header: Any) -> int:
+    """Bytes of the values, refused where nobody reads them."""
+    shape, values = header.get_data_shape(), header.get_data_dtype()
+    if not 3 <= len(shape) <= 4 or min(shape) < 1 or values.kind not in "iuf":
+        size = " x ".join(map(str, shape))
+        raise DataError(f"expected grey values in three or four dimensions, got {size} of kind {values.kind}")
+    size = int(np.prod(shape, dtype=object)) * values.itemsize
+    if size > MAX_VOLUME_BYTES:
+        raise DataError(f"expected a volume of at most {MAX_VOLUME_BYTES:,} bytes, got {size:,}; crop it first")
+    check_size(*sorted(shape[:3])[1:])
+    return size
 
 
 def _head(data: bytes) -> bytes:
