@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from a3tune.cli.app import app, echo
-from a3tune.cli.options import Data, Force, bar, refuse_existing
+from a3tune.cli.options import Data, Force, bar, echo_left_out, refuse_existing
 
 data = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", context_settings={"help_option_names": ["-h", "--help"]}
@@ -80,7 +80,9 @@ def regions(
     from a3tune.data.annotations import attach_regions
     from a3tune.data.rows import read_rows, write_rows
 
+    left_out: list[str] = []
     with bar("Attaching") as progress:
-        samples = attach_regions(read_rows(rows), masks, progress=progress)
+        samples = attach_regions(read_rows(rows), masks, progress=progress, say=left_out.append)
     write_rows(out, samples)
+    echo_left_out("annotations", left_out)
     echo(f"{sum(bool(sample.regions) for sample in samples):,} of {len(samples):,} questions have regions: {out}")

@@ -1,6 +1,6 @@
 """Shapes that annotation tools draw -> regions in image pixels, and what an annotation says of one image."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,28 +70,36 @@ def box_region(where: str, corners: np.ndarray, size: tuple[int, int], name: str
     return Region(box=(x0, y0, x1, y1), name=name)
 
 
-def polygon_region(where: str, polygons: Iterable[np.ndarray], size: tuple[int, int], name: str) -> Region:
+def polygon_region(
+    where: str, polygons: Iterable[np.ndarray], size: tuple[int, int], name: str, say: Callable[[str], None]
+) -> Region:
     """The region of polygons [N, 2] of (x, y) in pixels, filled as COCO fills them; corners are moved into the image.
 
+    One of fewer than three corners is left out and said.
+
     Raises:
-        DataError: a polygon has fewer than three corners, or they cover no pixel.
+        DataError: no polygon has three corners, or they cover no pixel.
     """
     height, width = size
     flat: list[list[float]] = []
+    short: list[str] = []
     length = 0.0
     for polygon in polygons:
         if len(polygon) < 3:
-            raise DataError(f"{where}: expected polygons of at least three corners, got {len(polygon)}")
+            short.append(f"{where}: expected polygons of at least three corners, got {len(polygon)}")
+            continue
         # pycocotools walks along every edge: a corner far outside would cost memory without end.
         corners = np.clip(polygon, 0, (width, height))
         length += float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
         flat.append(corners.ravel().tolist())
     if not flat:
-        raise DataError(f"{where}: expected at least one polygon, got none")
+        raise DataError(short[0] if short else f"{where}: expected at least one polygon, got none")
     if length > MAX_OUTLINE:
         raise DataError(f"{where}: expected an outline of at most {MAX_OUTLINE:,} pixels, got {length:,.0f}")
     codes: Any = flat
     merged: Any = coco.merge(coco.frPyObjects(codes, height, width))
     if not coco.area(merged):
         raise DataError(f"{where}: expected polygons that cover some of the image, they cover no pixel")
+    for line in short:
+        say(line)
     return Region(mask=Rle(size, merged["counts"].decode("ascii")), name=name)
