@@ -7,6 +7,7 @@ import typer
 
 from a3tune.cli.app import app, echo
 from a3tune.cli.options import Data, Force, bar, echo_left_out, refuse_existing
+from a3tune.errors import RunError, shown
 
 data = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", context_settings={"help_option_names": ["-h", "--help"]}
@@ -20,9 +21,9 @@ Variant = Annotated[str | None, typer.Option(metavar="NAME", help="Of its splits
 
 @data.callback()
 def _about() -> None:
-    """Check published data sets and bring them, or your own masks, into the format that everything here reads.
+    """Check published data sets and bring them, or your own tables and masks, into the format that everything reads.
 
-    Example: `a3tune data check Slake1.0`, then `a3tune data prepare Slake1.0 --out slake`
+    Example: `a3tune data import questions.csv --out mine`, or `a3tune data prepare Slake1.0 --out slake`
     """
 
 
@@ -63,6 +64,64 @@ def prepare(
     for file in files.values():
         echo(file)
     echo(f"Label with: labels.query={DATA_SETS[name].query!r}")
+
+
+@data.command("import")
+def import_(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="CSV, TSV, Excel, JSON, JSONL, parquet, or a folder of such.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of train.jsonl, validation.jsonl and test.jsonl.")],
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map", metavar="FIELD=COLUMN,...", help="Which column is which field: image, prompt, answer, ..."
+        ),
+    ] = None,
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the images are, if not beside.")] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="The question, where no column has one.")] = None,
+    split: Annotated[
+        str, typer.Option(metavar="A/B/C", help="Shares of training, validation and test; 1: one file.")
+    ] = ".8/.1/.1",
+    by: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="What no two splits share: patient, else image, or a column.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Make rows of a table or of a Hugging Face data set on the disk; columns are guessed, and shown.
+
+    Example: `a3tune data import questions.csv --out mine --images scans --map prompt=Frage,answer=Antwort`
+    """
+    from a3tune.data.importing import ALL, format_import, import_rows
+
+    said, shares = _columns(columns or []), _shares(split)
+    for name in ("train", "validation", "test", ALL):
+        refuse_existing(out / f"{name}.jsonl", force)
+    with bar("Opening images") as progress:
+        done = import_rows(
+            source, out, columns=said, images=images, prompt=prompt, shares=shares, by=by, progress=progress
+        )
+    echo(format_import(done))
+    for file in done.files.values():
+        echo(file)
+    echo_left_out("rows", done.left_out)
+
+
+def _columns(said: list[str]) -> dict[str, str]:
+    pairs = [part.partition("=") for text in said for part in text.split(",")]
+    if bad := [name for name, mark, column in pairs if not (name and mark and column)]:
+        raise RunError(f"--map: expected FIELD=COLUMN,FIELD=COLUMN, got {shown(bad[0])} without a column")
+    return {name.strip(): column for name, _, column in pairs}
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        shares = [float(part) for part in text.split("/")]
+    except ValueError:
+        shares = []
+    if not 1 <= len(shares) <= 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise RunError(f"--split: expected one to three shares that sum to 1, as .8/.1/.1, got {shown(text)}")
+    return shares
 
 
 @data.command()

@@ -156,7 +156,7 @@ def _samples(path: Path, rows: Iterable[tuple[int, Any]], unit: str) -> list[Sam
     number_of: dict[str, int] = {}
     for number, row in rows:
         where = f"{path}:{number}"
-        sample = _sample(where, folder, row)
+        sample = sample_of(where, folder, row)
         if sample.id in number_of:
             first = f"{unit} {number_of[sample.id]}"
             raise DataError(f"{where}: id: expected a unique text, {shown(sample.id)} is also on {first}")
@@ -165,7 +165,12 @@ def _samples(path: Path, rows: Iterable[tuple[int, Any]], unit: str) -> list[Sam
     return samples
 
 
-def _sample(where: str, folder: Path, row: Any) -> Sample:
+def sample_of(where: str, folder: Path, row: Any) -> Sample:
+    """The sample of a row of public fields; a relative image is one of `folder`.
+
+    Raises:
+        DataError: the row breaks the format; begins with `where`.
+    """
     _check_fields(where, row, FIELDS)
     answer = _text(where, row, "answer")
     options = _options(where, row.get("options"), answer)

@@ -48,7 +48,7 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         row["image"] = same.setdefault(image, image) if isinstance(image, bytes) else image
         for field in ("options", "regions", "meta"):
             if field in row:
-                row[field] = _plain(row[field])
+                row[field] = plain(row[field])
         yield number, {key: value for key, value in row.items() if value is not None or key in ("image", "regions")}
 
 
@@ -78,6 +78,39 @@ def _rows_at_once(path: Path, metadata: pq.FileMetaData) -> int:
     if sum(groups) > max(_UNPACKED, _RATIO * path.stat().st_size):
         raise ValueError(f"it unpacks to {sum(groups):,} bytes, more than {_RATIO} times its size")
     return max(1, min(_ROWS, _BYTES // max([1, *groups])))
+
+
+def saved_splits(folder: Path) -> list[str]:
+    """Names of the splits in a folder that `DatasetDict.save_to_disk` wrote; none if it is another folder."""
+    if not (folder / "dataset_dict.json").is_file():
+        return []
+    return sorted(item.name for item in folder.iterdir() if (item / "state.json").is_file())
+
+
+def class_names(path: Path) -> dict[str, list[str]]:
+    """Column -> the names that its numbers stand for, where `datasets` wrote them into the file (`ClassLabel`).
+
+    Raises:
+        DataError: the file or folder cannot be read.
+    """
+    try:
+        if path.is_dir():
+            files = _arrow_files(path)
+            schema = pa.ipc.open_stream(pa.memory_map(str(files[0]))).schema if files else pa.schema([])
+        else:
+            schema = pq.read_schema(path)
+        about = parse_json((schema.metadata or {}).get(b"huggingface", b"{}").decode())
+        features = about.get("info", {}).get("features", {})
+        return {name: item["names"] for name, item in features.items() if _is_class(item)}
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: expected a complete parquet file or saved data set: {error}") from None
+    except (ValueError, AttributeError):
+        return {}
+
+
+def _is_class(feature: Any) -> bool:
+    names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def _arrow_files(folder: Path) -> list[Path]:
@@ -129,10 +162,10 @@ def _image(where: str, value: Any) -> str | bytes:
     return value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Arrow gives every struct all of its keys: those without a value are left out; pairs of a map become a dict."""
     if isinstance(value, list) and value and all(isinstance(item, tuple) and len(item) == 2 for item in value):
         value = dict(value)
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+        return {key: plain(item) for key, item in value.items() if item is not None}
+    return [plain(item) for item in value] if isinstance(value, list) else value
