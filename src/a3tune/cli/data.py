@@ -28,15 +28,32 @@ def _about() -> None:
 
 
 @data.command()
-def check(folder: Folder, name: Name = None, variant: Variant = None) -> None:
-    """Say which data set a folder holds, count it beside the paper's Table 6, and list what is wrong by file.
+def check(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="DIR|FILE", help="A data set as its authors publish it, or a file of your own rows."),
+    ],
+    name: Name = None,
+    variant: Variant = None,
+) -> None:
+    """Count a data set beside the paper's Table 6, or your own rows, and list what is wrong.
 
-    Example: `a3tune data check Slake1.0`
+    Example: `a3tune data check Slake1.0`, or `a3tune data check train.jsonl`
     """
+    if source.is_file() and name is None:
+        from a3tune.data.checking import check_rows, format_rows_check
+
+        with bar("Opening images") as progress:
+            looked = check_rows(source, progress)
+        echo(format_rows_check(looked))
+        echo_left_out("rows that are not usable", looked.problems)
+        if not looked.ok:
+            raise typer.Exit(1)
+        return
     from a3tune.data.sets import check, format_check
 
     with bar("Reading") as progress:
-        checked = check(folder, name, variant=variant, progress=progress)
+        checked = check(source, name, variant=variant, progress=progress)
     echo(format_check(checked))
     if not checked.ok:
         raise typer.Exit(1)
@@ -104,7 +121,7 @@ def import_(
     echo(format_import(done))
     for file in done.files.values():
         echo(file)
-    echo_left_out("rows", done.left_out)
+    echo_left_out("rows left out", done.left_out)
 
 
 def _columns(said: list[str]) -> dict[str, str]:
@@ -143,5 +160,5 @@ def regions(
     with bar("Attaching") as progress:
         samples = attach_regions(read_rows(rows), masks, progress=progress, say=left_out.append)
     write_rows(out, samples)
-    echo_left_out("annotations", left_out)
+    echo_left_out("annotations left out, or noted", left_out)
     echo(f"{sum(bool(sample.regions) for sample in samples):,} of {len(samples):,} questions have regions: {out}")

@@ -39,7 +39,7 @@ def refuse_existing(out: Path, force: bool) -> None:
 def echo_left_out(what: str, lines: Sequence[str]) -> None:
     """How many things were left out, and why the first of them, on standard error."""
     if lines:
-        echo(f"left out, {len(lines):,} {what}:", err=True)
+        echo(f"{len(lines):,} {what}:", err=True)
     for line in lines[:LISTED]:
         echo(f"  {line}", err=True)
     if len(lines) > LISTED:

@@ -27,7 +27,7 @@ def fine_tune(config: RunConfig, progress: Callable[[int, int], None], *, synthe
     if processes.index() == 0 and not card.exists():
         samples = read_split(config.data, "train")
         labels = stored_quality(config) if config.labels.source == "weak" else None
-        name = public_data(config.data.train, samples)
+        name = public_data(samples)
         text = model_card(config, counts(samples), data=name, labels=labels, synthetic=synthetic)
         write_atomic(card, text.encode())
     return folder.path

@@ -54,10 +54,55 @@ def read_rows(path: Path) -> list[Sample]:
         return _not_empty(path, _parse(path, lines))
 
 
+def read_all(path: Path) -> tuple[list[tuple[str, Sample]], list[str]]:
+    """Every row that can be read, with its place, and a line about every one that cannot.
+
+    A table (`tables.py`) is read up to its first row that is no row at all.
+
+    Raises:
+        DataError: the file cannot be read, or has no row.
+    """
+    folder = path if path.is_dir() else path.parent
+    found: list[tuple[str, Sample]] = []
+    problems: list[str] = []
+    place_of: dict[str, str] = {}
+
+    def take(number: int, row: Any) -> None:
+        where = f"{path}:{number}"
+        try:
+            sample = sample_of(where, folder, row)
+            if sample.id in place_of:
+                raise DataError(f"{where}: id: {shown(sample.id)} is also at {place_of[sample.id]}")
+        except DataError as error:
+            problems.append(str(error))
+        else:
+            place_of[sample.id] = where
+            found.append((where, sample))
+
+    if is_table(path):
+        for number, row in read_table(path):
+            take(number, row)
+    else:
+        with _opened(path) as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    for _, row in _objects(path, [line], first=number):
+                        take(number, row)
+                except DataError as error:
+                    problems.append(str(error))
+    if not found and not problems:
+        raise _no_rows(path)
+    return found, problems
+
+
 def _not_empty(path: Path, samples: list[Sample]) -> list[Sample]:
     if not samples:
-        raise DataError(f"{path}: expected rows, there are none in it")
+        raise _no_rows(path)
     return samples
+
+
+def _no_rows(path: Path) -> DataError:
+    return DataError(f"{path}: expected rows, there are none in it")
 
 
 @contextmanager
@@ -139,8 +184,8 @@ def _parse(path: Path, lines: Iterable[str]) -> list[Sample]:
     return _samples(path, _objects(path, lines), "line")
 
 
-def _objects(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(lines, start=1):
+def _objects(path: Path, lines: Iterable[str], first: int = 1) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(lines, start=first):
         if not line.strip():
             continue
         try:
