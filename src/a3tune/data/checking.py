@@ -1,4 +1,4 @@
-"""One's own rows looked through as a whole: every row, image and region, where `read_rows` stops at the first mistake."""
+"""One's own rows looked through as a whole: every row, image and region. `read_rows` stops at the first mistake."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
