@@ -89,7 +89,7 @@ def _compare(sample: Sample, labels: Labels, top_k: int) -> _Overlap:
 
 
 def _overlap(mask: np.ndarray, labels: Labels) -> np.ndarray:
-    """IoU [parts, segments] of each part of a region: with the part, or with the whole region by what meets the part."""
+    """IoU [parts, segments] of each part of a region: with the part, or with all of it if the part is met."""
     whole, *parts = mask_iou(
         [encode_mask(piece) for piece in (mask, *_parts(mask))], [segment.mask for segment in labels.segments]
     )
