@@ -20,7 +20,7 @@ _VALUE_REPRESENTATION = re.compile(rb"[A-Z]{2}")
 _LONGEST_FIRST = 2**16
 """Bytes of the first element of a file without a preamble."""
 _DEFLATED, _PLAIN = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"
-_UNPACKED, _RATIO = 2**26, 50
+_UNPACKED, _RATIO = 2**26, 20
 """A packed file that unpacks to more bytes, and to more than this multiple of its size, is refused: no scans do."""
 _JPEG_FRAME = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7]")
 """The segment of a JPEG or JPEG-LS stream that says the size."""

@@ -296,9 +296,10 @@ def _volume(data: bytes) -> _Volume:
 
 def _header(head: bytes) -> Any:
     import nibabel
+    from nibabel.freesurfer.mghformat import MGHHeader
 
     if _is_mgh(head):
-        return nibabel.freesurfer.mghformat.MGHHeader(head[:_MGH_HEADER], check=False)
+        return MGHHeader(head[:_MGH_HEADER], check=False)
     kind = nibabel.Nifti2Header if head[4:8] == b"n+2\0" else nibabel.Nifti1Header
     return kind(head[: kind.sizeof_hdr], check=False)
 

@@ -97,7 +97,7 @@ def value_regions(
 
 def _is_soft(values: np.ndarray, present: list[int]) -> bool:
     """Whether the values are shades of one mask: two or more, and nearly white for most of what is not background."""
-    return (
+    return bool(
         len(present) > 1
         and present[-1] in _WHITE
         and np.count_nonzero(values > 0.9 * present[-1]) > 0.5 * np.count_nonzero(values)

@@ -83,8 +83,10 @@ def _text(value: Any) -> str:
     """A cell as text: lists of one are what they hold, yes and no may be booleans."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if value is None or isinstance(value, bool):
-        return {True: "yes", False: "no"}.get(value, "")
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if not isinstance(value, str | int | float):
         raise DataError(f"expected a text, got {shown(value)}")
     return str(value)
