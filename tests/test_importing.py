@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
+from a3tune.cli import app
 from a3tune.data.images import load_image
 from a3tune.data.importing import Imported, format_import, import_rows
 from a3tune.data.importing.splitting import split
@@ -302,6 +304,36 @@ def test_fields_that_say_who_a_patient_is_are_not_taken(tmp_path):
     assert done.columns["PatientName"] == "left out: it may say who a patient is"
     assert done.columns["note"].startswith("left out: 40 values are too many")
     assert "Mustermann" not in "".join(file.read_text() for file in done.files.values())
+
+
+def test_text_is_the_question_beside_answers_and_the_answer_alone(tmp_path):
+    png(tmp_path / "a.png")
+    (asked,) = one_file(table(tmp_path / "q.csv", [["a.png", "What?", "x"]], ["image", "text", "answer"]))
+    assert (asked.prompt, asked.answer) == ("What?", "x")
+    source = table(tmp_path / "c.csv", [["a.png", "A chest."]], ["image", "text"])
+    (told,) = all_rows(import_rows(source, tmp_path / "captions", prompt="What is shown?", shares=[1]))
+    assert (told.prompt, told.answer) == ("What is shown?", "A chest.")
+
+
+def test_one_file_is_split_whatever_its_name(tmp_path):
+    rows = [{"image": {"bytes": picture(n), "path": None}, "question": "q?", "answer": "a"} for n in range(10)]
+    source = tmp_path / "train-00000-of-00001.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), source)
+    assert list(import_rows(source, tmp_path / "out").files) == ["train", "validation", "test"]
+
+
+def test_an_import_leaves_no_splits_of_an_earlier_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = table(tmp_path / "q.csv", questions(tmp_path))
+    run = CliRunner().invoke
+    assert run(app, ["data", "import", str(source), "--out", "out"]).exit_code == 0
+    again = run(app, ["data", "import", str(source), "--out", "out", "--split", "1"])
+    assert again.exit_code == 2 and "--force" in again.output
+    done = run(app, ["data", "import", str(source), "--out", "out", "--split", "1", "--force"])
+    assert done.exit_code == 0 and "40 rows read, 0 left out, 40 written" in done.output
+    assert [file.name for file in (tmp_path / "out").glob("*.jsonl")] == ["rows.jsonl"]
+    shown = run(app, ["data", "check", "out/rows.jsonl"])
+    assert shown.exit_code == 0 and "40 rows, 40 usable, 0 not" in shown.output
 
 
 def test_ids_that_are_there_twice_are_numbered(tmp_path):

@@ -1,5 +1,6 @@
 """`a3tune data`: published data sets and users' masks, checked and brought into the public format."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,8 @@ data = typer.Typer(
 )
 app.add_typer(data, name="data")
 
+_SPLITS = ("train", "validation", "test", "rows")
+"""Files of rows that an import or a preparation may write; `rows` where nothing is split."""
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The data set as its authors publish it.")]
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="Of the data set; found out if left out.")]
 Variant = Annotated[str | None, typer.Option(metavar="NAME", help="Of its splits, where it has several.")]
@@ -74,10 +77,11 @@ def prepare(
     from a3tune.data.sets import DATA_SETS, detect, prepare
 
     name = name or detect(folder)
-    for split in ("train", "validation", "test"):
+    for split in _SPLITS:
         refuse_existing(out / f"{split}.jsonl", force)
     with bar("Reading") as progress:
         files = prepare(folder, out, name, variant=variant, progress=progress)
+    _remove_others(out, files)
     for file in files.values():
         echo(file)
     echo(f"Label with: labels.query={DATA_SETS[name].query!r}")
@@ -109,19 +113,27 @@ def import_(
 
     Example: `a3tune data import questions.csv --out mine --images scans --map prompt=Frage,answer=Antwort`
     """
-    from a3tune.data.importing import ALL, format_import, import_rows
+    from a3tune.data.importing import format_import, import_rows
 
     said, shares = _columns(columns or []), _shares(split)
-    for name in ("train", "validation", "test", ALL):
+    for name in _SPLITS:
         refuse_existing(out / f"{name}.jsonl", force)
     with bar("Opening images") as progress:
         done = import_rows(
             source, out, columns=said, images=images, prompt=prompt, shares=shares, by=by, progress=progress
         )
+    _remove_others(out, done.files)
     echo(format_import(done))
     for file in done.files.values():
         echo(file)
     echo_left_out("rows left out", done.left_out)
+
+
+def _remove_others(out: Path, files: Mapping[str, Path]) -> None:
+    """With --force: splits of an earlier run beside those of this one would be taken for its own."""
+    for name in _SPLITS:
+        if name not in files:
+            (out / f"{name}.jsonl").unlink(missing_ok=True)
 
 
 def _columns(said: list[str]) -> dict[str, str]:

@@ -12,7 +12,9 @@ Found = dict[str | None, list[Sample]]
 """Samples by the split that the source gives them, None where it gives none."""
 _MOST_VALUES = 50
 _PERSONAL = re.compile(
-    r"name|birth|dob\b|address|phone|mail|\bmrn\b|accession|insur|ssn\b|geburt|adresse|telefon|vorname", re.IGNORECASE
+    r"(patient\W?s?|first|last|full|sur|given|family|middle|maiden|vor|nach)[ _]?name|^name$|physician|birth|dob\b"
+    r"|address|phone|mail|\bmrn\b|accession|insur|ssn\b|geburt|adresse|telefon",
+    re.IGNORECASE,
 )
 """Columns that may say who a patient is: never taken into `meta`."""
 

@@ -58,6 +58,8 @@ def choose_columns(where: str, names: Iterable[str], said: Mapping[str, str]) ->
         free = [plain[item] for item in known.split() if item in plain and plain[item] not in of.values()]
         if name not in of and free:
             of[name] = free[0]
+    if "text" in plain and "prompt" not in of and plain["text"] not in of.values() and "answer" in of:
+        of["prompt"] = plain["text"]  # beside a column of answers it is the question
     if "conversation" in of:
         of = {name: column for name, column in of.items() if name not in ("prompt", "answer") or name in said}
     for name, kind in (("image", "the image"), ("answer", "the answer")):

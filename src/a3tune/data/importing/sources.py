@@ -60,7 +60,7 @@ def find_parts(source: Path) -> list[Part]:
         DataError: it is missing, holds no table, or tables that do not say what splits they are.
     """
     if source.is_file():
-        return [Part(source, _split_of(source.stem) if source.suffix == ".parquet" else None)]
+        return [Part(source)]  # whatever its name: it is all there is
     if not source.is_dir():
         raise DataError(f"{source}: expected a table ({', '.join(TABLES)}) or a folder, it is missing")
     splits = saved_splits(source)
