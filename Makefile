@@ -1,6 +1,7 @@
 # make demo     train and compare on synthetic scans; ends with runs/demo/report.html
 # make test     run the tests, on all cores
 # make test-torchvision   run the tests that need torchvision, in an environment of their own (several GB)
+# make test-versions     run a slice of them on the newest and on the lowest versions that pyproject.toml allows
 # make check    lint, formatting, types, import rules
 # make docs     build the documentation into site/
 # make clean    remove the virtual environment
@@ -15,10 +16,16 @@ PIP_INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 # torchvision fits one torch only, and not the one that is smallest to install.
 TORCHVISION ?= torch==2.14.1 torchvision==0.29.1
 
+# What `test-newest` and `test-lowest` run beside tests/installed.py: what leans on other packages most.
+SLICE := $(addprefix tests/test_,compat.py package.py capture.py peft.py decoding.py checkpoint.py images.py tables.py)
+
+# Both slices take the torch that is smallest to install; make test-lowest TORCH=torch==2.6.0 (several GB) takes another.
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+
 # One process for each core, of one thread each (tests/conftest.py); one that has nothing left takes from the others.
 ALL_CORES := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-torchvision check docs clean
+.PHONY: demo test test-torchvision test-versions test-newest test-lowest check docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/a3tune demo
@@ -30,6 +37,17 @@ test-torchvision: $(VENV)-torchvision/.installed
 	$(VENV)-torchvision/bin/python -m pytest tests/test_litemedsam.py
 	$(VENV)-torchvision/bin/python tests/parity/biomedclip.py
 
+test-versions: test-newest test-lowest
+
+# From the wheel, without extras: the tests must not find src/, nor what an extra brings.
+test-newest test-lowest: test-%: $(VENV)-%/constraints.txt
+	rm -rf dist
+	$(VENV)-$*/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(VENV)-$*/bin/python -m pip uninstall --quiet --yes a3tune
+	$(VENV)-$*/bin/python -m pip install --upgrade --upgrade-strategy eager --constraint $< --group test dist/*.whl
+	$(VENV)-$*/bin/python -I tests/installed.py
+	$(VENV)-$*/bin/python -m pytest $(ALL_CORES) $(SLICE)
+
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -40,7 +58,7 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(VENV)-torchvision
+	rm -rf $(VENV) $(VENV)-torchvision $(VENV)-newest $(VENV)-lowest
 
 # pip reads dependency groups from 25.1 on; a new environment may come with an older one.
 $(BIN)/python:
@@ -55,6 +73,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) --editable '.[medical,excel,quantize,reports,ray,app]' --group dev
 	touch $(VENV)/.installed $@
+
+$(VENV)-newest/constraints.txt: constraints.txt | $(VENV)-newest/bin/python
+	echo '$(TORCH)' > $@
+
+$(VENV)-lowest/constraints.txt: constraints.txt pyproject.toml tests/lowest.py | $(VENV)-lowest/bin/python
+	$(PYTHON) tests/lowest.py > $@.all
+	grep -v '^torch==' $@.all > $@
+	echo '$(TORCH)' >> $@
+
+$(VENV)-newest/bin/python $(VENV)-lowest/bin/python:
+	$(PYTHON) -m venv $(patsubst %/bin/python,%,$@)
+	$@ -m pip install --upgrade "pip>=25.1"
 
 $(VENV)-torchvision/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-torchvision

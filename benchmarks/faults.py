@@ -3,9 +3,9 @@
     python benchmarks/faults.py [--quick] [--minutes 10] [--jobs 4]
 
 Commands run on a few small images, in forked processes that begin their work at once. Faults strike at each change that
-a command makes to its files (`tests/injection.py`), at random times, and, as root, on a small disk that is full. Writes
-docs/results/faults.json and faults.md. All faults take some 40 minutes of one processor; `--minutes` takes a seeded
-choice of them. Fails if one leaves something wrong.
+a command makes to its files (`tests/injection.py`), at random times, to one process or to all of a command's, and, as
+root, on a small disk that is full. Writes docs/results/faults.json and faults.md. All faults take some 50 minutes of
+one processor; `--minutes` takes a seeded choice of them. Fails if one leaves something wrong. Bits: `damage.py`.
 """
 
 import argparse
@@ -13,6 +13,8 @@ import json
 import math
 import platform
 import random
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -30,11 +32,12 @@ import transformers
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from injection import MAIN, OTHERS, Fault, Room, Trial, World, writes  # noqa: E402
+from injection import MAIN, OTHERS, PARALLEL, Fault, Faults, Room, Signal, Trial, World, writes  # noqa: E402
 
-Faults = Sequence[Fault | Room | float]
 RANDOM_KILLS = 8
 """Kills at a random time, of each command."""
+GROUP_SIGNALS = 16
+"""Signals of each kind to all processes of a command, likewise."""
 ROOMS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)
 """Free space on the full disk, as a share of what the command leaves."""
 DISK = 32 * 2**20
@@ -44,11 +47,14 @@ TITLES = {
     "tear": "killed in the middle of each write",
     "repeatedly": "killed three times, at random changes",
     "random": "killed at a random time",
+    "group-kill": "all its processes killed at a random time (SIGKILL)",
+    "group-stop": "all its processes told to stop at a random time (SIGTERM)",
     "full": "no space from each write on",
     "short": "no space in the middle of each write",
     "read-only": "read-only folder",
     "disk": "file system full",
 }
+GROUP = {"group-kill": signal.SIGKILL, "group-stop": signal.SIGTERM}
 PAGE = """# Results of `benchmarks/faults.py`
 
 Each row: one command, one kind of fault. *Struck*: the fault, or all three, came before the command was done.
@@ -103,7 +109,10 @@ def plan(world: World, name: str, kind: str) -> Iterator[Faults]:
             yield [Fault("kill", rng.randrange(len(changes))) for _ in range(3)]
     elif kind == "random":
         seconds = world.after(name, []).last.seconds
-        yield from ([rng.uniform(0, seconds)] for _ in range(RANDOM_KILLS))
+        yield from ([Signal(rng.uniform(0, seconds))] for _ in range(RANDOM_KILLS))
+    elif kind in GROUP:
+        seconds = world.after(name, []).last.seconds
+        yield from ([Signal(rng.uniform(0, seconds), GROUP[kind], group=True)] for _ in range(GROUP_SIGNALS))
     elif kind == "disk":
         size = sum(path.stat().st_size for path in world.work.rglob("*") if path.is_file())
         yield from ([Room(int(share * size))] for share in ROOMS)
@@ -111,14 +120,14 @@ def plan(world: World, name: str, kind: str) -> Iterator[Faults]:
 
 def try_command(name: str, folder: Path, seconds: float) -> list[Row]:
     """All faults of a command in a random order, as many as the time allows."""
-    world = World(folder / name.replace(" ", "_"))
-    kinds = [kind for kind in TITLES if name in MAIN or kind not in ("random", "repeatedly")]
+    world = World(folder / name.replace(", ", "_").replace(" ", "_"))
+    kinds = _kinds(name)
     with small_disk(folder / f"{world.folder.name}_disk") as mounted:
         worlds: dict[str, World] = dict.fromkeys(kinds, world)
-        if mounted:
+        if mounted and "disk" in kinds:
             worlds["disk"] = World(folder / f"{world.folder.name}_disk" / "world")
         else:
-            del worlds["disk"]
+            worlds.pop("disk", None)
         trials = [(kind, faults) for kind, own in worlds.items() for faults in plan(own, name, kind)]
         random.Random(name).shuffle(trials)
         counts = Counter(kind for kind, _ in trials)
@@ -131,6 +140,12 @@ def try_command(name: str, folder: Path, seconds: float) -> list[Row]:
     for row in rows.values():
         print(f"{name}, {row.fault}: {row.tried} of {row.possible} tried, {row.right} as undisturbed", flush=True)
     return list(rows.values())
+
+
+def _kinds(name: str) -> list[str]:
+    if name in PARALLEL:
+        return list(GROUP)
+    return [kind for kind in TITLES if kind not in GROUP and (name in MAIN or kind not in ("random", "repeatedly"))]
 
 
 @contextmanager
@@ -150,7 +165,8 @@ def write(rows: Sequence[Row], seconds: float, args: argparse.Namespace) -> None
     """The tables for people and for programs."""
     folder = args.out
     about = {
-        "command": f"python benchmarks/faults.py --minutes {args.minutes:g} --jobs {args.jobs}",
+        "command": f"python benchmarks/faults.py --minutes {args.minutes:g} --jobs {args.jobs}"
+        + "".join(f" --only {shlex.join(args.only)}" for _ in args.only[:1]),
         "machine": platform.machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -172,6 +188,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few seconds of `convert`; nothing is written")
     parser.add_argument("--minutes", type=float, default=math.inf, help="for each command; a random choice of faults")
+    parser.add_argument(
+        "--only", nargs="+", choices=(names := [*MAIN, *PARALLEL, *OTHERS]), default=[], help="these alone"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="commands that are tried at the same time")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the results")
     args = parser.parse_args()
@@ -181,7 +200,7 @@ def main() -> None:
             rows = try_command("convert", Path(folder), seconds=5)
         else:
             with ThreadPoolExecutor(args.jobs) as pool:
-                for found in pool.map(try_command, MAIN | OTHERS, repeat(Path(folder)), repeat(60 * args.minutes)):
+                for found in pool.map(try_command, args.only or names, repeat(Path(folder)), repeat(60 * args.minutes)):
                     rows += found
                     write(rows, time.monotonic() - start, args)
     if any(row.wrong for row in rows):

@@ -36,7 +36,8 @@ from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows
 from a3tune.evaluation.evaluate import evaluate
 from a3tune.evaluation.results import Results
-from a3tune.labels.store import SHARD_IMAGES, LabelStore, open_table
+from a3tune.labels.rows import open_table
+from a3tune.labels.store import SHARD_IMAGES, LabelStore
 from a3tune.labels.stored import StoredSettings, write_settings
 from a3tune.types import Sample
 from a3tune.vlm.load import load_vlm
@@ -103,7 +104,7 @@ def captured(tokens: int, batch: int) -> Callable[[], None]:
     request = capture.capture_request("after_image", image, prompt, answer)
 
     def call() -> None:
-        _, packed = capture.attention_forward(nn.Identity(), query, key, key, None, capture=request)
+        _, packed = capture.attention_forward(nn.Identity(), query, key, key, None, scaling=1.0, capture=request)
         assert packed is not None
         torch.autograd.grad(packed.sum(), (query, key))
 

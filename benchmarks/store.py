@@ -23,7 +23,8 @@ from a3tune.data.images import content_hash
 from a3tune.labels.make import LabelMaker
 from a3tune.labels.propose.superpixels import Superpixels
 from a3tune.labels.rank import make_ranker
-from a3tune.labels.store import SHARD_IMAGES, TABLES, label_images, open_table
+from a3tune.labels.rows import TABLES, open_table
+from a3tune.labels.store import SHARD_IMAGES, label_images
 from a3tune.labels.stored import StoredSettings, stored_settings
 from a3tune.labels.table import Table
 from a3tune.models import shipped

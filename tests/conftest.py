@@ -1,6 +1,7 @@
 """Models small enough for any test, saved as users have them: a random VLM and a random ranker in folders."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -13,12 +14,22 @@ from tokenizers.processors import TemplateProcessing
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
 from a3tune.data.phantom.questions import TEMPLATES
+from a3tune.machine import remembered
 from a3tune.vlm.tiny import IMAGE_SIZE, PATCH_SIZE, random_vlm, tiny_image_processor, tiny_processor, train_tokenizer
 
 # How long an example takes says nothing on a machine that does other work, too.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 TEXTS = [text for templates in TEMPLATES.values() for text in templates]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is remembered of the tests' files does not go to the home of who runs them."""
+    place = tmp_path_factory.mktemp("cache") / "hashes"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remembered, "cache_file", lambda: place)
+        yield
 
 
 @pytest.fixture(scope="session")

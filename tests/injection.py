@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -37,9 +37,10 @@ from a3tune.machine.files import LOCK
 from a3tune.types import Region, Sample
 from checkpoints import llava_med_15
 
-Kind = Literal["kill", "tear", "full", "short", "read-only"]
-"""kill: SIGKILL before the change. tear: SIGXFSZ in the middle of the write. full: "no space left" from there on.
-short: the same in the middle of the write (as "file too large"). read-only: nothing can be changed from there on."""
+Kind = Literal["kill", "stop", "tear", "full", "short", "read-only"]
+"""kill: SIGKILL before the change. stop: SIGTERM. tear: SIGXFSZ in the middle of the write. full: "no space left" from
+there on. short: the same in the middle of the write (as "file too large"). read-only: nothing can be changed from there
+on."""
 REFUSALS = ("full", "short", "read-only")
 WRITES = ("open", "save")
 CHANGES = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
@@ -64,8 +65,11 @@ PRELOADED = (
     "transformers.models.llava.processing_llava",
     "transformers.integrations.integration_utils",
 )
-FLEETING = ("cost", "heads_overlap")
-"""What may differ after an interruption: times, and a comparison with a step whose heads nobody keeps."""
+FLEETING = ("cost", "digest", "heads_overlap")
+"""What may differ after an interruption: times and the digests over them, and a comparison with a step whose heads
+nobody keeps."""
+PATIENCE = 60
+"""Seconds in which a command must end after SIGTERM: a step, and its checkpoint."""
 TORN_BYTES = 40
 """Of a file that are written before it is torn."""
 context = get_context("forkserver")
@@ -79,6 +83,16 @@ class Fault:
     kind: Kind
     at: int
     """Change that it strikes at; the first is 0."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Sent so many seconds after a command's first change."""
+
+    after: float
+    number: int = signal.SIGKILL
+    group: bool = False
+    """To all processes of the command at once, as a terminal or a scheduler does; else to the first alone."""
 
 
 @dataclass(frozen=True)
@@ -99,25 +113,23 @@ class Ended:
     changes: list[str]
     """What it did to its files, in order; empty when it was killed."""
     seconds: float
-    """From its first change to its end, or to its being killed."""
+    """From its first change to its end, or to the signal."""
+    hung: bool = False
+    """Whether it went on after a signal, and had to be killed."""
 
 
-def run(
-    arguments: Sequence[object], folder: Path, fault: Fault | None = None, kill_after: float | None = None
-) -> Ended:
-    """Run `a3tune` with these arguments in `folder`, in a process of its own, on one thread.
-
-    `kill_after`: seconds from its first change to SIGKILL; None lets it run.
-    """
+def run(arguments: Sequence[object], folder: Path, fault: Fault | Signal | None = None) -> Ended:
+    """Run `a3tune` with these arguments in `folder`, in a process and a group of its own, on one thread."""
     # Through pipes: a limit on the size of files does not cut them.
     output, changes = context.Pipe(duplex=False), context.Pipe(duplex=False)
     words = [str(argument) for argument in arguments]
-    process = context.Process(target=_child, args=(words, str(folder), fault, output[1], changes[1]))
+    struck = fault if isinstance(fault, Fault) else None
+    process = context.Process(target=_child, args=(words, str(folder), struck, output[1], changes[1]))
     with polling:
         process.start()
     output[1].close()
     changes[1].close()
-    seconds = _watch(process, folder, kill_after)
+    seconds, hung = _watch(process, folder, fault if isinstance(fault, Signal) else None)
     with open(output[0].fileno(), "rb", closefd=False) as text:
         said = text.read().decode()
     try:
@@ -127,18 +139,28 @@ def run(
     with polling:
         process.join()
     assert process.exitcode is not None
-    return Ended(process.exitcode, said, done, seconds)
+    return Ended(process.exitcode, said, done, seconds, hung)
 
 
-def _watch(process: Any, folder: Path, kill_after: float | None) -> float:
-    """Wait for the end, or kill; returns the seconds since the first change."""
+def _watch(process: Any, folder: Path, sent: Signal | None) -> tuple[float, bool]:
+    """Wait for the end, or send a signal; returns the seconds since the first change, and whether it had to be killed.
+
+    What is left of the command's group is killed in the end: a process that loads data would hold its output open.
+    """
     before = _listing(folder)
     while _listing(folder) == before and not wait([process.sentinel], timeout=0.005):
         pass
     start = time.monotonic()
-    if not wait([process.sentinel], timeout=kill_after):
-        process.kill()
-    return time.monotonic() - start
+    hung = False
+    if not wait([process.sentinel], timeout=sent.after if sent else None):
+        assert sent is not None
+        (os.killpg if sent.group else os.kill)(process.pid, sent.number)
+        hung = not wait([process.sentinel], timeout=PATIENCE)
+    seconds = time.monotonic() - start
+    if sent is not None and (hung or sent.group):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return seconds, hung
 
 
 def _listing(folder: Path) -> list[str]:
@@ -146,6 +168,7 @@ def _listing(folder: Path) -> list[str]:
 
 
 def _child(arguments: list[str], folder: str, fault: Fault | None, output: Any, changes: Any) -> None:
+    os.setpgid(0, 0)
     os.chdir(folder)
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
@@ -218,6 +241,9 @@ def _name(descriptor: int) -> str:
 def strike(fault: Fault, event: str, path: str, *, first: bool) -> None:
     if fault.kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif fault.kind == "stop":
+        if first:
+            os.kill(os.getpid(), signal.SIGTERM)
     elif fault.kind == "read-only":
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
     elif fault.kind == "full":
@@ -300,6 +326,8 @@ MAIN: dict[str, list[str]] = {
     "convert": ["convert", "../inputs/checkpoint", "--out", "model"],
 }
 """Name -> arguments, in a folder beside `inputs`: the commands that work long and go on where they were."""
+PARALLEL = {"train, 2 workers": [*MAIN["train"], "training.workers=2"]}
+"""The same with processes of their own, for signals to all of them."""
 OTHERS: dict[str, list[str]] = {
     "ask": ["ask", "Where?", "--image", "../inputs/data/0.png", "--out", "heat.png", *SETTINGS],
     "label export": [
@@ -311,6 +339,9 @@ OTHERS: dict[str, list[str]] = {
     "compare": ["compare", "../inputs/base", "../inputs/sampled", "--out", "table.csv"],
 }
 """The same of those that begin anew, with `--force` where a part of their output is there."""
+
+
+Faults = Sequence[Fault | Room | Signal]
 
 
 class World:
@@ -336,20 +367,24 @@ class World:
             self._references[name] = content(self.work), ended.changes
         return self._references[name]
 
-    def after(self, name: str, faults: Sequence[Fault | Room | float]) -> "Trial":
-        """Run a command with each of the faults in turn, then undisturbed. A number kills it after so many seconds."""
+    def after(self, name: str, faults: "Faults", between: Callable[[Path], None] = lambda work: None) -> "Trial":
+        """Run a command with each of the faults in turn, then undisturbed.
+
+        `between` may change what lies in the folder that the command works in, or in `inputs` beside it.
+        """
         expected, _ = self.reference(name)
         self._clear()
         broken = [self._run(name, fault) for fault in faults]
+        between(self.work)
         last = self._run(name)
-        if last.code == 2 and "is there already" in last.said and content(self.work) != expected:
+        # Who was interrupted was told that the same command goes on.
+        told = all(isinstance(fault, Fault) and fault.kind == "stop" for fault in faults)
+        if not told and last.code == 2 and "is there already" in last.said and content(self.work) != expected:
             last = self._run(name, force=True)
         return Trial(name, faults, broken, last, _differences(expected, content(self.work)))
 
-    def _run(self, name: str, fault: Fault | Room | float | None = None, *, force: bool = False) -> Ended:
-        arguments = [*(MAIN | OTHERS)[name], *(["--force"] if force else [])]
-        if isinstance(fault, int | float):
-            return run(arguments, self.work, kill_after=fault)
+    def _run(self, name: str, fault: Fault | Room | Signal | None = None, *, force: bool = False) -> Ended:
+        arguments = [*(MAIN | PARALLEL | OTHERS)[name], *(["--force"] if force else [])]
         if isinstance(fault, Room):
             with _filled(self.folder, fault.bytes):
                 return run(arguments, self.work)
@@ -373,7 +408,7 @@ class Trial:
     """A command with faults, and then without."""
 
     command: str
-    faults: Sequence[Fault | Room | float]
+    faults: "Faults"
     broken: Sequence[Ended]
     """How it ended with each of them."""
     last: Ended
@@ -389,6 +424,11 @@ class Trial:
     def wrong(self) -> str:
         """What should be otherwise; empty if nothing."""
         for fault, ended in zip(self.faults, self.broken, strict=True):
+            if ended.hung:
+                return f"{fault}: not ended after {PATIENCE} s"
+            asked = isinstance(fault, Fault) and fault.kind == "stop"
+            if asked and (ended.code not in (0, 143) or "Traceback" in ended.said):
+                return f"{fault}: ended with {ended.code}: {ended.said[-1500:]}"
             refused = isinstance(fault, Room) or (isinstance(fault, Fault) and fault.kind in REFUSALS)
             if refused and ended.code not in (0, 2):
                 return f"{fault}: ended with {ended.code}: {ended.said[-1500:]}"

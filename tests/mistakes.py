@@ -21,6 +21,7 @@ from a3tune.run.folder import RunFolder
 from a3tune.types import Sample
 
 ROWS, ADAPTER, NO_ADAPTER = "rows.jsonl", "run/adapter", ("--adapter", "none")
+UNLABELLED = ("labels.source=none",)
 
 MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "no such command": (["trian"], "Did you mean"),
@@ -47,10 +48,18 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "convert: no base": (["convert", "delta", "--out", "out"], "LLaMA-7B"),
     "label: rows": (["label", "no.jsonl", "--out", "labels"], "expected a JSONL file"),
     "label: row": (["label", "broken.jsonl", "--out", "labels"], "prompt"),
+    "label: no rows": (["label", "empty.jsonl", "--out", "labels"], "empty.jsonl: expected at least one row"),
+    "label: query": (["label", ROWS, "--out", "labels", "labels.query='{organ} {question}'"], "meta field 'organ'"),
+    "label: query, dry run": (
+        ["label", ROWS, "--out", "o", "labels.query='{organ}'", "--dry-run"],
+        "meta field 'organ'",
+    ),
     "label: setting": (["label", ROWS, "--out", "labels", "labels.topk=2"], "did you mean labels.top_k"),
     "label: segmenter": (["label", ROWS, "--out", "labels", "labels.proposer=samm"], "superpixels, sam"),
     "label: ranker": (["label", ROWS, "--out", "labels", "labels.ranker=nosuch"], "expected the folder of a ranker"),
     "label: visual prompt": (["label", ROWS, "--out", "labels", "labels.visual_prompt=red"], "visual_prompt"),
+    "label: no weights": (["label", ROWS, "--out", "o", "labels.proposer=sam"], "expected the folder of its model"),
+    "label: useless weights": (["label", ROWS, "--out", "o", "labels.weights=bert"], "needs no weights"),
     "label: weights": (["label", ROWS, "--out", "o", "labels.proposer=sam", "labels.weights=no"], "no: expected"),
     "label status: store": (["label", "status", "nosuch"], "expected finished region labels, found none"),
     "label show: store": (["label", "show", "nosuch", ROWS], "found none"),
@@ -60,6 +69,16 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "label export: setting": (["label", "export", "nosuch", ROWS, "--out", "o", "labels.topk=1"], "labels.top_k"),
     "train: no rows": (["train"], "add data.train=FILE.jsonl"),
     "train: rows": (["train", "data.train=no.jsonl"], "expected a JSONL file"),
+    "train: empty rows": (["train", "data.train=empty.jsonl", *UNLABELLED], "empty.jsonl: expected at least one row"),
+    "train: heads": (
+        ["train", f"data.train={ROWS}", "labels.source=truth", "alignment.heads=9999", "--dry-run"],
+        "alignment.heads: expected at most",
+    ),
+    "train: model like a path": (
+        ["train", f"data.train={ROWS}", *UNLABELLED, "model.path=thesis/llava"],
+        "no such folder",
+    ),
+    "train: model like nothing": (["train", f"data.train={ROWS}", *UNLABELLED, "model.path=llava"], "owner/model"),
     "train: config": (["train", "--config", "no.yaml"], "expected a YAML file"),
     "train: labels": (["train", f"data.train={ROWS}"], "make them with `a3tune label`"),
     "train: labels of other settings": (
@@ -69,6 +88,11 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "train: model": (["train", f"data.train={ROWS}", "labels.source=none", "model.path=/no/such"], "/no/such"),
     "train: folder not ours": (["train", f"data.train={ROWS}", "labels.source=none", "output=thesis"], "not ours"),
     "eval: rows": (["eval", "no.jsonl", *NO_ADAPTER, "--out", "out"], "expected a JSONL file"),
+    "eval: no rows": (["eval", "empty.jsonl", *NO_ADAPTER, "--out", "out"], "empty.jsonl: expected at least one row"),
+    "eval: heads": (
+        ["eval", ROWS, *NO_ADAPTER, "--out", "out", "evaluation.heads=9999", "--dry-run"],
+        "evaluation.heads: expected at most",
+    ),
     "eval: adapter": (["eval", ROWS, "--adapter", "nosuch", "--out", "out"], "nosuch: expected an adapter folder"),
     "eval: adapter of another kind": (["eval", ROWS, "--adapter", "odd", "--out", "out"], "got 'IA3'"),
     "eval: decoding method": (["eval", ROWS, *NO_ADAPTER, "--out", "out", "--decode", "vcdd"], "vcd, dola"),
@@ -104,6 +128,7 @@ def scene(folder: Path) -> None:
     Image.new("RGB", (8, 8)).save(folder / "scan.png")
     asked = Sample("first", folder / "scan.png", "Where is the lesion?", "left", "open", meta={"modality": "CT"})
     write_rows(folder / ROWS, [asked, replace(asked, id="second")])
+    (folder / "empty.jsonl").write_text("\n")
     (folder / "broken.jsonl").write_text('{"id": "a", "image": "scan.png", "answer": "left"}\n')
     _write(folder / "thesis" / "thesis.txt", "years of work")
     _write(folder / "bert" / "config.json", {"model_type": "bert"})

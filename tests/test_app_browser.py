@@ -172,6 +172,7 @@ def test_a_file_of_200_megabytes_is_refused(page: Browser, server: Server, tmp_p
     connection.putrequest("POST", "/gradio_api/upload")
     connection.putheader("Content-Type", "multipart/form-data; boundary=b")
     connection.putheader("Content-Length", str(size))
+    connection.putheader("Origin", server.url)
     connection.endheaders()
     try:
         connection.send(part + bytes(60 * 2**20))

@@ -15,14 +15,14 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
-MEASURED = ("decoding_cost", "experts", "growth", "labels", "startup")
+MEASURED = ("decoding_cost", "decoding_ports", "experts", "growth", "labels", "startup")
 """Each leaves `OUT.json` and `OUT.md`, and runs in this process."""
 ALONE = ("step_cost",)
 """The same, in a process of its own: it measures the memory of forked ones."""
 TESTED = ("beyond", "convert", "decoding_methods", "demo_seeds", "families", "roofline", "store")
 """With a test of their own below."""
-ELSEWHERE = ("faults", "fuzz")
-"""Run what other tests run, only more of it: test_faults.py and test_fuzz_*.py."""
+ELSEWHERE = ("damage", "faults", "fuzz")
+"""Run what other tests run, only more of it: test_damage.py, test_faults.py and test_fuzz_*.py."""
 
 
 @pytest.fixture

@@ -215,7 +215,7 @@ def test_fully_masked_rows_give_zeros_and_finite_gradients(forbidden):
     allowed[:, :, 2] = False
     mask = allowed if forbidden is False else torch.zeros(1, 1, 4, 4).masked_fill(~allowed, forbidden)
     request = CaptureRequest(torch.eye(4)[None, 2:], torch.tensor([[0, 1]]), torch.tensor([[False] * 3 + [True]]))
-    _, packed = attention_forward(plain_module(), query, key, key.detach(), mask, capture=request)
+    _, packed = attention_forward(plain_module(), query, key, key.detach(), mask, capture=request, scaling=8**-0.5)
     assert packed is not None
     assert torch.equal(packed[:, :, 0], torch.zeros(1, 2, 3))
     assert packed[:, :, 1].min() > 0
@@ -372,14 +372,14 @@ def test_scores_of_half_precision_inputs_are_not_rounded():
     wanted = packed_from_full(exact.float(), request)
     for autocast in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            _, packed = attention_forward(plain_module(), query, key, key, None, capture=request)
+            _, packed = attention_forward(plain_module(), query, key, key, None, capture=request, scaling=1 / 8)
         torch.testing.assert_close(packed, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_a_sliding_window_that_dropped_keys_is_refused():
     query, key = torch.randn(1, 2, 1, 8), torch.randn(1, 2, 6, 8)
     request = CaptureRequest(torch.ones(1, 1), torch.tensor([[2, 3]]), torch.ones(1, 4, dtype=torch.bool))
-    call = partial(attention_forward, plain_module(), query, key, key, None, capture=request)
+    call = partial(attention_forward, plain_module(), query, key, key, None, capture=request, scaling=1.0)
     assert call()[1] is not None
     assert call(sliding_window=7)[1] is not None
     with pytest.raises(ModelError, match=r"layer 0.*sliding window of 6"):
@@ -393,6 +393,10 @@ def test_a_sliding_window_that_dropped_keys_is_refused():
     far = dataclasses.replace(request, columns=torch.tensor([[2, 9]]))
     with pytest.raises(ModelError, match="10 key positions, but this layer sees 6"):
         call(capture=far)
+    with pytest.raises(ModelError, match="8 key positions, but this layer sees 6"):
+        call(capture=dataclasses.replace(request, length=8))  # dropped without a word of a window
+    with pytest.raises(TypeError, match="scaling"):
+        attention_forward(plain_module(), query, key, key, None, capture=request)  # type: ignore[call-arg]
     with pytest.raises(ModelError, match="row_weights are for 2 positions"):
         call(capture=dataclasses.replace(request, row_weights=torch.ones(1, 2)))
 

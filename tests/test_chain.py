@@ -13,10 +13,11 @@ from a3tune.commands.label import label
 from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig, load_config
 from a3tune.data.phantom import write_phantom
-from a3tune.data.rows import read_rows, write_rows
+from a3tune.data.rows import read_rows, read_split, write_rows
 from a3tune.evaluation.predictions import read_maps
 from a3tune.labels.stored import read_quality
 from a3tune.run.folder import RunFolder
+from a3tune.types import Region
 from zoo import ZOO
 
 
@@ -58,10 +59,13 @@ def test_the_quality_of_labels_is_kept_for_each_k(settings: RunConfig):
     for k in (1, 64):
         own = replace(settings, labels=replace(settings.labels, top_k=k))
         run, _ = label(own, silent)
-        found = read_quality(own.label_store, run.settings, k)
+        found = read_quality(own.label_store, run.settings, k, read_split(own.data, "train"))
         assert found is not None
         recall[k] = found["all"].recall
     assert len(list((settings.label_store / "quality").iterdir())) == 3
+    first, *rest = read_split(settings.data, "train")
+    moved = replace(first, regions=(Region(box=(0.0, 0.0, 2.0, 2.0)),))
+    assert read_quality(settings.label_store, run.settings, 64, [moved, *rest]) is None
     assert recall[1] < recall[64]
 
 

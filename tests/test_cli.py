@@ -358,7 +358,7 @@ def test_ctrl_c_says_how_to_go_on(run: Run, data, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("a3tune.commands.label.label", interrupted)
     result = run("label", data["train"], "--out", "labels")
     assert result.exit_code == 130
-    assert "the same command goes on from there" in result.stderr
+    assert "the same command goes on from what is finished" in result.stderr
 
 
 def test_the_message_of_an_interruption_is_shown(run: Run, data, monkeypatch: pytest.MonkeyPatch):
@@ -452,10 +452,10 @@ def test_settings_beside_an_adapter_start_no_program(run: Run, trained: Path, tm
     (tmp_path / "strange" / "config.yaml").write_text(dump_config(settings))
     arguments = ("ask", "Where?", "--image", "x.png", "--adapter", tmp_path / "strange" / "adapter", "--dry-run")
     result = run(*arguments)
-    assert "evaluation.weights is left out" in result.stderr and "radgraph" not in result.stdout
+    assert "evaluation.weights left out" in result.stderr and "radgraph" not in result.stdout
     assert "radgraph" in run(*arguments, f"evaluation.weights.radgraph={tmp_path}").stdout
     mine = run(*arguments, f"evaluation.weights.chexbert={tmp_path}")  # does not bring theirs along
-    assert "evaluation.weights is left out" in mine.stderr
+    assert "evaluation.weights left out" in mine.stderr
     assert "chexbert" in mine.stdout and "radgraph" not in mine.stdout
 
 

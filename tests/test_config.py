@@ -263,3 +263,11 @@ def test_no_override_escapes_as_another_error(key, value):
         load_config(None, [f"{key}={'null' if value is None else value}"])
     except ConfigError as error:
         assert key.split(".")[0] in str(error)
+
+
+def test_settings_without_end_are_refused_before_they_are_read(tmp_path):
+    (tmp_path / "run.yaml").write_text("labels: {query: " + "a" * 2**18 + "}")
+    with pytest.raises(ConfigError, match="at most 262,144 letters"):
+        load_config(tmp_path / "run.yaml")
+    with pytest.raises(ConfigError, match="at most"):
+        load_config(Path("/dev/zero"))

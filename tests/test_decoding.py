@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig
 
 from a3tune.decoding import DECODERS, STRATEGIES, Strategy, generate, make_decoder
+from a3tune.decoding.plain import Greedy
 from a3tune.decoding.strategy import end_tokens, make_strategy
 from a3tune.errors import ConfigError
 from a3tune.vlm.load import Vlm
@@ -51,6 +52,8 @@ def test_published_settings() -> None:
     assert not STRATEGIES["beam"].do_sample
     assert STRATEGIES["nucleus"] == Strategy(do_sample=True, top_p=0.9, top_k=0, temperature=1.0)
     assert STRATEGIES["sampling"] == Strategy(do_sample=True, temperature=0.7, top_k=50, top_p=1.0)
+    assert STRATEGIES["multinomial"] == Strategy(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+    assert {DECODERS[name].strategy for name in ("vcd", "avisc", "m3id", "damro")} == {"multinomial"}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,7 @@ def test_wrong_names_and_settings_are_named(name: str, settings: dict, message: 
 
 
 def test_wrong_strategies_are_named(vlm: Vlm) -> None:
-    with pytest.raises(ConfigError, match="strategy: expected one of greedy, beam, nucleus, sampling, got 'beams'"):
+    with pytest.raises(ConfigError, match=r"strategy: expected one of greedy, beam, .*multinomial, got 'beams'"):
         generate(vlm, batch(vlm), strategy="beams")
     own = Strategy(num_beams=2)
     assert make_strategy(own) is own
@@ -148,6 +151,18 @@ def test_answers_end_with_their_end_token(vlm: Vlm, monkeypatch: pytest.MonkeyPa
             assert end not in tokens[:-1].tolist()
             if name == "greedy" and end in before.tolist():
                 assert torch.equal(tokens, before[: before.tolist().index(end) + 1])
+
+
+def test_a_padding_token_amid_an_answer_ends_nothing(vlm: Vlm) -> None:
+    pad, end = vlm.tokenizer.pad_token_id, vlm.tokenizer.eos_token_id
+    rows = torch.tensor([[5, pad, 6, end, pad], [5, pad, 6, pad, pad], [pad] * 5])
+
+    class Rows(Greedy):
+        def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return rows
+
+    found = [tokens.tolist() for tokens in generate(vlm, batch(vlm), Rows()).tokens]
+    assert found == [[5, pad, 6, end], [5, pad, 6], []]
 
 
 @pytest.mark.parametrize("name", ["greedy", "vcd"])

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from a3tune.decoding.branches import (
-    drop_features,
     encode_images,
     image_columns,
     image_mask,
+    keep_features,
     noisy,
     without_images,
     zero_features,
@@ -120,22 +120,21 @@ def test_later_layers_do_not_see_what_was_made_zero_either(models: Models) -> No
     assert any(part.any() for layer in encoded["mm_encoder_outputs"]["image"].deepstack_features for part in layer)
 
 
-def test_dropped_tokens_leave_the_prompt(models: Models) -> None:
+def test_kept_features_stand_in_their_new_order_and_the_others_leave_the_prompt(models: Models) -> None:
     vlm = models("llava_clip_224")
     encoded = encode_images(vlm, batch(vlm))
-    mask = image_mask(vlm, encoded)
-    keep = torch.zeros(int(mask.sum()), dtype=torch.bool)
-    keep[[3, 5, 300, 600, 601]] = True
-    found = drop_features(vlm, encoded, keep)
-    assert image_mask(vlm, found).sum(1).tolist() == [2, 1, 2]
+    chosen = torch.tensor([[5, 3], [44, 200], [89, 88]])
+    found = keep_features(vlm, encoded, chosen)
+    assert image_mask(vlm, found).sum(1).tolist() == [2, 2, 2]
     before, after = (
         [ids[kept.bool()].tolist() for ids, kept in zip(x["input_ids"], x["attention_mask"], strict=True)]
         for x in (encoded, found)
     )
     token = vlm.model.config.image_token_id
     assert [[i for i in ids if i != token] for ids in before] == [[i for i in ids if i != token] for ids in after]
-    features = torch.cat(found["mm_encoder_outputs"]["image"].pooler_output)
-    assert torch.equal(features, torch.cat(encoded["mm_encoder_outputs"]["image"].pooler_output)[keep])
+    features = found["mm_encoder_outputs"]["image"].pooler_output
+    for row in range(3):
+        assert torch.equal(features[row], encoded["mm_encoder_outputs"]["image"].pooler_output[row][chosen[row]])
     assert len(encoded["mm_encoder_outputs"]["image"].pooler_output[0]) == 256, "the original is as it was"
 
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
-from transformers.masking_utils import sdpa_mask
+from transformers import DynamicCache
 
 from a3tune.attention.boost import Boost
 from a3tune.attention.capture import ATTENTION, CaptureRequest, attention_forward
@@ -16,31 +15,13 @@ from a3tune.decoding import generate
 from a3tune.decoding.branches import image_columns
 from a3tune.decoding.loop import Branch
 from decoders import NEW, Models, batch, example, imageless, logits, slow_greedy
+from ports.boosted import PLACE
 
 BORDERS = {
     "llava_clip_224": (),
     "qwen2_5_vl": ("<|vision_start|>", "<|vision_end|>"),
     "gemma3": ("<start_of_image>", "<end_of_image>"),  # its first layer has a window shorter than the prompt
 }
-PLACE: dict[str, Any] = {}
-"""What the eager function below has to know: image positions and the first row to boost."""
-
-
-def boosted_eager(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any):
-    """The definition: all scores of all rows."""
-    repeats = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    scores = query @ key.mT * options["scaling"]
-    if PLACE and module.layer_idx in PLACE["layers"]:
-        part = scores[:, :, PLACE["from"] :, PLACE["image"]]
-        scores[:, :, PLACE["from"] :, PLACE["image"]] = part + PLACE["strength"] * part.abs()
-    if mask is None:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-    return (scores.masked_fill(~mask, -torch.inf).softmax(-1) @ value).transpose(1, 2), None
-
-
-AttentionInterface.register("boosted_eager", boosted_eager)
-AttentionMaskInterface.register("boosted_eager", sdpa_mask)
 
 
 @pytest.fixture(scope="module")

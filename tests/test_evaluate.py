@@ -277,13 +277,13 @@ def test_an_evaluation_of_something_else_is_refused(vlm, samples, tmp_path):
     path = tmp_path / "run"
     evaluate(vlm, samples, SHORT, out_folder=path)
     before = (path / "predictions.jsonl").read_bytes()
-    with pytest.raises(RunError, match="'s/0' is not among those"):
+    with pytest.raises(RunError, match="the prompt of sample 's/0' is another"):
         evaluate(vlm, other_prompt(samples), SHORT, out_folder=path)
     with pytest.raises(RunError, match=r"'s/.' is not among those"):
         evaluate(vlm, samples[:2], SHORT, out_folder=path)
     with pytest.raises(RunError, match=r"with tau=0.15, not 0.3"):
         evaluate(vlm, samples, replace(SHORT, tau=0.3), out_folder=path)
-    with pytest.raises(RunError, match="with weights="):
+    with pytest.raises(RunError, match="the weights of the model are others"):
         evaluate(replace(make_vlm(1), name=vlm.name), samples, SHORT, out_folder=path)
     assert (path / "predictions.jsonl").read_bytes() == before
     # More samples than before are welcome.

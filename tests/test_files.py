@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from a3tune.errors import OutputError, RunError
-from a3tune.machine.files import locked, replacing, unfinished, write_atomic
+from a3tune.machine.files import (
+    LOCK,
+    append,
+    locked,
+    new_folder,
+    remove,
+    replacing,
+    replacing_folder,
+    unfinished,
+    write_atomic,
+)
 
 
 def no_space(*_):
@@ -90,3 +100,63 @@ def test_a_process_forked_by_a_killed_one_does_not_go_on_holding_its_folder(tmp_
             pass
     finally:
         os.kill(orphan, signal.SIGKILL)
+
+
+@pytest.fixture
+def precious(tmp_path):
+    """A file of the user's, which a stranger's folder leads to."""
+    (tmp_path / "home").mkdir()
+    file = tmp_path / "home" / "precious"
+    file.write_bytes(b"precious")
+    (tmp_path / "run").mkdir()
+    return file
+
+
+@pytest.mark.parametrize("lead", ["symlink_to", "hardlink_to", "fifo"])
+@pytest.mark.parametrize("write", ["lock", "log", "file"])
+def test_a_folder_of_a_stranger_does_not_lead_writes_elsewhere(precious, tmp_path, lead, write):
+    folder = tmp_path / "run"
+    name = {"lock": folder / LOCK, "log": folder / "metrics.jsonl", "file": unfinished(folder / "results.json")}[write]
+    if lead == "fifo":
+        os.mkfifo(name)
+    else:
+        getattr(name, lead)(precious)
+    with pytest.raises((OSError, OutputError, RunError)):
+        if write == "lock":
+            with locked(folder):
+                pass
+        elif write == "log":
+            append(name, b"more")
+        else:
+            write_atomic(folder / "results.json", b"new")
+    assert precious.read_bytes() == b"precious"
+
+
+def test_a_message_about_a_lock_shows_little_of_it(tmp_path):
+    (tmp_path / LOCK).write_bytes(b"\xff" * 10_000)
+    import fcntl
+
+    with (tmp_path / LOCK).open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(RunError) as told, locked(tmp_path):
+            pass
+    assert len(str(told.value)) < 500
+
+
+def test_what_is_deleted_is_the_link(precious, tmp_path):
+    link = tmp_path / "run" / "data"
+    link.symlink_to(precious.parent)
+    remove(link)
+    assert not link.is_symlink() and precious.is_file()
+    link.symlink_to(precious.parent)
+    assert new_folder(link).is_dir() and not link.is_symlink() and not list(link.iterdir())
+    assert precious.read_bytes() == b"precious"
+
+
+def test_an_unfinished_folder_that_is_a_link_is_refused(precious, tmp_path):
+    (precious.parent / "new").mkdir()
+    (precious.parent / "new" / "mine").write_bytes(b"mine")
+    (tmp_path / "run" / ".model.unfinished").symlink_to(precious.parent)
+    with pytest.raises(OutputError, match="is a link"), replacing_folder(tmp_path / "run" / "model", lambda: None):
+        pass
+    assert (precious.parent / "new" / "mine").is_file()

@@ -27,7 +27,7 @@ from fuzzing import altered, damaged, fuzz, lines, only_our_errors
 
 _PREDICTION = asdict(Prediction("1", "Is it?", "yes", "closed", "no", {"organ": "liver"}, {"attention_mass": 0.5}, {}))
 PREDICTION = _PREDICTION | {"cost": {"seconds": 1.0, "answer_seconds": 0.5, "passes": 3.0, "peak_bytes": None}}
-MAP = save({"sample 1": np.zeros((2, 3), np.float16)})
+MAP = save({"sample 1": np.zeros(6, np.float16)})
 
 
 @pytest.fixture(scope="module")

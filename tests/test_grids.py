@@ -27,7 +27,7 @@ PROCESSORS = {"clip": CLIP, "exact": EXACT, "small": SMALL, "padded": PADDED, "c
 
 def boxes_of(images: object, height: int, width: int, patch: int = PATCH, **processor: object) -> np.ndarray:
     settings = {"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default", **processor}
-    config = SimpleNamespace(vision_config=SimpleNamespace(patch_size=patch))
+    config = SimpleNamespace(vision_config=SimpleNamespace(patch_size=patch, model_type="pixtral"))
     return llava_boxes(config, SimpleNamespace(image_processor=images, **settings), height, width)
 
 

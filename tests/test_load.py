@@ -1,6 +1,7 @@
 """Loading a model: what comes back, and what is refused with which words."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,24 @@ def test_a_missing_folder_is_named() -> None:
         load_vlm("/nowhere/model")
 
 
+def test_a_hub_that_cannot_be_reached_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    start = time.monotonic()
+    with pytest.raises(
+        ModelError, match=r"owner/model: is no folder here.*cannot be reached.*HF_HUB_OFFLINE=1"
+    ) as told:
+        load_vlm("owner/model", device="cpu")
+    assert time.monotonic() - start < 20 and "\n" not in str(told.value)
+
+
+def test_what_looks_like_a_folder_never_asks_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    for name in ("models/llava", "llava", "a/b/c", "~/llava"):
+        with pytest.raises(ModelError, match="there is no such folder"):
+            load_vlm(name, device="cpu")
+
+
 def test_unsupported_families_are_told_the_supported_ones(tmp_path: Path) -> None:
     Qwen3Config().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"model_type 'qwen3' is not supported; supported: .*, llava, "):
@@ -142,7 +161,7 @@ def test_a_truncated_checkpoint_is_an_error(checkpoint: Path, tmp_path: Path) ->
     folder = copy(checkpoint, tmp_path / "cut")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(ModelError, match="reading it failed"):
+    with pytest.raises(ModelError, match="complete, original checkpoint"):
         load_vlm(folder, device="cpu")
 
 

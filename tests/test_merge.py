@@ -21,6 +21,7 @@ from a3tune.config import AdapterConfig
 from a3tune.convert.merge import ADAPTER_CARD, MARKER
 from a3tune.data.phantom import write_phantom
 from a3tune.errors import AdapterError, ModelError, OutputError
+from a3tune.machine.digests import DIGESTS
 from a3tune.vlm.encode import encode
 from a3tune.vlm.load import load_vlm
 
@@ -119,6 +120,7 @@ def test_an_adapter_brings_its_base_however_it_is_reached(
         shutil.copytree(run / "adapter", place, dirs_exist_ok=True)
     settings = json.loads((place / "adapter_config.json").read_text())
     (place / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": None}))
+    (place / DIGESTS).unlink()
     monkeypatch.chdir(place)
     (tmp_path / "link").symlink_to(place)
     reached = {"link": tmp_path / "link", "here": Path(), "checkpoint": place}[how]
@@ -196,7 +198,7 @@ def test_a_run_on_quantised_weights_says_so(adapter: Path, tmp_path: Path) -> No
 
 
 def test_weights_that_are_no_numbers_are_refused(adapter: Path, tmp_path: Path) -> None:
-    shutil.copytree(adapter.parent, tmp_path / "run")
+    shutil.copytree(adapter.parent, tmp_path / "run", ignore=shutil.ignore_patterns(DIGESTS))
     weights = load_file(adapter / "adapter_model.safetensors")
     weights[next(iter(weights))][0] = torch.nan
     save_file(weights, tmp_path / "run" / "adapter" / "adapter_model.safetensors")
@@ -248,3 +250,14 @@ def test_the_command(adapter: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0 and "MB in" in result.output
     result = CliRunner().invoke(app, ["merge", str(adapter), "--out", str(tmp_path / "merged")])
     assert result.exit_code == 2 and "--force" in result.output
+
+
+def test_a_card_that_is_a_link_is_not_copied(adapter: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("what only the user may read")
+    run = tmp_path / "strange"
+    shutil.copytree(adapter.parent, run)
+    (run / "adapter" / "README.md").unlink(missing_ok=True)
+    (run / "adapter" / "README.md").symlink_to(secret)
+    merged = merge(run / "adapter", tmp_path / "merged").folder
+    assert not (merged / ADAPTER_CARD).exists()

@@ -1,136 +1,39 @@
 """OPERA against a search that reads everything again for each candidate of each beam, on the eager model."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import log
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from a3tune.adapters import Routing
 from a3tune.attention.capture import use_capture
-from a3tune.compat.generation import ENCODED
 from a3tune.decoding import generate
-from a3tune.decoding.branches import encode_images
 from a3tune.decoding.opera import LARGEST_PENALTY, Opera
-from a3tune.decoding.strategy import Strategy, placeholders
+from a3tune.decoding.strategy import Strategy
 from a3tune.errors import ConfigError, ModelError
-from a3tune.vlm.encode import TOKEN_MASKS, Example, pad
-from a3tune.vlm.load import Vlm
 from decoders import Models, batch, example
+from ports.opera import Slow
 
 MODELS = ("llava_clip_224", "llava_clip_224+adapter", "qwen2_5_vl+adapter", "qwen3_vl", "paligemma", "idefics3")
 BEAMS = 3
-RESTLESS = Opera(scale=1000.0, threshold=1, candidates=3, initial_tokens=1)
+RESTLESS = Opera(scale=1000.0, threshold=1, candidates=3, initial_tokens=1, variant="paper")
 """Goes back soon and often."""
 PATIENT = replace(RESTLESS, threshold=3)
 """Goes back later."""
 NARROW = replace(RESTLESS, window=3)
 """Leans on the latest three tokens only."""
-BOUNDLESS = Opera(scale=1e60, threshold=100, candidates=3, initial_tokens=1)
+BOUNDLESS = Opera(scale=1e60, threshold=100, candidates=3, initial_tokens=1, variant="paper")
 """Products of a few weights are beyond any penalty."""
-CALM = Opera(scale=100.0, candidates=3, initial_tokens=3)
+CALM = Opera(scale=100.0, candidates=3, initial_tokens=3, variant="paper")
 """Penalises soon, and never goes back in a short answer."""
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return Models(tmp_path_factory.mktemp("zoo"))
-
-
-class Slow:
-    """One sample; every pass reads everything on the eager model, without a cache."""
-
-    def __init__(self, vlm: Vlm, asked: Example) -> None:
-        self.vlm, self.asked = vlm, asked
-        self.read: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
-        self.returns = 0
-        inputs = dict(pad(vlm, [asked], "right"))
-        self.images = {ENCODED: encode_images(vlm, {k: v for k, v in inputs.items() if k not in TOKEN_MASKS})[ENCODED]}
-
-    def look(self, answer: list[int]) -> tuple[Tensor, Tensor]:
-        """Logits after the answer `[V]`, and the last layer's attention `[S, S]`: largest head, rows sum to 1."""
-        if tuple(answer) not in self.read:
-            of = replace(
-                self.asked, input_ids=torch.cat([self.asked.input_ids, torch.tensor(answer, dtype=torch.long)])
-            )
-            inputs: dict[str, Any] = dict(pad(self.vlm, [of], "right"))
-            masks = {name: inputs.pop(name) for name in TOKEN_MASKS}
-            inputs.pop("labels", None)
-            routing = {"routing": Routing(masks["prompt_mask"], masks["image_mask"])}
-            forward = routing if hasattr(self.vlm.model, "peft_config") else {}
-            inputs = {**{name: value for name, value in inputs.items() if name != "pixel_values"}, **self.images}
-            with torch.no_grad():
-                out = self.vlm.model(**inputs, **forward, use_cache=False, output_attentions=True)
-            attention = out.attentions[-1][0].amax(0)
-            self.read[tuple(answer)] = out.logits[0, -1].float(), attention / attention.sum(-1, keepdim=True)
-        return self.read[tuple(answer)]
-
-    def allowed(self, answer: list[int]) -> Tensor:
-        """Logits after the answer, without the tokens that no answer may hold."""
-        return self.look(answer)[0].index_fill(0, torch.tensor(placeholders(self.vlm)), -torch.inf)
-
-    def likely(self, answer: list[int], count: int) -> list[int]:
-        return self.allowed(answer).topk(count).indices.tolist()
-
-    def offer(self, opera: Opera, answer: list[int]) -> tuple[Tensor, int]:
-        """Scores of the next token, and the place in the answer that most candidates lean on."""
-        start, image = len(self.asked.input_ids), self.asked.input_ids == self.vlm.model.config.image_token_id
-        logits, places = self.allowed(answer), []
-        scores = torch.full_like(logits, -999.0)
-        for token in self.likely(answer, opera.candidates):
-            attention = self.look([*answer, token])[1]
-            scaled = opera.scale * attention[start:, start:].double()
-            columns = torch.stack([scaled[j:, j].prod() for j in range(len(scaled))])
-            columns = columns[-opera.window :]
-            places.append(int(columns.argmax()) + len(scaled) - len(columns))
-            trust = -attention[-1, :start][image].sum() if len(scaled) <= opera.initial_tokens else 1e-7 * columns.max()
-            scores[token] = logits[token] - (opera.penalty * trust).clamp(max=LARGEST_PENALTY)
-        return scores, mode(places)
-
-    def search(self, opera: Opera, ends: list[int], longest: int) -> list[int]:
-        """The best answer. A beam is (score, answer)."""
-        beams: list[tuple[float, list[int]]] = [(0.0, []), *[(-1e9, [])] * (BEAMS - 1)]
-        ended: list[tuple[float, list[int]]] = []
-        states, leant, chosen = [], [], []
-        tries, forbidden = Counter(), {}
-        while True:
-            step = len(beams[0][1])
-            states.append((beams, ended))
-            rows, places = zip(*(self.offer(opera, answer) for _, answer in beams), strict=True)
-            leant.append(places)
-            place = mode(list(places))
-            often = all(sum(past[beam] == place for past in leant) > opera.threshold for beam in range(BEAMS))
-            back = next((at for at in (place + 1, place) if tries[at] < opera.candidates), step)
-            if place >= opera.initial_tokens and back < step and often:
-                self.returns += 1
-                tries[back] += 1
-                forbidden = {at: pairs for at, pairs in forbidden.items() if at <= back}
-                forbidden[back] = forbidden.get(back, []) + chosen[back]
-                states, leant, chosen, step = states[: back + 1], leant[: back + 1], chosen[:back], back
-                beams, ended = states[back]
-                rows = [self.allowed(answer) for _, answer in beams]
-                for beam, token in forbidden[back]:
-                    rows[beam][token] = -torch.inf
-            total = torch.stack([row.log_softmax(-1) + score for (score, _), row in zip(beams, rows, strict=True)])
-            best = total.flatten().topk((1 + len(ends)) * BEAMS)
-            offers = [(float(score), *divmod(int(at), total.shape[1])) for score, at in zip(*best, strict=True)]
-            over = [token in ends or step + 1 == longest for _, _, token in offers]
-            for (score, beam, token), end in list(zip(offers, over, strict=True))[:BEAMS]:
-                ended = [*ended, (score / (step + 1), [*beams[beam][1], token])] if end else ended
-            ended = sorted(ended, key=lambda one: -one[0])[:BEAMS]
-            going = [offer for offer, end in zip(offers, over, strict=True) if not end][:BEAMS]
-            if not going or (len(ended) == BEAMS and going[0][0] / (step + 1) <= ended[-1][0]):
-                return ended[0][1]
-            chosen.append([(beam, token) for _, beam, token in going])
-            beams = [(score, [*beams[beam][1], token]) for score, beam, token in going]
-
-
-def mode(values: list[int]) -> int:
-    counts = Counter(values)
-    return min(counts, key=lambda value: (-counts[value], value))
 
 
 @pytest.mark.parametrize(
@@ -141,6 +44,8 @@ def mode(values: list[int]) -> int:
         ("qwen2_5_vl+adapter", PATIENT, 12),
         ("qwen2_5_vl+adapter", NARROW, 8),
         ("qwen2_5_vl+adapter", BOUNDLESS, 6),
+        *((name, replace(CALM, variant="code"), 5) for name in MODELS),
+        *(("qwen2_5_vl+adapter", replace(opera, variant="code"), 12) for opera in (RESTLESS, PATIENT)),
     ],
 )
 def test_answers_are_those_of_the_slow_search(name: str, opera: Opera, longest: int, models: Models) -> None:
@@ -150,11 +55,12 @@ def test_answers_are_those_of_the_slow_search(name: str, opera: Opera, longest: 
     found = generate(vlm, batch(vlm, [0, 1]), opera, strategy=strategy, max_new_tokens=longest).tokens
     vlm.model.set_attn_implementation({"text_config": "eager"})
     for row, tokens in enumerate(found):
-        slow = Slow(vlm, example(vlm, row))
-        assert tokens.tolist() == slow.search(opera, ends, longest)
+        slow = Slow(vlm, example(vlm, row), BEAMS)
+        search = slow.search_as_published if opera.variant == "code" else slow.search
+        assert tokens.tolist() == search(opera, ends, longest)
         returns += slow.returns
     use_capture(vlm.model)
-    assert (returns > 0) == (opera in (RESTLESS, PATIENT, NARROW))
+    assert (returns > 0) == (replace(opera, variant="paper") in (RESTLESS, PATIENT, NARROW))
 
 
 @pytest.mark.parametrize("name", ["llava_clip_224+adapter", "qwen3_vl", "idefics3+adapter"])
@@ -170,7 +76,7 @@ def test_a_padded_batch_gives_what_its_samples_give_alone(name: str, models: Mod
 def test_without_a_penalty_and_with_every_candidate_it_is_plain_beam_search(beams: int, models: Models) -> None:
     vlm = models("qwen2_5_vl+adapter")
     inputs, strategy = batch(vlm, [0, 1]), Strategy(num_beams=beams)
-    opera = Opera(penalty=0.0, candidates=vlm.model.config.text_config.vocab_size)
+    opera = Opera(penalty=0.0, candidates=vlm.model.config.text_config.vocab_size, variant="paper")
     found = generate(vlm, inputs, opera, strategy=strategy, max_new_tokens=4).tokens
     plain = generate(vlm, inputs, "beam", strategy=strategy, max_new_tokens=4).tokens
     assert [tokens.tolist() for tokens in found] == [tokens.tolist() for tokens in plain]
@@ -178,7 +84,7 @@ def test_without_a_penalty_and_with_every_candidate_it_is_plain_beam_search(beam
 
 def test_over_trust_is_the_largest_product_down_a_column() -> None:
     random = torch.Generator().manual_seed(0)
-    opera, prompt, answer = Opera(initial_tokens=1, scale=30.0, penalty=2.0), 7, 5
+    opera, prompt, answer = Opera(initial_tokens=1, scale=30.0, penalty=2.0, variant="paper"), 7, 5
     rows = torch.rand(2, answer + 3, prompt + answer + 1, generator=random).softmax(-1)
     drawn_BSS = rows[:, :answer, prompt : prompt + answer].double() * opera.scale
     columns = [torch.stack([one[j:, j].prod() for j in range(answer)]) for one in drawn_BSS]
@@ -190,7 +96,7 @@ def test_over_trust_is_the_largest_product_down_a_column() -> None:
             columns = torch.stack([square[j:, j].prod() for j in range(answer + 1)])
             assert int(place[beam, candidate]) == int(columns.argmax())
             assert float(penalty[beam, candidate]) == pytest.approx(2e-7 * float(columns.max()), rel=1e-4)
-    narrow, latest = Opera(initial_tokens=1, scale=30.0, window=2).over_trust(
+    narrow, latest = Opera(initial_tokens=1, scale=30.0, window=2, variant="paper").over_trust(
         rows[:, answer:], products, torch.arange(3)
     )
     assert latest.min() >= answer - 1
@@ -199,11 +105,21 @@ def test_over_trust_is_the_largest_product_down_a_column() -> None:
     torch.testing.assert_close(drawn, -rows[:, answer:, :3].sum(-1))
 
 
-def test_a_boundless_product_stays_a_penalty() -> None:
-    penalty, _ = Opera(initial_tokens=1).over_trust(
+@pytest.mark.parametrize("variant", ["code", "paper"])
+def test_a_boundless_product_stays_a_penalty(variant: Any) -> None:
+    penalty, _ = Opera(initial_tokens=1, variant=variant).over_trust(
         torch.full((1, 2, 60), 0.9), torch.full((1, 50), 300.0), torch.arange(3)
     )
-    assert penalty.tolist() == [[LARGEST_PENALTY, LARGEST_PENALTY]]
+    assert penalty.tolist() == [[LARGEST_PENALTY[variant]] * 2]
+
+
+def test_published_penalties_have_16_bits_and_small_ones_lean_on_nothing() -> None:
+    rows, products = torch.full((1, 1, 5), 0.2), torch.tensor([[0.0, log(1.2), -30.0]])
+    opera = Opera(initial_tokens=1, scale=1.0)
+    small, place = opera.over_trust(rows, products, torch.arange(1))
+    assert (float(small), int(place)) == (0.0, 0), "1e-7 * .24 is less than half of the smallest number of 16 bits"
+    exact, place = replace(opera, variant="paper").over_trust(rows, products, torch.arange(1))
+    assert (float(exact), int(place)) == (pytest.approx(2.4e-8), 1)
 
 
 @pytest.fixture
@@ -277,7 +193,7 @@ def test_candidates_look_where_each_would_if_it_were_read_alone(
     of_sample = [seen[: len(found[0])], seen[len(found[0]) :]]
     vlm.model.set_attn_implementation({"text_config": "eager"})
     for row, sample in enumerate((1, 0)):
-        slow, answer = Slow(vlm, example(vlm, sample)), found[row].tolist()
+        slow, answer = Slow(vlm, example(vlm, sample), BEAMS), found[row].tolist()
         padding = int((inputs["attention_mask"][row] == 0).sum())
         for step, rows_CT in enumerate(of_sample[row]):
             candidates = slow.likely(answer[:step], opera.candidates)

@@ -3,6 +3,8 @@
 import copy
 import itertools
 import json
+import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -246,7 +248,8 @@ class FixedPrompt:
 def test_generation_with_cache_equals_recomputing_everything(how: dict, options: dict, kv_heads: int):
     model, inputs = adapted(shape={"kv_heads": kv_heads}, **options), batch()
     length = inputs["input_ids"].shape[1]
-    how = {"do_sample": False, "max_new_tokens": 6, **how}
+    # An image's token, which random weights may draw, has no features.
+    how = {"do_sample": False, "max_new_tokens": 6, "suppress_tokens": [model.config.image_token_id], **how}
     torch.manual_seed(0)
     fast = model.generate(**inputs, **how)
     torch.manual_seed(0)
@@ -313,7 +316,7 @@ def test_alpha_follows_the_batch_of_its_cache():
 def test_a_continued_prefill_keeps_the_alpha_of_the_prompt():
     model = adapted()
     cache, mask = prefill(model, PROMPTS[:1])
-    with pytest.raises(AdapterError, match="3 more tokens of one come at once"):
+    with pytest.raises(AdapterError, match="would read a prompt in parts"):
         step(model, cache, mask, 60, 61, 62)
     cache, mask = prefill(model, PROMPTS[:1])
     nothing = torch.zeros(1, 3, dtype=torch.bool)
@@ -331,6 +334,12 @@ def test_an_emptied_cache_takes_the_next_prompt(empty):
     empty(cache)
     other = batch(PROMPTS[2:3])
     torch.testing.assert_close(model(**other, **{CACHE: cache}).logits, model(**other).logits, rtol=0, atol=1e-6)
+
+
+def test_a_cache_under_another_name_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("a3tune.adapters.layer.CACHE", "memory")
+    with pytest.raises(AdapterError, match="LlamaAttention: expected its KV cache, or None, as the keyword 'memory'"):
+        adapted()(**batch())
 
 
 def test_a_cache_filled_without_the_adapter_is_refused():
@@ -672,6 +681,66 @@ def test_values_that_are_no_numbers_are_refused(tmp_path: Path, value: float):
         load_adapter(base(), tmp_path)
 
 
+@pytest.mark.parametrize("change", ["missing", "stray", "nan", "integers"])
+def test_peft_itself_takes_no_file_that_would_leave_experts_random(tmp_path: Path, change: str):
+    adapted().save_pretrained(tmp_path)
+    tensors = tensors_of(tmp_path)
+    key = next(key for key in tensors if key.endswith("router.2.weight"))
+    other = {
+        "missing": {name: value for name, value in tensors.items() if name != key},
+        "stray": tensors | {key.replace("layers.0", "layers.7"): tensors[key].clone()},
+        "nan": tensors | {key: tensors[key] * float("nan")},
+        "integers": tensors | {key: tensors[key].int()},
+    }[change]
+    save_file(other, tmp_path / "adapter_model.safetensors")
+    message = {"nan": "no numbers", "integers": "expected floating-point weights"}.get(
+        change, "first difference: .*router"
+    )
+    with pytest.raises(AdapterError, match=message):
+        PeftModel.from_pretrained(base(), tmp_path)
+    with pytest.raises(AdapterError, match=message):
+        adapted().load_adapter(tmp_path, "second")
+    with pytest.raises(AdapterError, match=re.escape(str(tmp_path))):
+        load_adapter(base(), tmp_path)
+
+
+@pytest.mark.parametrize("setting", ["r", "expert_rank", "query_experts", "router_hidden"])
+def test_a_file_of_other_sizes_than_its_settings_is_refused_in_one_line(tmp_path: Path, setting: str):
+    adapted().save_pretrained(tmp_path)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {setting: 2}))
+    with pytest.raises(AdapterError, match=r"size mismatch for .*shape") as told:
+        load_adapter(base(), tmp_path)
+    assert len(str(told.value)) < 600 and "\n" not in str(told.value)
+
+
+def test_transformers_loads_an_adapter_into_its_own_model(tmp_path: Path):
+    model, inputs = adapted(), batch()
+    model.save_pretrained(tmp_path)
+    plain = base()
+    plain.load_adapter(str(tmp_path))
+    assert torch.equal(plain.eval()(**inputs).logits, model(**inputs).logits)
+
+
+def test_peft_names_our_kind_where_it_refuses_it():
+    with pytest.raises(ValueError, match="'A3MOE' is not compatible with the `PeftMixedModel`"):
+        get_peft_model(base(), A3MoEConfig(r=4), mixed=True)
+    with pytest.raises(ValueError, match="A3MOE"):
+        adapted().add_adapter("beside", LoraConfig(r=4, target_modules=["q_proj"]))
+
+
+def test_a_copy_is_a_model_of_its_own():
+    """Also one that was pickled, until transformers puts functions into a model that cannot be, at its first pass."""
+    model, inputs = adapted(balance=True).train(), batch()
+    pickled = pickle.loads(pickle.dumps(model))  # noqa: S301
+    expected = model(**inputs).logits
+    copied = copy.deepcopy(model)
+    shake(model, seed=8)
+    for other in (pickled, copied):
+        assert torch.equal(other(**inputs).logits, expected)
+        assert torch.equal(other.unload().eval()(**inputs).logits, base()(**inputs).logits)
+
+
 def test_routed_adapters_cannot_be_weighted(tmp_path: Path):
     model = adapted()
     model.add_adapter("plain", A3MoEConfig(r=4, query_experts=0, key_experts=0))
@@ -721,6 +790,44 @@ def test_a_prompt_in_parts_is_refused():
         text = {name: value for name, value in inputs.items() if name != "pixel_values"}
         model.generate(**text, **{CACHE: cache}, max_new_tokens=2)
     assert torch.equal(model.generate(**inputs, max_new_tokens=2), whole)
+
+
+def test_one_token_more_of_a_prompt_is_refused_too():
+    """To the layers it looks like the first token of the answer."""
+    model, inputs = adapted(), batch([PROMPTS[1]])
+    length = inputs["input_ids"].shape[1]
+    for size in (1, length - 1):
+        with pytest.raises(AdapterError, match="read a prompt in parts"):
+            model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=size)
+    cache = model(**{name: value[:, :-1] for name, value in inputs.items()}, use_cache=True)[CACHE]
+    with pytest.raises(AdapterError, match="start without a cached prefix"):
+        model.generate(**inputs, **{CACHE: cache}, max_new_tokens=2)
+    keys = adapted(query_experts=0)
+    expected = keys.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert torch.equal(keys.generate(**inputs, max_new_tokens=4, do_sample=False, prefill_chunk_size=1), expected)
+
+
+def test_generating_without_a_cache_is_refused_where_a_prompt_is_pooled():
+    model, inputs = adapted(), batch(PROMPTS[:1])
+    how = {"max_new_tokens": 4, "do_sample": False}
+    for generate in (model.generate, model.get_base_model().generate):
+        with pytest.raises(AdapterError, match="leave out use_cache=False"):
+            generate(**inputs, **how, use_cache=False)
+    with model.disable_adapter():
+        assert torch.equal(
+            model.generate(**inputs, **how, use_cache=False), base().generate(**inputs, **how, use_cache=False)
+        )
+    keys = adapted(query_experts=0)
+    assert torch.equal(keys.generate(**inputs, **how, use_cache=False), keys.generate(**inputs, **how))
+    assert torch.equal(model(**inputs, use_cache=False).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("how", [{"prompt_lookup_num_tokens": 2}, {"assistant_model": base}])
+def test_drafted_tokens_are_refused_where_a_prompt_is_pooled(how: dict):
+    how = {name: value() if callable(value) else value for name, value in how.items()}
+    inputs = {**batch(PROMPTS[:1]), "max_new_tokens": 12, "do_sample": False}
+    with pytest.raises(AdapterError, match="let no other model draft tokens"):
+        adapted().generate(**inputs, **how)
 
 
 def test_a_load_that_fails_leaves_the_model_as_it_was(tmp_path: Path):

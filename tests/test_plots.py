@@ -74,7 +74,7 @@ def test_question_types_are_groups_of_bars():
     types = tuple(Column("slake", "answer", {"question_type": (name,)}) for name in ("Organ", "Cost in $", "a < b\x07"))
     root = _drawn(experiment, _table(experiment, types))
     texts = _texts(root)
-    assert {"Organ", "Cost in $", "a < b", "LLaVA-Med + LoRA", "A3Tune", "Right answers, %"} <= set(texts)
+    assert {"Organ", "Cost in $", r"a < b\x07", "LLaVA-Med + LoRA", "A3Tune", "Right answers, %"} <= set(texts)
     assert root.find(f".//{SVG}pattern") is not None  # a hatch tells the two series apart without colour
 
 

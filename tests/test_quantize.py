@@ -61,6 +61,15 @@ def test_the_language_model_is_quantised_and_nothing_else(folder: Path, bits: st
 
 
 @needs_bitsandbytes
+def test_what_packs_weights_anew_can_be_turned_off() -> None:
+    """A canary: a bitsandbytes with another name for it would give wrong gradients without a word."""
+    import bitsandbytes
+
+    packs = "avx512" in Path(bitsandbytes.nn.modules.__file__).read_text(encoding="utf-8")
+    assert hasattr(bitsandbytes.nn.Linear4bit(WIDTH, WIDTH), "support_avx512bf16_for_cpu") == packs
+
+
+@needs_bitsandbytes
 @pytest.mark.parametrize(("bits", "least"), [("4bit", 0.9), ("8bit", 0.999)])
 def test_answers_stay_close_to_those_of_full_precision(folder: Path, bits: str, least: float) -> None:
     logits = [_logits(load_vlm(folder, device="cpu", quantization=how)) for how in (None, bits)]

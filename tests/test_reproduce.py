@@ -1,14 +1,16 @@
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from a3tune.config import load_config
+from a3tune.config import DataConfig, load_config
 from a3tune.decoding import DECODERS
-from a3tune.errors import ConfigError
+from a3tune.errors import ConfigError, RunError
 from a3tune.metrics.stats import Estimate
 from a3tune.reproduce.experiments import Column, choose, experiments
-from a3tune.reproduce.grid import plan
+from a3tune.reproduce.grid import plan, run_all
 from a3tune.reproduce.places import Places, phantom_places, read_places
 from a3tune.reproduce.run import QUICK, reproduce
 from a3tune.reproduce.tables import Cell, Table, as_markdown
@@ -137,6 +139,33 @@ def test_what_is_there_is_written_without_running_anything(phantom: Places, out:
     cells = json.loads((out / "fig8.json").read_text())["cells"]
     assert [row[0]["ours"] is not None for row in cells] == [False, False, True, False, False]
     assert said[-1] == "left out: fig4: nothing of it was measured" and not (out / "fig4.md").exists()
+
+
+def test_answers_to_other_rows_are_not_written_as_the_outcome(phantom: Places, out: Path, tmp_path: Path):
+    """What is found there is found by the names of its settings; the rows behind them may be others by now."""
+    reproduce(["table2"], "phantom", out, [0], 1, lambda line: None, settings=SETTINGS)
+    jobs = plan(phantom, out, choose(["table2"]), [0])
+    moved = shutil.copytree(out, tmp_path / "paper")
+    for split in ("test", "train"):
+        path = moved / "data" / "vqa" / f"{split}.jsonl"
+        first, *rest = path.read_text().splitlines()
+        other = [json.dumps(json.loads(first) | {"answer": "a kidney"}), *rest]
+        path.write_text("\n".join(other) + "\n")
+        with pytest.raises(RunError, match=rf"{split}.jsonl: is not what the stage 'vqa' wrote"):
+            phantom_places(moved, SETTINGS, lambda done, total: None, {"train": 2, "validation": 1, "test": 1})
+        data = DataConfig(**{name: moved / "data" / "vqa" / f"{name}.jsonl" for name in ("train", "test")})
+        own = [replace(job, run=replace(job.run, config=replace(job.run.config, data=data))) for job in jobs]
+        with pytest.raises(RunError, match=r"other content: the answer of (sample|row 1)"):
+            run_all(own, 0, lambda line: None)
+        shutil.copy(out / "data" / "vqa" / f"{split}.jsonl", path)
+
+
+def test_more_patients_are_drawn_anew(tmp_path: Path):
+    for count in (1, 2):
+        patients = {"train": 1, "validation": 1, "test": count}
+        places = phantom_places(tmp_path, (), lambda done, total: None, patients)
+        rows = (places.data["slake"] / "test.jsonl").read_text().splitlines()
+        assert len({json.loads(row)["meta"]["patient"] for row in rows}) == count
 
 
 def test_a_difference_is_shown_only_where_the_data_are_the_same():

@@ -5,9 +5,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from a3tune.config import DataConfig
 from a3tune.data.rows import ANSWER_TYPES, check_split, read_rows, write_rows
@@ -161,7 +163,7 @@ def test_no_row_is_an_error(tmp_path):
     for lines in ("", "\n \n"):
         (tmp_path / "rows.jsonl").write_text(lines)
         for read_them in (lambda path: read_rows(path), lambda path: check_split(DataConfig(train=path), "train")):
-            with pytest.raises(DataError, match=r"rows\.jsonl: expected rows, there are none in it$"):
+            with pytest.raises(DataError, match=r"rows\.jsonl: expected at least one row, it has none$"):
                 read_them(tmp_path / "rows.jsonl")
 
 
@@ -229,3 +231,16 @@ def test_a_link_in_the_place_of_the_unfinished_file_is_not_followed(tmp_path):
     with pytest.raises(OutputError, match="cannot be written"):
         write_rows(tmp_path / "rows.jsonl", [Sample("1", tmp_path / "a.png", "p", "a", "open")])
     assert (tmp_path / "mine").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "blank.jsonl", "rows.parquet"])
+def test_a_file_without_rows_is_named(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        parquet.write_table(pa.table({"id": pa.array([], pa.string())}), path)
+    else:
+        path.write_text("" if name == "rows.jsonl" else " \n\n")
+    with pytest.raises(DataError, match=f"{name}: expected at least one row, it has none"):
+        read_rows(path)
+    with pytest.raises(DataError, match=f"{name}: expected at least one row, it has none"):
+        check_split(DataConfig(train=path), "train")

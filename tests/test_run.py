@@ -9,6 +9,7 @@ import pytest
 
 from a3tune.config import RunConfig, load_config
 from a3tune.errors import ConfigError, RunError
+from a3tune.machine.digests import unsealed
 from a3tune.run.folder import RunFolder, environment
 
 
@@ -87,7 +88,7 @@ def test_config_round_trip(tmp_path):
 def test_environment_names_versions_and_nobody(tmp_path):
     folder = RunFolder.create(tmp_path / "run")
     text = folder.write_environment().read_text()
-    assert json.loads(text) == environment()
+    assert unsealed(json.loads(text)) == environment()
     assert set(json.loads(text)["packages"]) >= {"torch", "transformers", "peft"}
     for private in (socket.gethostname(), str(Path.home()) + "/", str(Path.cwd())):
         assert private not in text
@@ -95,7 +96,7 @@ def test_environment_names_versions_and_nobody(tmp_path):
 
 def test_json_is_json(tmp_path):
     folder = RunFolder.create(tmp_path / "run")
-    assert json.loads(folder.write_json("results.json", {"é": 1}).read_text(encoding="utf-8")) == {"é": 1}
+    assert unsealed(json.loads(folder.write_json("results.json", {"é": 1}).read_text(encoding="utf-8"))) == {"é": 1}
     with pytest.raises(ValueError, match="JSON"):
         folder.write_json("results.json", {"x": float("nan")})
-    assert json.loads(folder.results.read_text(encoding="utf-8")) == {"é": 1}
+    assert unsealed(json.loads(folder.results.read_text(encoding="utf-8"))) == {"é": 1}

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 from transformers import Sam2Config, Sam2Model, SamConfig, SamHQConfig, SamHQModel, SamModel
 
 from a3tune.errors import ConfigError, ModelError
-from a3tune.labels.propose import make_proposer
+from a3tune.labels.propose import HAVE_MODELS, PROPOSERS, make_proposer
 from a3tune.labels.propose.canvas import Canvas
 from a3tune.labels.propose.sam import Sam, SamNetwork, stability
 from a3tune.masks import decode_mask, encode_mask, mask_iou
@@ -222,3 +223,8 @@ def test_proposers_by_name(sam_folders):
     ):
         with pytest.raises(ConfigError, match=message):
             make_proposer(*wrong)
+
+
+def test_what_is_said_of_proposers_before_they_are_imported_is_true():
+    for name, has_model in HAVE_MODELS.items():
+        assert ("weights" in {field.name for field in fields(PROPOSERS[name])}) == has_model

@@ -29,11 +29,13 @@ from a3tune.errors import ConfigError, DataError, ModelError
 from a3tune.evaluation.predictions import Cost
 from a3tune.metrics.stats import Estimate
 from a3tune.report.card import model_card
-from a3tune.report.escape import latex, markdown, one_line, spreadsheet
+from a3tune.report.escape import latex, markdown, spreadsheet
 from a3tune.report.formats import FORMATS, written
-from a3tune.report.records import RunResult
+from a3tune.report.html import render
+from a3tune.report.records import ReportData, RunResult
 from a3tune.report.table import comparison_table
 from a3tune.run.folder import environment
+from a3tune.text import one_line, visible
 from a3tune.types import Sample
 from a3tune.vlm.load import load_vlm
 
@@ -127,6 +129,29 @@ for path in ("tiny", {str(vlm_folder)!r}): load_vlm(path)
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_current_folder_brings_no_code(tmp_path):
+    for name in ("torch", "typer", "json", "pathlib", "yaml", "a3tune_plugin", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'trace')!r})\n")
+    (tmp_path / "matplotlibrc").write_text("backend: module://torch\ntext.usetex: True\n")
+    code = "import a3tune.cli.runs, a3tune.reproduce.plots, a3tune.report.html"
+    for arguments in (["-m", "a3tune", "--version"], ["-m", "a3tune", "ask", "x", "--image", "y", "--dry-run"]):
+        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and not (tmp_path / "trace").exists(), done.stderr[-2000:]
+
+
+def test_a_plot_takes_no_settings_from_the_current_folder(monkeypatch):
+    import matplotlib
+
+    from a3tune.reproduce.experiments import experiments
+    from test_plots import _drawn, _table
+
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)  # as a matplotlibrc there would
+    monkeypatch.setenv("PATH", "")
+    _drawn(experiments()["fig9"], _table(experiments()["fig9"], experiments()["fig9"].columns))
 
 
 # Names of files in annotations
@@ -234,6 +259,49 @@ def test_names_in_tables(title, form):
         assert cells == [len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in plain.splitlines()]
     if form == ".tex":
         assert r"\input{" not in text
+
+
+UNSEEN = [*"\x1b\x07\x9b\u202e\u2066\u061c\u200b\u200e\u2060\ufeff\u00ad\u3164\u2028", "\U000e0041", "\ud800"]
+JOINED = "\u0645\u06cc\u200c\u062e \u0915\u094d\u200d\u0937 \U0001f468\u200d\U0001f469"
+
+
+@pytest.mark.parametrize("letter", UNSEEN)
+def test_text_is_visible_everywhere(letter):
+    """Nothing unseen is left, and its code is there."""
+    from a3tune.app.view import Html, notice
+
+    text, code = f"be{letter}nign", ascii(letter)[1:-1]
+    card = model_card(RunConfig(model=ModelConfig(path=text)), {text: 3})
+    pages = [notice(text), Html("<p>{}</p>").format(text), visible(text), one_line(text), card]
+    pages += [tables(text, form) for form in FORMATS] + [page_with(text)]
+    for page in pages:
+        assert letter not in page and page.encode()
+        assert code.lstrip("\\") in page, page[:200]
+
+
+def test_scripts_that_need_joiners_keep_them():
+    assert visible(JOINED) == one_line(JOINED) == JOINED
+    assert JOINED in page_with(JOINED)
+
+
+def page_with(text: str) -> str:
+    """A report that shows a text in a title, a setting and a note."""
+    results = tuple(RunResult(name, text, {"open_recall": Estimate(0.5, 0.4, 0.6, 9)}) for name in ("r", "m"))
+    return render(
+        ReportData(
+            title=text,
+            results=results,
+            reference="r",
+            counts={"questions": 9},
+            seeds=1,
+            command=text,
+            settings={text: text},
+            seconds={},
+            tau=0.15,
+            normalisation="max",
+            notes=(text,),
+        )
+    )
 
 
 @given(st.text())

@@ -249,6 +249,9 @@ def test_path_vqa_from_parquet_writes_each_image_once(tmp_path):
     ]
     assert train[0].image == train[1].image != train[2].image
     assert train[0].image.read_bytes() == encoded(1)
+    train[0].image.write_bytes(encoded(2))  # its name says what it holds; prepared again, it does
+    prepare(folder, out, "path-vqa")
+    assert train[0].image.read_bytes() == encoded(1)
     assert len(list((out / "images").iterdir())) == 4
     (folder / "data" / "test-00000-of-00001.parquet").write_bytes(b"PAR1")
     (folder / "data" / "validation-00000-of-00001.parquet").unlink()

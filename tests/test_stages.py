@@ -1,7 +1,9 @@
+import json
 from pathlib import Path
 
 import pytest
 
+from a3tune.errors import RunError
 from a3tune.run.stages import Stages, digest
 
 
@@ -54,6 +56,40 @@ def test_a_missing_output_is_made_again(tmp_path, work):
     work.output.rmdir()
     run(tmp_path, work, {"a": 1})
     assert work.runs == 2
+
+
+def test_an_output_that_someone_changed_is_not_taken_for_the_stages_own(tmp_path, work):
+    run(tmp_path, work, {"a": 1})
+    stamp = json.loads((tmp_path / "stamps" / "stage.json").read_text())
+    assert list(stamp["made"]) == ["output/file"]
+    (work.output / "file").write_text("mine")  # as long as what was there
+    with pytest.raises(RunError, match="file: is not what the stage 'stage' wrote"):
+        run(tmp_path, work, {"a": 1})
+    assert (work.output / "file").read_text() == "mine"
+    (work.output / "file").unlink()
+    run(tmp_path, work, {"a": 1})
+    assert work.runs == 2
+    assert (work.output / "file").read_text() == "made"
+    (work.output / "notes").write_text("beside it")
+    run(tmp_path, work, {"a": 1})
+    assert work.runs == 2
+
+
+def test_what_later_stages_may_change_does_not_count(tmp_path, work):
+    for _ in range(2):
+        Stages(tmp_path / "stamps", print).run("stage", {}, [work.output], work, kept=[work.output / "none"])
+        (work.output / "file").write_text("by a later stage")
+    assert work.runs == 1
+
+
+def test_a_stage_that_an_earlier_version_finished_is_taken_as_it_is(tmp_path, work):
+    run(tmp_path, work, {"a": 1})
+    path = tmp_path / "stamps" / "stage.json"
+    stamp = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in stamp.items() if name != "made"}))
+    run(tmp_path, work, {"a": 1})
+    assert work.runs == 1
+    assert json.loads(path.read_text()) == stamp
 
 
 def test_an_interrupted_stage_goes_on_from_what_it_left(tmp_path, work):

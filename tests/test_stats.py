@@ -43,6 +43,31 @@ def test_interval_covers_the_truth_as_often_as_it_says():
     assert alone < 150
 
 
+@pytest.mark.parametrize(("images", "least"), [(5, 0.87), (10, 0.91), (20, 0.92)])
+def test_few_images_are_no_surer_than_they_can_be(images: int, least: float):
+    """Percentiles alone cover .82, .89 and .92."""
+    random = np.random.default_rng(7)
+    groups = np.repeat(np.arange(images), 4).tolist()
+    covered = 0
+    for _ in range(400):
+        values = np.repeat(random.normal(size=images), 4) + random.normal(size=4 * images)
+        found = mean_interval(values, groups, draws=500)
+        covered += found.low <= 0 <= found.high
+    assert covered >= least * 400
+
+
+def test_few_seeds_are_no_surer_than_they_can_be():
+    random = np.random.default_rng(8)
+    covered = narrow = 0
+    for _ in range(300):
+        values = random.normal(size=(3, 1)) + 0.1 * random.normal(size=(3, 40))
+        found = seeds_interval(values, draws=500)
+        covered += found.low <= 0 <= found.high
+        means = values.mean(1)
+        narrow += abs(means.mean()) <= 1.96 * means.std() / math.sqrt(3)
+    assert covered > 0.82 * 300 > narrow
+
+
 def test_seeds_add_their_own_spread():
     random = np.random.default_rng(2)
     shift = np.array([-0.5, -0.2, 0.0, 0.2, 0.5])[:, None]
@@ -128,6 +153,7 @@ def test_holm_by_hand():
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
     np.testing.assert_allclose(holm([0.5, 0.9]), [1.0, 1.0])
     assert holm([]).size == 0
+    np.testing.assert_allclose(holm([math.nan, 0.01, 0.04, math.nan, 0.03]), [math.nan, 0.03, 0.06, math.nan, 0.06])
 
 
 VALUES = st.lists(st.floats(-10, 10), min_size=2, max_size=30)

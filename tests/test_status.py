@@ -60,9 +60,9 @@ def test_one_shard_is_in_memory_at_a_time(tmp_path, monkeypatch):
     label_images(make_samples(tmp_path), LabelMaker(Quarters(), Brightness()), tmp_path / "store")
     read, before, held = looking.read_shard, [], []
 
-    def watched(path):
+    def watched(path, kind):
         held.append(sum(shard() is not None for shard in before))
-        table = read(path)
+        table = read(path, kind)
         before.append(weakref.ref(table))
         return table
 

@@ -104,11 +104,18 @@ def test_reentrant_checkpointing_is_refused(tmp_path: Path) -> None:
         trainer.train()
 
 
-def test_activation_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["a3moe", "lora"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_activation_checkpointing_changes_no_gradient(tmp_path: Path, bf16: bool, kind: str) -> None:
+    """Nor dropout, balance and the casts of mixed precision: the layers are replayed when the forward pass is over."""
+    beside = {"dropout": 0.3, "kind": kind, "load_balance": 0.1 if kind == "a3moe" else 0.0, "bf16": bf16}
     found = []
     for checkpointing in (False, True):
         gradients = Gradients()
-        make_trainer(tmp_path, samples(2), callbacks=[gradients], activation_checkpointing=checkpointing).train()
+        trainer = make_trainer(
+            tmp_path, samples(2), callbacks=[gradients], activation_checkpointing=checkpointing, **beside
+        )
+        trainer.train()
         found.append(gradients.found)
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, atol=1e-7, rtol=1e-5)

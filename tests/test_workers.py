@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -83,3 +84,50 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     while status.exists() and "State:\tZ" not in status.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+ASKED = """
+import sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from a3tune.machine.signals import Stopped, held, stopping
+from a3tune.machine.workers import become_worker, ending, until_stopped
+def work(path):
+    path.touch()
+    try:
+        time.sleep(60)
+    except Stopped:
+        path.with_suffix(".saved").touch()
+        raise
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(2, get_context("spawn"), become_worker)
+    try:
+        with stopping(), ending(pool):
+            with held():
+                begun = [pool.submit(until_stopped, work, Path(sys.argv[1]) / str(number)) for number in range(5)]
+            for future in begun:
+                future.result()
+    except Stopped as stop:
+        print("stopped by", stop.number)
+"""
+
+
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_a_stop_is_handed_on_and_nothing_more_is_begun(tmp_path, send):
+    script, work = tmp_path / "asked.py", tmp_path / "work"
+    script.write_text(ASKED)
+    work.mkdir()
+    command = [sys.executable, str(script), str(work)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while len(list(work.iterdir())) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    send(process.pid, signal.SIGTERM)
+    said, complained = process.communicate(timeout=40)
+    assert said == "stopped by 15\n"
+    assert complained == ""
+    assert sorted(path.name for path in work.iterdir()) == ["0", "0.saved", "1", "1.saved"]

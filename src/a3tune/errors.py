@@ -2,6 +2,14 @@
 
 import reprlib
 
+_SHOWN = 200
+"""Characters of another library's message: it may quote a whole file."""
+
+
+def in_short(error: object) -> str:
+    """What another library says, in one line of ours."""
+    return " ".join(str(error).split())[:_SHOWN]
+
 
 class A3TuneError(Exception):
     """Base of every error that a user can mend. Its message says what, what was expected, what came, what to do."""

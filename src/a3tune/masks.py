@@ -15,6 +15,10 @@ from a3tune.types import Box, Region, Rle
 
 _LONGEST_NUMBER = 7
 """Groups of 5 bits that a 32-bit run length needs."""
+MAX_COUNTS = 2**23
+"""Letters of a run-length code; one of an image of 80 million pixels has some thousands, of pure noise more."""
+_PIECE = 2**18
+"""Letters of it that are decoded at once: some 60 bytes each meanwhile."""
 
 
 def encode_mask(mask: np.ndarray) -> Rle:
@@ -127,6 +131,11 @@ def _checked(rle: Rle) -> Any:
 def _run_lengths(rle: Rle) -> np.ndarray:
     """Pixels of each run, int64, down the columns: outside, inside, outside, ...; their sum is H * W."""
     height, width = rle.size
+    # A run is at least a pixel long, and what stands for it no longer than twice that.
+    if len(rle.counts) > min(MAX_COUNTS, 2 * height * width + 2 * _LONGEST_NUMBER):
+        raise LabelError(
+            f"RLE {rle.counts[:40]!r}: has {len(rle.counts):,} letters, too many for {width} x {height} pixels"
+        )
     lengths = _decode_counts(rle.counts)
     if (lengths < 0).any() or lengths.sum() != height * width:
         raise LabelError(f"RLE {rle.counts[:40]!r}: expected COCO's compressed runs of {width} x {height} pixels")
@@ -139,18 +148,37 @@ def _decode_counts(counts: str) -> np.ndarray:
     A number is signed, in groups of 5 bits, lowest first; bit 5 says that another group follows, bit 4 of the last
     group is the sign. From the fourth number on, it is the difference to the number before the previous one.
     """
-    codes = np.frombuffer(counts.encode("ascii", "replace"), dtype=np.uint8).astype(np.int64) - ord("0")
+    codes = np.frombuffer(counts.encode("ascii", "replace"), dtype=np.uint8)
+    if not codes.size or ((codes - ord("0")) > 0x3F).any() or (codes[-1] - ord("0")) & 0x20:
+        return np.zeros(0, np.int64)
+    pieces: list[np.ndarray] = []
+    start = 0
+    while start < codes.size:
+        end = min(start + _PIECE, codes.size)
+        # Not in the middle of a number; one that is too long is told from its first letters.
+        while end < min(codes.size, start + _PIECE + _LONGEST_NUMBER) and (codes[end - 1] - ord("0")) & 0x20:
+            end += 1
+        piece = _decode_piece(codes[start:end])
+        if piece is None:
+            return np.zeros(0, np.int64)
+        pieces.append(piece)
+        start = end
+    numbers = np.concatenate(pieces)
+    del pieces
+    numbers[1::2].cumsum(out=numbers[1::2])
+    numbers[2::2].cumsum(out=numbers[2::2])
+    return numbers
+
+
+def _decode_piece(letters: np.ndarray) -> np.ndarray | None:
+    """Numbers int64 of letters, uint8, that end with one; None if one of them is too long."""
+    codes = letters.astype(np.int64) - ord("0")
     more = codes & 0x20 != 0
-    if not codes.size or (codes < 0).any() or (codes > 0x3F).any() or more[-1]:
-        return codes[:0]
     starts = np.flatnonzero(np.concatenate(([True], ~more[:-1])))
     groups = np.diff(starts, append=codes.size)
     if groups.max() > _LONGEST_NUMBER:
-        return codes[:0]
+        return None
     place = np.arange(codes.size) - np.repeat(starts, groups)
     numbers = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
     negative = codes[starts + groups - 1] & 0x10 != 0
-    numbers = numbers - (negative.astype(np.int64) << (5 * groups))
-    numbers[1::2] = numbers[1::2].cumsum()
-    numbers[2::2] = numbers[2::2].cumsum()
-    return numbers
+    return numbers - (negative.astype(np.int64) << (5 * groups))

@@ -5,18 +5,69 @@ Knows the layouts of transformers and PEFT; torch is imported only where weights
 
 import hashlib
 import json
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from a3tune.errors import AdapterError, ModelError
+from a3tune.claims import check_claims, check_header, check_shape
+from a3tune.errors import AdapterError, ModelError, in_short
+from a3tune.machine.digests import DIGESTS, check_digests
+from a3tune.machine.hashes import HASHING_THREADS, file_hashes, json_hash
 
 if TYPE_CHECKING:
     import torch
 
 A3MOE, LORA = "A3MOE", "LORA"
 """What the settings of an adapter that we load say as `peft_type`."""
+_ADAPTER_SETTINGS = frozenset(
+    {
+        "peft_type",
+        "task_type",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "auto_mapping",
+        "inference_mode",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "bias",
+        "fan_in_fan_out",
+        "use_rslora",
+        "use_dora",
+        "lora_bias",
+        "target_modules",
+        "exclude_modules",
+        "rank_pattern",
+        "alpha_pattern",
+        "layers_to_transform",
+        "layers_pattern",
+        "modules_to_save",
+        "init_lora_weights",
+        "megatron_core",
+        "qalora_group_size",
+        "expert_rank",
+        "expert_alpha",
+        "query_experts",
+        "key_experts",
+        "top_experts",
+        "router_hidden",
+        "key_text_tokens",
+        "balance",
+        "control_ids",
+        "base",
+    }
+)
+"""Of an adapter's settings those that may say something; `megatron_core` counts only with `megatron_config`."""
 _CONTENT = (".safetensors", ".bin", ".json", ".txt", ".model")
+"""Endings of what segmenters and rankers read."""
+_BASE = (".safetensors", ".json", ".txt", ".model", ".jinja")
+"""Endings of what `vlm.load_vlm` reads."""
+_NOT_CONTENT = ("base_model_name_or_path", "inference_mode", "peft_version")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SHOWN = 5
 """Missing weights that an error names."""
 
@@ -71,7 +122,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
 
 
 def check_model(name: str) -> None:
-    """What can be told of a model before anything slow is imported. A name on the Hugging Face Hub may be anything.
+    """What can be told of a model before anything slow is imported, or the Hugging Face Hub is asked.
 
     Raises:
         ModelError: it can only be a folder, and there is none, or the folder holds no model.
@@ -80,10 +131,57 @@ def check_model(name: str) -> None:
         return
     if Path(name).is_dir():
         read_config(Path(name))
-    elif Path(name).is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
+    elif not _HUB_NAME.fullmatch(name) or Path(name).parent.is_dir():
         raise ModelError(
-            f"model {name}: expected 'tiny', or a folder or Hugging Face Hub name; there is no such folder"
+            f"model {name}: expected 'tiny', or a folder or Hub name (owner/model); there is no such folder"
         )
+
+
+def check_at_hand(name: str, where: Path) -> None:
+    """A base model that settings beside an adapter name, read from `where`: nobody has asked for a download of it.
+
+    Raises:
+        ModelError: as `check_model`; or it is a name on the Hugging Face Hub, and not whole in the cache here.
+    """
+    check_model(name)
+    if name != "tiny" and not Path(name).is_dir() and cached_model(name) is None:
+        raise ModelError(
+            f"{where}: names the base model {name!r:.200}, which is not on this machine, and nothing is downloaded "
+            "because a file says so. If you want it from the Hugging Face Hub, say so: model.path=NAME "
+            "(--model NAME with merge)"
+        )
+
+
+def cached_model(name: str) -> Path | None:
+    """Folder of a model of the Hugging Face Hub in its cache on this machine; None unless all its weights are there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    try:
+        files = set(json.loads((folder / "model.safetensors.index.json").read_bytes())["weight_map"].values())
+    except FileNotFoundError:
+        files = {"model.safetensors"}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return folder if all((folder / str(file)).is_file() for file in files) else None
+
+
+def head_total(name: str) -> int | None:
+    """How many attention heads the language model of a model has, all layers together; None where its folder does not
+    say: what is left out of config.json is as its family has it."""
+    folder = shipped("vlm") if name == "tiny" else Path(name)
+    text = read_config(folder).get("text_config") if folder.is_dir() else None
+    if not isinstance(text, dict):
+        return None
+    layers, heads = text.get("num_hidden_layers"), text.get("num_attention_heads")
+    return layers * heads if isinstance(layers, int) and isinstance(heads, int) else None
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:
@@ -102,11 +200,22 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         peft_type = settings.get("peft_type")
     except (ValueError, AttributeError, RecursionError) as error:
         raise AdapterError(
-            f"{path}: expected a JSON object, got something else ({error}). Copy the adapter anew."
+            f"{path}: expected a JSON object, got something else ({in_short(error)}). Copy the adapter anew."
         ) from error
     if peft_type not in (A3MOE, LORA):
         raise AdapterError(
             f"{path}: expected an adapter of type {A3MOE} or {LORA}, got {peft_type!r}. Use PEFT to load it."
+        )
+    for name, value in settings.items():
+        if name not in _ADAPTER_SETTINGS and _says_something(value):
+            raise AdapterError(
+                f"{path}: {name!r:.60}: expected it empty, as a3tune and plain LoRA have it; other ways to adapt may "
+                "read files, import modules or change the base model. Use PEFT to load it."
+            )
+    if settings.get("init_lora_weights", True) not in (True, False, "gaussian"):
+        raise AdapterError(
+            f"{path}: init_lora_weights: expected true, false or gaussian, got "
+            f"{settings['init_lora_weights']!r:.60}: others change the base model. Use PEFT to load it."
         )
     if not adapter_weights(folder).is_file():
         pickled = (
@@ -115,6 +224,28 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         raise AdapterError(
             f"{folder}: expected adapter_model.safetensors, found none{pickled}. Save it with safe_serialization."
         )
+    try:
+        check_header(adapter_weights(folder))
+    except ModelError as error:
+        raise AdapterError(str(error)) from None
+    return settings
+
+
+def _says_something(value: Any) -> bool:
+    """Whether a setting of PEFT turns something on; some are objects whose own settings are all off."""
+    return any(map(_says_something, value.values())) if isinstance(value, dict) else bool(value)
+
+
+def check_adapter(folder: Path) -> dict[str, Any]:
+    """As `read_adapter`; and settings and weights are those that were saved, as far as `DIGESTS` lies beside them.
+
+    Raises:
+        AdapterError: it holds no such adapter, or a file of it is damaged.
+    """
+    settings = read_adapter(folder)
+    names = ("adapter_config.json", adapter_weights(folder).name)
+    hint = f"copy the adapter anew; if you changed it yourself, delete {DIGESTS}."
+    check_digests(folder, AdapterError, hint, names)
     return settings
 
 
@@ -131,6 +262,8 @@ def load_model(kind: Any, folder: Path, **options: Any) -> Any:
     """
     import torch
 
+    check_claims(folder)
+    check_shape(str(folder), read_config(folder))
     try:
         model, loading = kind.from_pretrained(
             folder,
@@ -141,13 +274,13 @@ def load_model(kind: Any, folder: Path, **options: Any) -> Any:
             **options,
         )
     except Exception as error:  # transformers raises what it likes on a damaged folder
-        raise ModelError(f"{folder}: expected a {kind.__name__} with safetensors weights: {error}") from error
-    check_complete(folder, loading["missing_keys"], [])
+        raise ModelError(f"{folder}: expected a {kind.__name__} with safetensors weights: {in_short(error)}") from error
+    check_complete(folder, model.state_dict(), loading["missing_keys"], [])
     return model.eval()
 
 
-def check_complete(folder: Path, missing: Any, unexpected: Any) -> None:
-    """Weights that a model lacks would stay random, and those it does not know would be lost: both are refused.
+def check_complete(folder: Path, weights: "Mapping[str, torch.Tensor]", missing: Any, unexpected: Any) -> None:
+    """Weights that a model lacks would stay random, those it does not know would be lost, and some are no numbers.
 
     Raises:
         ModelError: naming them.
@@ -156,14 +289,86 @@ def check_complete(folder: Path, missing: Any, unexpected: Any) -> None:
         if keys:
             shown = ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")
             raise ModelError(f"{folder}: {len(keys)} weights {what}: {shown}; get the complete, original checkpoint")
+    try:
+        check_finite(weights)
+    except ValueError as error:
+        raise ModelError(f"{folder}: {error}; get the complete, original checkpoint") from error
+
+
+def check_finite(tensors: "Mapping[str, torch.Tensor]") -> None:
+    """Weights that are no numbers answer with nonsense. Costs one pass over their memory.
+
+    Raises:
+        ValueError: naming the first such tensor.
+    """
+    import torch
+
+    for name, values in tensors.items():
+        if values.is_meta or not values.is_floating_point() or not values.numel():
+            continue
+        if values.dtype.itemsize < torch.float16.itemsize:  # torch compares no 8 bits
+            values = values.to(torch.float16)
+        if not torch.stack(torch.aminmax(values)).isfinite().all():
+            raise ValueError(f"{name} holds values that are no numbers")
 
 
 def folder_hash(folder: Path) -> str:
     """SHA-256 over the model's own files: names and contents."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _CONTENT:
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+    for name, content in _files(folder, _CONTENT).items():
+        digest.update(name.encode() + bytes.fromhex(content))
     return digest.hexdigest()
+
+
+def base_hashes(name: str) -> dict[str, str]:
+    """The files that `vlm.load_vlm` reads of a model, by their content: name -> SHA-256.
+
+    Empty for a name on the Hugging Face Hub that was not loaded here before.
+    """
+    folder = shipped("vlm") if name == "tiny" else Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(name, local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError):
+            return {}
+    return _files(folder, _BASE)
+
+
+def adapter_hashes(folder: Path) -> dict[str, str]:
+    """Settings and weights of an adapter by their content: name -> SHA-256. Its card tells nothing of what it does."""
+    return _files(folder, (".safetensors", "adapter_config.json"))
+
+
+def weights_hash(model: Any) -> str:
+    """SHA-256 over all weights of a model in memory, every value, and over the settings of its adapters."""
+    tensors = model.state_dict()
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        digests = pool.map(_tensor_hash, tensors.values())
+        adapters = {name: _settings(config) for name, config in getattr(model, "peft_config", {}).items()}
+        return json_hash([dict(zip(tensors, digests, strict=True)), adapters])
+
+
+def _settings(adapter: Any) -> dict[str, str]:
+    """Of an adapter; not where its base was, nor whether it may be trained."""
+    settings = {name: sorted(value) if isinstance(value, set) else value for name, value in adapter.to_dict().items()}
+    return {name: str(value) for name, value in settings.items() if name not in _NOT_CONTENT}
+
+
+def _tensor_hash(tensor: Any) -> list[Any]:
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        return [str(tensor)]
+    about = [str(tensor.dtype), list(tensor.shape)]
+    if tensor.is_meta:  # offloaded to the disk or the memory: the files that it comes from are hashed
+        return about
+    values = tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy()
+    return [*about, hashlib.sha256(values.data).hexdigest()]
+
+
+def _files(folder: Path, endings: tuple[str, ...]) -> dict[str, str]:
+    paths = sorted(path for path in folder.iterdir() if path.name.endswith(endings))
+    return {path.name: digest for path, digest in file_hashes(paths).items()}

@@ -1,13 +1,20 @@
 """The configuration of an A3MoE adapter, saved as PEFT's `adapter_config.json`."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from peft import LoraConfig
 from transformers import PreTrainedConfig
 
 from a3tune.errors import ConfigError
-from a3tune.models import A3MOE as PEFT_TYPE
+from a3tune.models import A3MOE
+
+
+class PeftType(StrEnum):
+    """Ours, in the form that PEFT has its own in: it asks them for their `value`."""
+
+    A3MOE = A3MOE
 
 
 @dataclass
@@ -36,7 +43,7 @@ class A3MoEConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PEFT_TYPE  # type: ignore[assignment]
+        self.peft_type = PeftType.A3MOE  # type: ignore[assignment]
         for name, least in {"expert_rank": 1, "query_experts": 0, "key_experts": 0, "router_hidden": 1}.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected an integer >= {least}, got {getattr(self, name)}")

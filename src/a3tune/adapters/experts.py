@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from a3tune.compat.autograd import in_backward
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GateLoad:
@@ -51,6 +53,10 @@ class StackedExperts(nn.Module):
         self.load: GateLoad | None = None
         self.balance_term: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or a pickle, brings no pass along: graphs cannot be copied."""
+        return {**self.__dict__, "load": None, "balance_term": None}
+
     def probabilities(self, x: Tensor) -> Tensor:
         """softmax(MLP(x)) over the experts, `[..., D] -> [..., O]`, in fp32 or better (Eq. 4 and 6)."""
         logits = self.router(x)
@@ -70,8 +76,11 @@ class StackedExperts(nn.Module):
             entropy = weight_M @ torch.special.entr(gate_MO).sum(-1) / total
         self.load = GateLoad(use, entropy)
         if self.balance:
-            # Kept only on request: it holds the autograd graph of the pass.
-            self.balance_term = self.experts * (use @ (weight_M @ gate_MO / total))
+            term = self.experts * (use @ (weight_M @ gate_MO / total))
+            # Kept only on request: it holds the autograd graph of the pass. A pass that activation checkpointing
+            # replays has handed its term out already, and a second one would hold on to all that is recomputed.
+            if not in_backward():
+                self.balance_term = term
 
 
 class QueryExperts(StackedExperts):

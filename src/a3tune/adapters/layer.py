@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from a3tune.adapters.config import A3MoEConfig
 from a3tune.adapters.experts import KeyExperts, QueryExperts, StackedExperts
-from a3tune.adapters.routing import AttentionCall
+from a3tune.adapters.routing import WHOLE_PROMPT, AttentionCall
 from a3tune.compat.generation import CACHE
 from a3tune.compat.peft import Linear, LoraLayer
 from a3tune.errors import AdapterError
@@ -95,9 +95,7 @@ class RoutedQuery(RoutedLinear):
         if alpha is not None and x.shape[1] > 1 and call.routing.prompt_mask.any():
             raise AdapterError(
                 f"adapter {adapter!r}: the KV cache holds the gates of a prompt, and {x.shape[1]} more tokens of one "
-                "come at once. Q-MoE reads the whole prompt in one pass: leave out prefill_chunk_size, start without "
-                "a cached prefix, let no other model draft tokens; or, if these are no prompt, say so with "
-                "routing=Routing(prompt_mask, image_mask)."
+                f"come at once. {WHOLE_PROMPT}"
             )
         if alpha is None:
             alpha = experts.gate(x, call.routing.prompt_mask)
@@ -135,7 +133,13 @@ def hand_call(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tupl
     """
     kwargs = dict(kwargs)
     routing = kwargs.pop("routing", None)
-    call = routing and AttentionCall(routing, kwargs.get(CACHE), attention.layer_idx)  # type: ignore[arg-type]
+    if CACHE not in kwargs:
+        # Taken for a pass without a cache, every decoding step would route by its own token alone.
+        raise AdapterError(
+            f"{type(attention).__name__}: expected its KV cache, or None, as the keyword {CACHE!r}, got "
+            f"{', '.join(kwargs) or 'no keywords'}. Install a version of transformers that a3tune allows."
+        )
+    call = routing and AttentionCall(routing, kwargs[CACHE], attention.layer_idx)  # type: ignore[arg-type]
     for layer in attention.children():
         if isinstance(layer, RoutedLinear):
             layer.call = call

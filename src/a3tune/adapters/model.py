@@ -11,7 +11,14 @@ from transformers import PreTrainedModel
 
 from a3tune.adapters.config import A3MoEConfig, fingerprint
 from a3tune.adapters.layer import RoutedKey, RoutedLinear, RoutedQuery, hand_call
-from a3tune.adapters.routing import derive_routing, image_token_id
+from a3tune.adapters.routing import (
+    NEEDS_CACHE,
+    WHOLE_PROMPT,
+    derive_routing,
+    image_token_id,
+    in_parts,
+    without_cache,
+)
 from a3tune.compat.peft import LoraModel, check_target_module_exists, has_forward_pre_hook
 from a3tune.errors import AdapterError
 
@@ -119,8 +126,18 @@ class A3MoEModel(LoraModel):
     def route_pass(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         # A plain LoRA adapter beside ours knows no control tokens and asks for no routing.
         configs = [self.peft_config[name] for name in self.active_adapters]
+        if without_cache(kwargs) and self._pools_prompts:
+            raise AdapterError(f"{type(self.model).__name__}: {NEEDS_CACHE}")
         known = {index for config in configs for index in getattr(config, "control_ids", ())}
         return derive_routing(model, args, kwargs, sorted(known))
+
+    @property
+    def _pools_prompts(self) -> bool:
+        """Whether an active adapter has a Q-MoE, and is not switched off."""
+        queries = (module for module in self.model.modules() if isinstance(module, RoutedQuery))
+        return any(
+            not layer.disable_adapters and layer.lora_experts.keys() & layer.active_adapters for layer in queries
+        )
 
     def _install(self, module: nn.Module, hook: Any) -> None:
         if not has_forward_pre_hook(module, hook):
@@ -147,13 +164,22 @@ class A3MoEModel(LoraModel):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
+        for key, value in state_dict.items():
+            check_values(key, value)
         nameless = {without_adapter_name(key): value for key, value in state_dict.items()}
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, nameless)
+        loaded = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, nameless)
+        # PEFT starts what a file lacks at random; `PeftModel.load_adapter` does not even warn.
+        ours = re.compile(rf"\.lora_\w+\.{re.escape(adapter_name)}(?:\.|$)")
+        expected = {key for key in model.state_dict() if ours.search(key)}
+        check_tensors(expected, {key for key in loaded if ".lora_" in key})
+        return loaded
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
         # Before PEFT installs its hooks, which an error of the pass itself would leave behind.
         if kwargs.get("adapter_names") is not None:
             raise AdapterError("adapter_names: A3MoE adapters cannot be mixed within a batch. Use `set_adapter`.")
+        if in_parts(*args[:1], **kwargs) and self._pools_prompts:
+            raise AdapterError(f"{type(self.model).__name__}: would read a prompt in parts. {WHOLE_PROMPT}")
         return super()._enable_peft_forward_hooks(*args, **kwargs)
 
     def add_weighted_adapter(self, adapters: list[str], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
@@ -171,6 +197,23 @@ class A3MoEModel(LoraModel):
         while self._hooks:
             self._hooks.pop().remove()
         return model  # type: ignore[return-value]
+
+
+def check_values(key: str, values: Tensor) -> None:
+    """AdapterError unless a tensor of an adapter's file holds floating-point numbers, all finite."""
+    if not values.is_floating_point():
+        raise AdapterError(f"{key}: expected floating-point weights, got {values.dtype}. Copy the adapter anew.")
+    if not values.isfinite().all():
+        raise AdapterError(f"{key} holds values that are no numbers. Copy the adapter anew.")
+
+
+def check_tensors(expected: set[str], got: set[str]) -> None:
+    """AdapterError unless an adapter's file holds exactly the tensors that its settings ask for."""
+    if differing := sorted(expected ^ got):
+        raise AdapterError(
+            f"expected {len(expected)} tensors, as adapter_config.json asks for, got {len(got)} "
+            f"(first difference: {differing[0]}). What is missing would be random: copy the adapter anew."
+        )
 
 
 def check_base(recorded: dict[str, Any] | None, model: PreTrainedModel) -> None:

@@ -13,15 +13,25 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from a3tune.adapters.config import PEFT_TYPE, A3MoEConfig
+from a3tune.adapters.config import A3MoEConfig, PeftType
 from a3tune.adapters.layer import hand_call
-from a3tune.adapters.model import A3MoEModel, check_base, language_linears, without_adapter_name
+from a3tune.adapters.model import (
+    A3MoEModel,
+    check_base,
+    check_tensors,
+    check_values,
+    language_linears,
+    without_adapter_name,
+)
 from a3tune.compat.peft import check_target_module_exists, is_adapted, register, take_out
 from a3tune.config import AdapterConfig
 from a3tune.errors import A3TuneError, AdapterError, ConfigError
-from a3tune.models import adapter_weights, read_adapter
+from a3tune.machine.trial import patterns_end
+from a3tune.models import adapter_weights, check_adapter
 
-register(PEFT_TYPE, A3MoEConfig, A3MoEModel)
+register(PeftType.A3MOE, A3MoEConfig, A3MoEModel)
+_SAID = 300
+"""Characters of what PEFT and torch say of a damaged adapter."""
 
 
 def add_adapter(
@@ -73,25 +83,20 @@ def load_adapter(model: PreTrainedModel, folder: Path | str, *, trainable: bool 
     folder = Path(folder)
     with _known_warnings(), _fitting(folder):
         config, shapes = adapter_config(folder), _read_shapes(folder)
+        _check_patterns(config, [name for name, _ in model.named_modules()], folder)
         if isinstance(config, A3MoEConfig):
             check_base(config.base, model)
         _check_shapes(model, config, shapes, folder)
         _check_sizes(config, shapes, folder)
         with _as_it_was(model):
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-            expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-            missing = sorted(expected.keys() ^ shapes.keys())
-            if not missing:
-                return adapted
-            raise AdapterError(
-                f"{folder}: expected {len(expected)} tensors, as adapter_config.json asks for, got {len(shapes)} "
-                f"(first difference: {missing[0]}). What is missing would be random: copy the adapter anew."
-            )
+            check_tensors({*get_peft_model_state_dict(adapted, save_embedding_layers=False)}, {*shapes})
+            return adapted
 
 
 def adapter_config(folder: Path) -> PeftConfig:
-    """The settings of the A3MoE or LoRA adapter in `folder`. Raises AdapterError when it holds none."""
-    read_adapter(folder)
+    """The settings of the A3MoE or LoRA adapter in `folder`. Raises AdapterError when it holds none, or is damaged."""
+    check_adapter(folder)
     with _fitting(folder):
         return PeftConfig.from_pretrained(str(folder))
 
@@ -101,11 +106,13 @@ def _fitting(folder: Path) -> Iterator[None]:
     """Turn what PEFT raises on a damaged adapter into an AdapterError: it takes adapter_config.json as it stands."""
     try:
         yield
-    except A3TuneError:
-        raise
+    except A3TuneError as error:
+        raise error if str(error).startswith(str(folder)) else type(error)(f"{folder}: {error}") from error
     except Exception as error:
+        # torch lists every tensor that does not fit.
+        said = " ".join(str(error).split())[:_SAID]
         raise AdapterError(
-            f"{folder}: expected a whole adapter, loading it failed ({type(error).__name__}: {error}). Copy it anew."
+            f"{folder}: expected a whole adapter, loading it failed ({type(error).__name__}: {said}). Copy it anew."
         ) from error
 
 
@@ -134,19 +141,33 @@ def _known_warnings() -> Iterator[None]:
 
 
 def _read_shapes(folder: Path) -> dict[str, list[int]]:
-    """By key, without the adapter's name. Raises AdapterError for weights that cannot be read, or are no numbers."""
+    """By key, without the adapter's name. Raises AdapterError for weights that cannot be read or used."""
     path = adapter_weights(folder)
     try:
         with safe_open(path, framework="pt") as tensors:
             shapes: dict[str, list[int]] = {}
             for key in tensors.keys():  # noqa: SIM118
                 values = tensors.get_tensor(key)
-                if not values.isfinite().all():
-                    raise AdapterError(f"{path}: {key} holds values that are no numbers. Copy the adapter anew.")
+                check_values(key, values)
                 shapes[without_adapter_name(key)] = list(values.shape)
             return shapes
     except SafetensorError as error:
         raise AdapterError(f"{path}: not a readable safetensors file ({error}). Copy the adapter anew.") from error
+
+
+def _check_patterns(config: PeftConfig, names: Sequence[str], folder: Path) -> None:
+    """AdapterError if a regular expression of the settings is none, or does not end on the names of the layers."""
+    settings = config.to_dict()
+    given = [settings.get(name) or [] for name in ("target_modules", "exclude_modules", "layers_pattern")]
+    patterns = [pattern for pattern in given if isinstance(pattern, str)]
+    # As PEFT puts the keys of these together.
+    keys = {*(settings.get("rank_pattern") or {}), *(settings.get("alpha_pattern") or {})}
+    if not patterns_end([*patterns, *(rf"(.*\.)?({key})$" for key in sorted(keys))], names):
+        raise AdapterError(
+            f"{folder}: adapter_config.json: expected regular expressions that are soon matched against the names of "
+            f"the {len(names)} layers; one of target_modules, exclude_modules, layers_pattern, rank_pattern or "
+            "alpha_pattern is none, or runs on without end. List the names of the layers."
+        )
 
 
 def _check_sizes(config: PeftConfig, shapes: dict[str, list[int]], folder: Path) -> None:

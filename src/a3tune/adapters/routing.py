@@ -12,7 +12,18 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig
 
+from a3tune.compat.generation import CACHE
 from a3tune.errors import AdapterError
+
+WHOLE_PROMPT = (
+    "Q-MoE reads the whole prompt in one pass: leave out prefill_chunk_size, start without a cached prefix, let no "
+    "other model draft tokens; or, if these are no prompt, say so with routing=Routing(prompt_mask, image_mask)."
+)
+NEEDS_CACHE = (
+    "Q-MoE keeps the gates of a prompt with its KV cache, and without one cannot tell the prompt from the answer: "
+    "leave out use_cache=False and continuous batching, or pass routing=Routing(prompt_mask, image_mask) to each pass."
+)
+"""Both hold for Eq. 4, which pools over the prompt and nothing else."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,8 +53,7 @@ def derive_routing(
     """For a forward pre-hook of the inner VLM: make `routing` from `input_ids` when the caller gave none.
 
     As in `generate`. The prompt is then all of the input but padding, image tokens and `control_ids`, so pass `routing`
-    when the input holds an answer. For the same reason `generate(use_cache=False)` counts the tokens generated so far
-    as prompt at each step; with a cache (the default) alpha is that of the prompt alone.
+    when the input holds an answer.
     """
     input_ids = kwargs.get("input_ids", args[0] if args else None)
     routing = kwargs.get("routing")
@@ -61,6 +71,28 @@ def derive_routing(
             f"{tuple(routing.prompt_mask.shape)}. Pass the masks of exactly the tokens of this forward pass."
         )
     return args, {**kwargs, "routing": routing}
+
+
+def in_parts(input_ids: Tensor | None = None, **keywords: Any) -> bool:
+    """Whether a call of the model, or of `generate`, would read a prompt in parts.
+
+    The layers refuse several tokens against a filled cache; a single one looks like a token of the answer to them.
+    """
+    config = keywords.get("generation_config")
+    cache = next((keywords[name] for name in (CACHE, "past_key_values") if keywords.get(name) is not None), None)
+    if keywords.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None):
+        return True
+    more = input_ids is not None and input_ids.shape[1] > 1 and cache is not None and cache.get_seq_length() > 0
+    return more and keywords.get("routing") is None
+
+
+def without_cache(kwargs: dict[str, Any]) -> bool:
+    """Whether a pass is one of `generate(use_cache=False)`, whose input is a prompt and what was generated so far.
+
+    Only `generate` gives positions to a pass without a cache that nobody takes gradients of.
+    """
+    generating = kwargs.get("position_ids") is not None and not torch.is_grad_enabled()
+    return generating and kwargs.get("use_cache") is False and kwargs.get("routing") is None
 
 
 def _is_token(attention_mask: Tensor | dict[str, Tensor] | None, input_ids: Tensor) -> Tensor:

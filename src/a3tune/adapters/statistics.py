@@ -39,11 +39,17 @@ def balance_loss(model: nn.Module) -> Tensor:
 
     f is the share of uses and P the mean gate of each expert (Switch Transformers, Eq. 4-6). Each pass's term is handed
     out once, since it holds the pass's graph. Raises AdapterError unless the adapter was made with `balance=True` and
-    the model has just run.
+    the model has just run, or if a term cannot reach its router: reentrant activation checkpointing cuts it off.
     """
     terms = []
     for experts in active_experts(model):
         if experts.balance_term is not None:
+            learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in experts.router.parameters())
+            if learns and not experts.balance_term.requires_grad:
+                raise AdapterError(
+                    "balance_loss: no gradient reaches the routers, so their load would not be balanced. Reentrant "
+                    'activation checkpointing does this: set activation_checkpointing_kwargs={"use_reentrant": False}.'
+                )
             terms.append(experts.balance_term)
             experts.balance_term = None
     if not terms:

@@ -2,10 +2,13 @@
 
 import ipaddress
 import socket
+from collections.abc import Mapping
 from importlib.util import find_spec
+from urllib.parse import urlsplit
 
 from a3tune.errors import ModelError, RunError
 
+_PORTS = {"http": 80, "https": 443}
 LOOPBACK = "127.0.0.1"
 """Address that only this machine can reach."""
 
@@ -18,6 +21,34 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_own(kind: str, method: str, headers: Mapping[str, str]) -> bool:
+    """Whether a request may come from the page of this server itself, by what the browser says of it.
+
+    Args:
+        kind: `http` or `websocket`.
+        headers: by name in small letters. A browser sends `Origin` with all that changes something, and with whatever
+            a page elsewhere could read the answer of; `Sec-Fetch-Site`, to this machine or over https, with all else.
+    """
+    origin, host = headers.get("origin"), headers.get("host", "")
+    if origin is not None:
+        return _same_place(origin, host)
+    if kind == "websocket" or method not in ("GET", "HEAD"):
+        return False
+    followed = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return followed or headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+
+
+def _same_place(origin: str, host: str) -> bool:
+    """Whether an origin, as `http://name:port`, is the server that a request names as its host."""
+    try:
+        theirs, ours = urlsplit(origin), urlsplit(f"//{host}")
+        default = _PORTS.get(theirs.scheme)
+        alike = theirs.hostname == ours.hostname and (theirs.port or default) == (ours.port or default)
+    except ValueError:
+        return False
+    return alike and default is not None and theirs.hostname is not None
 
 
 def check_host(host: str, port: int | None) -> None:

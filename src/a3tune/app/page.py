@@ -139,7 +139,7 @@ class Page:
         return self._drawn(*views) | {self.ui.question: prompt, self.ui.status: told}
 
     def _draw_box(self, event: gr.EventData, *views: Any) -> Shown:
-        corners = tuple(event._data[side] for side in ("left", "top", "right", "bottom"))
+        corners = tuple(getattr(event, side) for side in ("left", "top", "right", "bottom"))
         return self._use_box(*corners, *views) | dict(zip(self.ui.corners, corners, strict=True))
 
     def _use_box(self, *values: Any) -> Shown:
@@ -221,7 +221,7 @@ class Page:
 
     def _look_at(self, number: int) -> Callable[..., Shown]:
         def look(event: gr.EventData, mode: str, layer: int, head: int, session: Session) -> Shown:
-            row, pane = int(event._data["row"]), self.ui.panes[number]
+            row, pane = int(event.row), self.ui.panes[number]
             return {
                 pane.row: row,
                 pane.looked: view.looked(session, number, _heads(mode, layer, head), row, self._settings),

@@ -7,11 +7,11 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from a3tune.app.host import LOOPBACK, check_host, is_loopback, port_taken
+from a3tune.app.host import LOOPBACK, check_host, is_loopback, is_own, port_taken
 from a3tune.app.model import Asker, load_models
 from a3tune.app.regions import Segmenter
 from a3tune.config import RunConfig
@@ -90,11 +90,35 @@ def _middleware(host: str) -> list[Any]:
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    guards = [Middleware(_Headers)]
+    guards = [Middleware(_Headers), Middleware(_OwnPage)]
     if is_loopback(host):
         # A page elsewhere whose name was made to point here cannot speak to us.
         guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[host, LOOPBACK, "localhost"]))
     return guards
+
+
+class _OwnPage:
+    """Refuses what a web page elsewhere sends: every browser says where a request comes from.
+
+    Following a link to the page is left: it changes nothing, and shows nothing to where the link was.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan" or is_own(scope["type"], scope.get("method", "GET"), _named(scope["headers"])):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            refused = {"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]}
+            await send(refused)
+            await send({"type": "http.response.body", "body": b"only the page of this server may ask this"})
+
+
+def _named(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
 
 
 class _Headers:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from a3tune.app.model import WHOLE, Answer, Heads
@@ -19,7 +19,17 @@ from a3tune.config import EvaluationConfig
 from a3tune.metrics.catalogue import attention_metrics, describe, in_order
 from a3tune.report.figures import case_panel, head_grid, overlay, scan_definition
 from a3tune.report.summary import number
+from a3tune.text import visible
 from a3tune.vlm.patches import paint
+
+
+class Html(Markup):
+    """HTML whose parts are escaped, and made visible, when they are put in; parts that are HTML stay as they are."""
+
+    @classmethod
+    def escape(cls, value: Any, /) -> "Html":
+        return cls(escape(value if hasattr(value, "__html__") else visible(str(value))))
+
 
 END = "(end)"
 """Stands for the token that ends an answer."""
@@ -32,16 +42,16 @@ def word(answer: Answer, row: int) -> str:
     return answer.tokens[row - 1].strip() or (END if row == len(answer.tokens) else "(blank)")
 
 
-def words(answer: Answer, pane: int) -> Markup:
+def words(answer: Answer, pane: int) -> Html:
     """The answer word by word, as radio buttons: arrow keys walk through it (`words.js`)."""
-    choices = Markup().join(
-        Markup('<label><input type="radio" name="words-{}" value="{}"{}><span>{}</span></label>').format(
-            pane, row, Markup(" checked") if row == WHOLE else "", word(answer, row)
+    choices = Html().join(
+        Html('<label><input type="radio" name="words-{}" value="{}"{}><span>{}</span></label>').format(
+            pane, row, Html(" checked") if row == WHOLE else "", word(answer, row)
         )
         for row in range(len(answer.tokens) + 1)
     )
     legend = "Choose a word to see where the model looked for it"
-    return Markup('<fieldset class="words"><legend>{}</legend>{}</fieldset>').format(legend, choices)
+    return Html('<fieldset class="words"><legend>{}</legend>{}</fieldset>').format(legend, choices)
 
 
 def heads_name(heads: Heads, answer: Answer) -> str:
@@ -52,15 +62,15 @@ def heads_name(heads: Heads, answer: Answer) -> str:
     return {"selected": f"the {count} heads that look at the image most", "all": "all heads"}[heads]
 
 
-def notice(text: str, kind: str = "note") -> Markup:
+def notice(text: str, kind: str = "note") -> Html:
     """A line about what happened; `kind` is `note` or `error`. Read out by screen readers."""
     sign = "Error: " if kind == "error" else ""
-    return Markup('<p class="notice {}" role="{}">{}{}</p>').format(
+    return Html('<p class="notice {}" role="{}">{}{}</p>').format(
         kind, "alert" if kind == "error" else "status", sign, text
     )
 
 
-def scan(session: Session) -> Markup:
+def scan(session: Session) -> Html:
     """The image with its region and the segments that the question picks; a box can be drawn on it."""
     picks = session.picks
     labels = [session.shown_mask(picks.mask(rank)) for rank in range(len(picks.best))] if picks else []
@@ -69,60 +79,60 @@ def scan(session: Session) -> Markup:
     if session.region is not None:
         alt += f"; region: {session.region_name}, {_place(session.region)}"
     region = None if session.region is None else session.shown_mask(session.region)
-    panel = case_panel("scan-image", session.shown_size, alt, region=region, labels=labels)
-    stage = Markup('<div class="stage" data-width="{}" data-height="{}">{}{}<div class="band" hidden></div></div>')
+    panel = case_panel("scan-image", session.shown_size, visible(alt), region=region, labels=labels)
+    stage = Html('<div class="stage" data-width="{}" data-height="{}">{}{}<div class="band" hidden></div></div>')
     return stage.format(width, height, scan_definition(session.shown(), "scan-image"), panel)
 
 
-def region_line(session: Session) -> Markup:
+def region_line(session: Session) -> Html:
     """The region in words."""
     if session.region is None:
-        return Markup('<p class="quiet">No region: Coverage and Intensity need one.</p>')
+        return Html('<p class="quiet">No region: Coverage and Intensity need one.</p>')
     share = 100 * session.region.mean()
     text = f"{session.region_name}: {_place(session.region)}, {share:.1f} % of the image"
-    return Markup('<p class="quiet"><span class="solid" aria-hidden="true"></span> {}</p>').format(text)
+    return Html('<p class="quiet"><span class="solid" aria-hidden="true"></span> {}</p>').format(text)
 
 
-def picks_list(session: Session) -> Markup:
+def picks_list(session: Session) -> Html:
     """Which segments the question picks, best first."""
     picks = session.picks
     if picks is None:
-        return Markup()
-    rows = Markup().join(
-        Markup("<li>{}, similarity {:.2f}</li>").format(_place(picks.mask(rank)), picks.ranked.similarity[index])
+        return Html()
+    rows = Html().join(
+        Html("<li>{}, similarity {:.2f}</li>").format(_place(picks.mask(rank)), picks.ranked.similarity[index])
         for rank, index in enumerate(picks.best)
     )
     heading = f"{len(picks.ranked.segments)} segments found; the question “{picks.question}” picks:"
-    line = Markup('<p class="quiet"><span class="dashed" aria-hidden="true"></span> {}</p><ol class="quiet">{}</ol>')
+    line = Html('<p class="quiet"><span class="dashed" aria-hidden="true"></span> {}</p><ol class="quiet">{}</ol>')
     return line.format(heading, rows)
 
 
-def answer_text(text: str, model: str, method: str, *, done: bool) -> Markup:
+def answer_text(text: str, model: str, method: str, *, done: bool) -> Html:
     """An answer, or what there is of it so far."""
-    state = "" if done else Markup('<span class="typing" aria-hidden="true">▍</span>')
+    state = "" if done else Html('<span class="typing" aria-hidden="true">▍</span>')
     shown = text or ("(empty answer)" if done else "")
-    return Markup('<p class="who">{} · {}</p><p class="said" aria-live="polite" aria-busy="{}">{}{}</p>').format(
+    return Html('<p class="who">{} · {}</p><p class="said" aria-live="polite" aria-busy="{}">{}{}</p>').format(
         model, method, "false" if done else "true", shown, state
     )
 
 
-def looked(session: Session, pane: int, heads: Heads, row: int, settings: EvaluationConfig) -> Markup:
+def looked(session: Session, pane: int, heads: Heads, row: int, settings: EvaluationConfig) -> Html:
     """Where the model of a pane looked, and how well that fits the region."""
     answer = session.answers.get(pane)
     if answer is None:
-        return Markup()
+        return Html()
     heat = _heat(session, answer, heads, row)
     alt = f"Attention of {_quoted(answer, row)}, {heads_name(heads, answer)}: {_peak(heat)}"
     region = None if session.region is None else session.shown_mask(session.region)
     # Panes and the scan of the left column stand on one page, so ids must differ.
     name = f"scan-{pane}"
-    panel = case_panel(name, session.shown_size, alt, heat=heat, region=region)
-    figure = Markup('<figure class="look">{}{}<figcaption>{}</figcaption></figure>{}')
+    panel = case_panel(name, session.shown_size, visible(alt), heat=heat, region=region)
+    figure = Html('<figure class="look">{}{}<figcaption>{}</figcaption></figure>{}')
     scores = _scores(session, answer, heads, row, settings)
     return figure.format(scan_definition(session.shown(), name), panel, alt, scores)
 
 
-def ratios(answer: Answer, pane: int) -> Markup:
+def ratios(answer: Answer, pane: int) -> Html:
     """The visual attention ratio of every head, folded away."""
     best = np.unravel_index(answer.ratio_LH.argmax(), answer.ratio_LH.shape)
     alt = (
@@ -130,7 +140,7 @@ def ratios(answer: Answer, pane: int) -> Markup:
         f"percent; highest: layer {best[0] + 1}, head {best[1] + 1}"
     )
     text = "Which heads look at the image (share of attention, %)"
-    return Markup("<details><summary>{}</summary>{}</details>").format(text, head_grid(answer.ratio_LH, pane % 8, alt))
+    return Html("<details><summary>{}</summary>{}</details>").format(text, head_grid(answer.ratio_LH, pane % 8, alt))
 
 
 def attention_scores(
@@ -199,13 +209,13 @@ def _record(session: Session, answer: Answer, heads: Heads, row: int, settings: 
     }
 
 
-def _scores(session: Session, answer: Answer, heads: Heads, row: int, settings: EvaluationConfig) -> Markup:
+def _scores(session: Session, answer: Answer, heads: Heads, row: int, settings: EvaluationConfig) -> Html:
     scores = attention_scores(session, answer, heads, row, settings)
-    cells = Markup().join(
-        Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(describe(name).title, _shown(name, value))
+    cells = Html().join(
+        Html("<div><dt>{}</dt><dd>{}</dd></div>").format(describe(name).title, _shown(name, value))
         for name, value in scores.items()
     )
-    return Markup('<dl class="facts">{}</dl>').format(cells) if scores else Markup()
+    return Html('<dl class="facts">{}</dl>').format(cells) if scores else Html()
 
 
 def _shown(name: str, value: float | None) -> str:

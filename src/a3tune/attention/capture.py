@@ -176,6 +176,9 @@ def attention_forward(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
+    scaling: float,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
     capture: CaptureRequest | None = None,
     boost: Boost | None = None,
     output_attentions: bool | None = None,
@@ -186,22 +189,20 @@ def attention_forward(
 
     The last column is the mass on image and prompt columns, the denominator of Eq. 8. It is fp32 (fp64 when the queries
     are), and attention dropout does not touch it. Raises ModelError when the layer's keys are not the positions that
-    the request speaks of.
+    the request speaks of. `scaling` has no default: under another name the scores would be those of another model.
     """
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    scaling = kwargs.get("scaling")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output, _ = sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs
+    )
     if boost is not None and (row_BHD := boost.row(module, query, key, value, attention_mask, scaling)) is not None:
         output[:, -1] = row_BHD
     if capture is None:
         return output, None
-    window = kwargs.get("sliding_window")
-    _check_positions(module, query, key, capture, window)
-    dropped = 0 if window is None or capture.length is None else max(0, capture.length - key.shape[2])
+    _check_positions(module, query, key, capture, sliding_window)
+    dropped = 0 if sliding_window is None or capture.length is None else max(0, capture.length - key.shape[2])
     columns = capture.columns.to(query.device) - dropped
     columns = columns.masked_fill(columns < 0, -1)
-    causal = kwargs.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     rows_BC, weights_BGC = capture.used_rows
     # Half precision is too coarse for the softmax; the weights' precision is that of the whole computation.
     precision = torch.promote_types(query.dtype, torch.float32)
@@ -387,9 +388,10 @@ def _check_positions(
             f"pass has {rows}; make a request of this pass's own length (one position at a decoding step)"
         )
     if window is None:
-        if request.width > keys:
+        # Keys that a layer dropped without naming a window would move all columns.
+        if (spoken := max(request.width, request.length or 0)) > keys:
             raise ModelError(
-                f"capture, layer {layer}: the request speaks of {request.width} key positions, but this layer sees "
+                f"capture, layer {layer}: the request speaks of {spoken} key positions, but this layer sees "
                 f"{keys} keys; make a request of this pass's own tokens and those in its cache"
             )
     # A sliding-window cache that is full has dropped its oldest keys: the columns would point at other tokens.

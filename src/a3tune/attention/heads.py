@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from a3tune.config.ranges import check_heads
+from a3tune.config.ranges import check_head_count, check_heads
 from a3tune.errors import ConfigError
 
 Selection = Literal["batch", "running", "fixed"]
@@ -45,8 +45,7 @@ def head_count(heads: int | float | str, total: int) -> int:
     """
     _check(heads)
     if isinstance(heads, int):
-        if heads > total:
-            raise ConfigError(f"heads: expected at most {total}, the number of heads of this model, got {heads}")
+        check_head_count("heads", heads, total)
         return heads
     share = float(heads.removesuffix("%")) / 100 if isinstance(heads, str) else heads
     return max(1, round(share * total))

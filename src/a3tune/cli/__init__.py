@@ -5,10 +5,12 @@ Whatever needs PyTorch is imported inside the commands, so that help is there at
 
 from a3tune.cli import checkpoints, data, explorer, labels, paper, runs  # each adds its commands to `app`
 from a3tune.cli.app import app
+from a3tune.machine.signals import stopping
 
 __all__ = ["app", "checkpoints", "data", "explorer", "labels", "main", "paper", "runs"]
 
 
 def main() -> None:
     """Entry point of the command `a3tune`."""
-    app()
+    with stopping():
+        app()

@@ -1,6 +1,6 @@
 """The application that the commands are added to: errors, exit codes, version."""
 
-import re
+import signal
 from typing import Annotated, Any
 
 import typer
@@ -8,17 +8,16 @@ from typer.core import TyperGroup
 
 from a3tune import __version__
 from a3tune.errors import A3TuneError
+from a3tune.machine import processes
+from a3tune.text import visible
 
-MISTAKE, INTERRUPTED = 2, 130
-"""Exit codes: for what a user can mend, and for Ctrl-C. A bug of ours ends with a traceback and code 1."""
+MISTAKE, ASKED = 2, 128
+"""Exit codes: for what a user can mend; for a signal, by its number: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP. A
+bug of ours ends with a traceback and code 1."""
 
 
 ORDER = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "app", "report", "merge", "reproduce")
 """Order of the commands in the help: as a user comes to need them. All others come after these."""
-
-
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters other than tab and line end, marks that turn the direction of text, halves of surrogate pairs."""
 
 
 def echo(text: object, *, err: bool = False) -> None:
@@ -26,11 +25,11 @@ def echo(text: object, *, err: bool = False) -> None:
 
     Answers, names and paths may hold anything: what a terminal would obey instead of showing it is shown by its code.
     """
-    typer.echo(_UNSEEN.sub(lambda match: ascii(match[0])[1:-1], str(text)), err=err)
+    typer.echo(visible(str(text)), err=err)
 
 
 class _Commands(TyperGroup):
-    """Turns the errors of `a3tune.errors`, and Ctrl-C, into a message without traceback."""
+    """Turns the errors of `a3tune.errors`, and signals that ask to stop, into a message without traceback."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
@@ -42,9 +41,10 @@ class _Commands(TyperGroup):
             echo(f"a3tune: {error}", err=True)
             raise typer.Exit(MISTAKE) from None
         except KeyboardInterrupt as stop:
-            how = str(stop) or "interrupted; what is finished is kept, and the same command goes on from there"
-            echo(f"\na3tune: {how}", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            how = str(stop) or "interrupted; the same command goes on from what is finished"
+            if processes.index() == 0:
+                echo(f"\na3tune: {how}", err=True)
+            raise typer.Exit(ASKED + getattr(stop, "number", signal.SIGINT)) from None
 
 
 app = typer.Typer(

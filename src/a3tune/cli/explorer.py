@@ -32,7 +32,7 @@ def explore(
 
     Example: `a3tune app --adapter runs/mine/adapter`
     """
-    chosen = with_adapters(adapter or [NO_ADAPTER], config, overrides or [])
+    chosen = with_adapters(adapter or [NO_ADAPTER], config, overrides or [], labels=True)
     settings = chosen[0][1]
     adapters = {adapter_title(folder): folder for folder, _ in chosen if folder is not None}
     if len(adapters) < len(adapter or ()) or len(adapters) > MOST:

@@ -66,6 +66,10 @@ def make(
     """
     settings = load_settings(config, [*(overrides or ()), f"data.train={data}", f"labels.store={out}"])
     if dry_run:
+        if data.exists():
+            from a3tune.commands.checks import check_query
+
+            check_query(settings)
         show_dry_run(settings, f"label the images of {data} into {out}, as far as they are not in there")
         return
     from a3tune.commands.checks import check_label

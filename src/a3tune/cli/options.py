@@ -13,6 +13,7 @@ import typer
 from a3tune.cli.app import echo
 from a3tune.errors import RunError
 from a3tune.machine import processes
+from a3tune.text import visible
 
 if TYPE_CHECKING:
     from a3tune.config import RunConfig
@@ -74,6 +75,13 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
+class _Visible(logging.Formatter):
+    """Warnings name files and quote values: they are shown as `echo` shows a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 def quieten() -> None:
     """Keep the bars and notices of the libraries below off the screen, and all but the first of several processes."""
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # read at the import
@@ -82,6 +90,9 @@ def quieten() -> None:
 
         disable_progress_bar()
         set_verbosity_error()
+    shown = logging.StreamHandler()
+    shown.setFormatter(_Visible())
+    logging.basicConfig(level=logging.WARNING, handlers=[shown])
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if processes.index() > 0:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115

@@ -15,6 +15,7 @@ from a3tune.cli.options import (
     Force,
     Overrides,
     bar,
+    load_settings,
     quieten,
     refuse_existing,
     show_dry_run,
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 NO_ADAPTER = "none"
 ALL = "all"
+Rows = Annotated[
+    Path | None,
+    typer.Option(metavar="DATA.jsonl", help="The questions that the runs answered; else where their settings say."),
+]
 SHOWN = ".md"
 """The form of a table on the screen."""
 
@@ -108,7 +113,8 @@ def evaluate(
 ) -> None:
     """Answer questions and measure the answers, and the attention where true regions are known.
 
-    Without --config, an adapter brings the settings it was trained with.
+    Without --config, an adapter brings the settings it was trained with, but for folders of programs, other models and
+    data.
 
     Several adapters or methods end in a table that compares them with the first.
 
@@ -188,17 +194,24 @@ def report(
         list[Path], typer.Argument(metavar="RUN...", help="Evaluated runs; the others are compared with the first.")
     ],
     out: Annotated[Path, typer.Option(metavar="FILE.html", help="The page.")] = Path("report.html"),
+    data: Rows = None,
+    config: ConfigFile = None,
     force: Force = False,
 ) -> None:
     """Compare evaluated runs on one self-contained page.
 
+    A run may be another's: images outside of the folder of its rows are drawn if you name the rows by --data, labels
+    and their models are taken if you name the settings by --config (of a run of your own: RUN/config.yaml).
+
     Example: `a3tune report runs/lora runs/mine --out report.html`
     """
     refuse_existing(out, force)
+    given = load_settings(config, ()) if config else None
     quieten()
     from a3tune.report.write import Page, write_report
 
-    write_report(runs, out, Page("A3Tune report", " ".join(["a3tune report", *map(str, runs)])))
+    page = Page("A3Tune report", " ".join(["a3tune report", *map(str, runs)]))
+    write_report(runs, out, page, given, data, lambda line: echo(line, err=True))
     echo(f"Report: {out}")
 
 
@@ -214,6 +227,7 @@ def compare(
         str | None,
         typer.Option(metavar="FIELD", help="A table for each value of a field of meta: modality, organ, ..."),
     ] = None,
+    data: Rows = None,
     force: Force = False,
 ) -> None:
     """Compare evaluated runs in a table like the paper's: intervals, significance, cost.
@@ -230,7 +244,7 @@ def compare(
     from a3tune.machine.files import write_atomic
     from a3tune.report.write import compare
 
-    shown, written = compare(runs, [SHOWN, form], by)
+    shown, written = compare(runs, [SHOWN, form], by, data)
     echo(shown)
     if out:
         write_atomic(out, written.encode())
@@ -246,10 +260,10 @@ def adapter_title(adapter: Path | None) -> str:
 
 
 def with_adapters(
-    adapters: Sequence[str], config: Path | None, overrides: list[str]
+    adapters: Sequence[str], config: Path | None, overrides: list[str], *, labels: bool = False
 ) -> "list[tuple[Path | None, RunConfig]]":
     """`commands.settings.model_settings`, imported here: the help needs no settings."""
     from a3tune.commands.settings import model_settings
 
     folders = [None if adapter == NO_ADAPTER else Path(adapter) for adapter in adapters]
-    return model_settings(folders, config, overrides, lambda text: echo(text, err=True))
+    return model_settings(folders, config, overrides, lambda text: echo(text, err=True), labels=labels)

@@ -13,7 +13,7 @@ from a3tune.data.rows import check_split
 from a3tune.decoding import check_name, make_strategy
 from a3tune.errors import ConfigError, LabelError
 from a3tune.labels.propose import check_proposer
-from a3tune.labels.rank import check_ranker, check_visual_prompt, ranker_folder
+from a3tune.labels.rank import check_ranker, check_visual_prompt, format_query, ranker_folder
 from a3tune.labels.stored import none_found
 from a3tune.metrics.radiology import check_weights
 from a3tune.models import check_model, read_adapter
@@ -21,10 +21,15 @@ from a3tune.run.folder import MARKER, RunFolder
 
 
 def check_label(config: RunConfig) -> None:
-    """Rows, and what finds and ranks segments."""
-    check_split(config.data, "train")
+    """Rows, what to rank by, and what finds and ranks segments."""
+    check_query(config)
     check_store(config.label_store)
     check_label_maker(config.labels)
+
+
+def check_query(config: RunConfig) -> None:
+    """What segments are ranked by, with the first row."""
+    format_query(config.labels.query, check_split(config.data, "train"))
 
 
 def check_store(folder: Path) -> None:

@@ -11,6 +11,7 @@ from a3tune.data.images import describe
 from a3tune.data.rows import read_split
 from a3tune.labels.make import make_maker
 from a3tune.labels.quality import Quality, label_quality
+from a3tune.labels.rank import format_query
 from a3tune.labels.rank.known import warn_of
 from a3tune.labels.store import LabelRun, LabelStore, label_images
 from a3tune.labels.stored import write_quality
@@ -28,6 +29,8 @@ def label(
     the labels find the true regions where these are known (`label_quality`).
     """
     samples, settings = read_split(config.data, "train"), config.labels
+    for sample in samples:
+        format_query(settings.query, sample)  # told before models are read
     if warning := warn_of(settings.ranker, (sample.image for sample in samples)):
         warn(warning)
     run = label_images(
@@ -42,7 +45,7 @@ def label(
     usable = [sample for sample in samples if describe(sample.image) not in run.failures]
     store = LabelStore(config.label_store, run.settings)
     quality = label_quality(usable, lambda sample: store.labels(sample, top_k=None), top_k=settings.top_k, by=GROUPS)
-    write_quality(config.label_store, run.settings, settings.top_k, quality)
+    write_quality(config.label_store, run.settings, settings.top_k, samples, quality)
     return run, quality
 
 

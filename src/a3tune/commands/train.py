@@ -38,7 +38,7 @@ def fine_tune(
     card = folder.adapter / CARD
     if processes.index() == 0 and not card.exists():
         samples = read_split(config.data, "train")
-        labels = stored_quality(config) if config.labels.source == "weak" else None
+        labels = stored_quality(config, samples) if config.labels.source == "weak" else None
         name = public_data(samples)
         text = model_card(config, counts(samples), data=name, labels=labels, synthetic=synthetic)
         write_atomic(card, text.encode())

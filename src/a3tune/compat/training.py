@@ -12,6 +12,7 @@ OVERRIDDEN = {
         "_save_checkpoint",
         "compute_loss",
         "get_batch_samples",
+        "get_train_dataloader",
         "log",
         "save_model",
         "training_step",

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator
 
+from a3tune.errors import ConfigError
+
 
 def check_heads(value: Any) -> int | float | str:
     """A number of heads as `attention.heads.head_count` takes it; ValueError for what it does not.
@@ -27,6 +29,12 @@ def check_heads(value: Any) -> int | float | str:
         "expected an integer >= 1, a percentage such as 12.5% (at most 100%), or a number > 0 and < 1, got "
         f"{json.dumps(value, default=str)[:80]}"
     )
+
+
+def check_head_count(name: str, heads: int | float | str | None, total: int | None) -> None:
+    """ConfigError for a setting that asks for more heads than a model has; None is not said, or not known."""
+    if isinstance(heads, int) and total is not None and heads > total:
+        raise ConfigError(f"{name}: expected at most {total}, the number of heads of this model, got {heads}")
 
 
 Count = Annotated[int, Field(strict=True, ge=1, description="an integer >= 1")]

@@ -58,6 +58,8 @@ def dump_config(config: RunConfig) -> str:
 
 
 _ADAPTER = TypeAdapter(RunConfig)
+_LONGEST = 2**18
+"""Letters of a file of settings: all of them are 3,000, and YAML takes a second for 100,000."""
 
 
 def _validate(tree: dict[str, Any], source: Callable[[str], str]) -> RunConfig:
@@ -134,11 +136,15 @@ def _keys() -> Iterator[str]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LONGEST + 1)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: expected UTF-8 text; byte {error.start} is not") from None
     except OSError as error:
         raise ConfigError(f"{path}: expected a YAML file that can be read: {error.strerror}") from None
+    if len(text) > _LONGEST:
+        raise ConfigError(f"{path}: expected settings of at most {_LONGEST:,} letters, got more")
+    return text
 
 
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:

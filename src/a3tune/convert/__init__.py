@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from a3tune.convert import huatuo, llava_med, llava_med_15
 from a3tune.convert.stream import HEAD, open_checkpoint, read_config, weight_files, write_checkpoint, writing
 from a3tune.errors import ModelError, OutputError
+from a3tune.machine.digests import write_digests
 from a3tune.machine.files import replacing_folder
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def convert(
             plan.config.save_pretrained(folder)
             plan.generation.save_pretrained(folder)
             plan.processor.save_pretrained(folder)
+            write_digests(folder)
     return Converted(out, kind, len(plan.tensors), sum(tensor.nbytes for tensor in plan.tensors))
 
 

@@ -17,8 +17,9 @@ from a3tune.config import RunConfig
 from a3tune.config.public import public_name
 from a3tune.convert.stream import writing
 from a3tune.errors import AdapterError, ModelError, OutputError
+from a3tune.machine.digests import write_digests
 from a3tune.machine.files import replacing_folder
-from a3tune.models import A3MOE, adapter_weights, check_model, read_adapter
+from a3tune.models import A3MOE, adapter_weights, check_at_hand, check_model, read_adapter
 from a3tune.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def merge(adapter: Path, out: Path, card: Card, *, base: str | None = None, forc
         _check_base(vlm)
         nbytes = _write(_merged(vlm, adapter), vlm.processor, folder)
         _describe(folder, adapter, name, run, card)
+        with writing(out):
+            write_digests(folder)
     return Merged(out, name, nbytes)
 
 
@@ -87,7 +90,10 @@ def check(adapter: Path, out: Path, *, base: str | None = None, force: bool = Fa
     name = base or (run.read_config().model.path if run else settings.get("base_model_name_or_path"))
     if not name:
         raise AdapterError(f"{adapter}: names no base model, and there is no run's config.yaml beside it; give --model")
-    check_model(name)
+    if base is None:
+        check_at_hand(str(name), run.config if run else adapter / "adapter_config.json")
+    else:
+        check_model(name)
     _refuse_to_overwrite(out, force)
     return name, run
 
@@ -163,5 +169,7 @@ def _describe(folder: Path, adapter: Path, base: str, run: RunFolder | None, car
         (folder / "README.md").write_text(card(base, run.read_config() if run else None), encoding="utf-8")
         (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         # The card of a checkpoint, or without a run, is another program's, and may name folders of this machine.
-        if run and run.path == adapter.resolve().parent and (adapter / "README.md").is_file():
-            shutil.copyfile(adapter / "README.md", folder / ADAPTER_CARD)
+        # Nor is a link followed: the model may be passed on, with whatever file a stranger's link leads to.
+        own = adapter / "README.md"
+        if run and run.path == adapter.resolve().parent and own.is_file() and not own.is_symlink():
+            shutil.copyfile(own, folder / ADAPTER_CARD)

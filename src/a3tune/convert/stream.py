@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from a3tune.errors import ModelError, OutputError
-from a3tune.models import read_pickled
+from a3tune.models import check_finite, read_pickled
 
 if TYPE_CHECKING:
     import torch
@@ -202,4 +202,8 @@ def _checked(tensor: LazyTensor) -> "torch.Tensor":
     values = tensor.read().contiguous()
     if (tuple(values.shape), values.dtype) != (tensor.shape, tensor.dtype):
         raise RuntimeError(f"{tensor.name}: planned {tensor.shape} {tensor.dtype}, got {values.shape} {values.dtype}")
+    try:
+        check_finite({tensor.name: values})
+    except ValueError as error:
+        raise ModelError(f"{error}. Download the checkpoint again.") from error
     return values

@@ -5,7 +5,8 @@ Of a file that holds several images, a fragment after the path says which: `scan
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -14,7 +15,10 @@ from a3tune.data.dicom_file import is_dicom
 from a3tune.data.medical import decode_dicom, decode_nifti, is_nifti, one_file
 from a3tune.data.pictures import decode_picture
 from a3tune.errors import DataError
+from a3tune.machine.hashes import file_hash
 from a3tune.types import ImageSource
+
+_EMPTY = hashlib.sha256().hexdigest()
 
 
 def load_image(source: ImageSource) -> Image.Image:
@@ -48,11 +52,17 @@ def content_hash(source: ImageSource) -> str:
     Raises:
         DataError: the file cannot be read or is empty.
     """
+    if isinstance(source, Path) and "#" not in source.name and not _parts(source)[0].is_file():
+        with _readable(source):
+            digest = file_hash(source)
+        if digest == _EMPTY:
+            raise _is_empty(source)
+        return digest
     data, fragment = read_image(source)
-    digest = hashlib.sha256(data)
+    content = hashlib.sha256(data)
     if fragment:
-        digest.update(f"#{fragment}".encode())
-    return digest.hexdigest()
+        content.update(f"#{fragment}".encode())
+    return content.hexdigest()
 
 
 def _parts(file: Path) -> tuple[Path, Path]:
@@ -80,24 +90,33 @@ def read_image(source: ImageSource) -> tuple[bytes, str]:
     Raises:
         DataError: the file cannot be read or is empty.
     """
-    fragment = ""
     if isinstance(source, bytes):
-        data = source
+        data, fragment = source, ""
     else:
-        try:
+        with _readable(source):
             file, fragment = split_fragment(source)
             data = file.read_bytes()
             header, values = _parts(file)
             if header.is_file() and file in (header, values):
                 data = one_file(header.read_bytes(), values.read_bytes())
-        except DataError as error:
-            raise DataError(f"{source}: {error}") from None
-        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise DataError(f"{source}: expected an image file, cannot read it: {reason}") from error
     if not data:
-        raise DataError(f"{describe(source)}: expected an image, the file is empty")
+        raise _is_empty(source)
     return data, fragment
+
+
+@contextmanager
+def _readable(source: ImageSource) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{source}: expected an image file, cannot read it: {reason}") from error
+
+
+def _is_empty(source: ImageSource) -> DataError:
+    return DataError(f"{describe(source)}: expected an image, the file is empty")
 
 
 DECODERS: list[tuple[Callable[[bytes], bool], Callable[[bytes, str], Image.Image]]] = [

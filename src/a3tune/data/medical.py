@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from a3tune.data.dicom_file import check_jpeg_streams, decoder_for, read_dicom
+from a3tune.data.dicom_file import GZIP, check_jpeg_streams, decoder_for, read_dicom
 from a3tune.data.window import centred_window, check_size, ct_window, is_window, window
 from a3tune.errors import DataError, shown
 
@@ -63,8 +63,9 @@ def one_file(header: bytes, values: bytes) -> bytes:
     head[344:348] = b"n+1\0"
     struct.pack_into(f"{order}f", head, 108, 352 + start)
     whole = bytes(head) + bytes(4)
-    wanted = _volume_size(_header(whole))
-    return whole + _unpacked(values, int(start) + wanted).getvalue()
+    size = int(start) + _volume_size(_header(whole))
+    with gzip.GzipFile(fileobj=io.BytesIO(values)) if values[:2] == GZIP else io.BytesIO(values) as file:
+        return whole + file.read(size)
 
 
 def _is_mgh(head: bytes) -> bool:
@@ -268,30 +269,26 @@ def _check_codestreams(data: bytes) -> None:
 class _Volume:
     shape: tuple[int, ...]
     affine: np.ndarray
-    values: Any
-    """An array proxy: what is cut out of it is read and scaled then."""
+    header: Any
+    data: bytes
+    """The file, as it lies on the disk: of an unpacked volume only the wanted slice is kept."""
 
 
 def _volume(data: bytes) -> _Volume:
     try:
         import nibabel  # noqa: F401
-        from nibabel.arrayproxy import ArrayProxy
     except ImportError as error:
         raise _missing("NIfTI", "nibabel") from error
 
-    def unpack() -> _Volume:
+    def described() -> _Volume:
         header = _header(_head(data))
-        shape = header.get_data_shape()
-        offset, size = int(header.get_data_offset()), _volume_size(header)
+        _volume_size(header)
+        offset = int(header.get_data_offset())
         if not 0 <= offset <= _LARGEST_OFFSET:
             raise DataError(f"expected values within the first {_LARGEST_OFFSET:,} bytes of the volume, got {offset:,}")
-        raw = _unpacked(data, offset + size)
-        if (got := len(raw.getbuffer())) < offset + size:
-            raise DataError(f"expected {offset + size:,} bytes of volume, got {got:,}: the file is truncated")
-        proxy = ArrayProxy(raw, header)
-        return _Volume(tuple(shape), np.asarray(header.get_best_affine()), proxy)
+        return _Volume(tuple(header.get_data_shape()), np.asarray(header.get_best_affine()), header, data)
 
-    return _quietly("NIfTI volume", unpack)
+    return _quietly("NIfTI volume", described)
 
 
 def _header(head: bytes) -> Any:
@@ -326,15 +323,52 @@ def _head(data: bytes) -> bytes:
         return b""
 
 
-def _unpacked(data: bytes, size: int) -> io.BytesIO:
-    """At least `size` bytes, if there are that many; held in memory once."""
-    if data[:2] != b"\x1f\x8b":
-        return io.BytesIO(data)
-    raw = io.BytesIO()
-    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-        while raw.tell() < size and (piece := file.read(_PIECE)):
-            raw.write(piece)
-    return raw
+def _plane(volume: _Volume, axis: int, index: int, number: int) -> np.ndarray:
+    """Values float64 of a plane across an axis, the other two axes in their order, scaled as the header says.
+
+    Voxels lie with the first axis fastest. What is unpacked goes by in pieces: a volume of zeros has a thousandth of
+    its size on the disk, and need not fit into memory.
+    """
+    from nibabel.arrayproxy import ArrayProxy
+
+    kind = volume.header.get_data_dtype()
+    width, height, depth = volume.shape[:3]
+    row, slab = width * kind.itemsize, width * height * kind.itemsize
+    start = int(volume.header.get_data_offset())
+    end = start + slab * depth * (volume.shape[3] if len(volume.shape) > 3 else 1)
+    packed = volume.data[:2] == b"\x1f\x8b"
+    kept: list[bytes] = []
+    with gzip.GzipFile(fileobj=io.BytesIO(volume.data)) if packed else io.BytesIO(volume.data) as file:
+        file.seek(start + number * depth * slab)
+        for layer in range(depth):
+            if axis == 2:
+                kept += [file.read(slab)] if layer == index else []
+                file.seek(0 if layer == index else slab, io.SEEK_CUR)
+            elif axis == 1:
+                file.seek(index * row, io.SEEK_CUR)
+                kept.append(file.read(row))
+                file.seek(slab - (index + 1) * row, io.SEEK_CUR)
+            else:
+                kept += _column(file, kind, (height, width), index)
+        got = file.seek(end) if packed else len(volume.data)
+    if got < end:
+        raise DataError(f"expected {end:,} bytes of volume, got {got:,}: the file is truncated")
+    shape = tuple(volume.shape[item] for item in range(3) if item != axis)
+    slope, inter = volume.header.get_slope_inter()  # none at all of FreeSurfer's
+    scaling = (1.0 if slope is None else slope, 0.0 if inter is None else inter)
+    return np.asarray(ArrayProxy(io.BytesIO(b"".join(kept)), (shape, kind, 0, *scaling)), dtype=np.float64)
+
+
+def _column(file: Any, kind: np.dtype, shape: tuple[int, int], index: int) -> list[bytes]:
+    """One voxel of every row of the next layer [height, width], some rows at a time."""
+    height, width = shape
+    count = max(1, _PIECE // (width * kind.itemsize))
+    kept = []
+    for first in range(0, height, count):
+        rows = min(count, height - first)
+        data = file.read(rows * width * kind.itemsize)
+        kept.append(np.frombuffer(data[: len(data) // kind.itemsize * kind.itemsize], kind)[index::width].tobytes())
+    return kept
 
 
 def _orientation(volume: _Volume) -> np.ndarray:
@@ -353,9 +387,7 @@ def _slices(volume: _Volume) -> dict[str, int]:
 def _cut(volume: _Volume, across: int, index: int, number: int) -> np.ndarray:
     orientation = _orientation(volume)
     axis = int(np.flatnonzero(orientation[:, 0] == across)[0])
-    where: list[Any] = [slice(None)] * 3 + [number] * (len(volume.shape) - 3)
-    where[axis] = index if orientation[axis, 1] > 0 else volume.shape[axis] - 1 - index
-    plane = np.asarray(volume.values[tuple(where)], dtype=np.float64)
+    plane = _plane(volume, axis, index if orientation[axis, 1] > 0 else volume.shape[axis] - 1 - index, number)
     left = [item for item in range(3) if item != axis]
     plane = plane[tuple(slice(None, None, int(orientation[item, 1])) for item in left)]
     if orientation[left[0], 0] > orientation[left[1], 0]:

@@ -29,6 +29,14 @@ def is_address(name: str) -> bool:
     return _ADDRESS.match(name) is not None
 
 
+def within(folder: Path, path: Path) -> bool:
+    """Whether a path leads into a folder once its links are followed: a link, too, may lead out of it."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # no name of a file, a loop of links
+        return False
+
+
 def _encodable(name: str) -> bool:
     """Whether file systems have names of this kind: half of a surrogate pair or a longer part is an error there."""
     try:

@@ -34,6 +34,8 @@ from a3tune.types import AnswerType, Box, Region, Rle, Sample
 
 FIELDS = ("id", "image", "prompt", "answer", "answer_type", "options", "regions", "meta")
 ANSWER_TYPES: tuple[AnswerType, ...] = get_args(AnswerType)
+_LONGEST = 2**25
+"""Letters of a line; one with the masks of a large image has a few million."""
 Split = Literal["train", "validation", "test"]
 _LONGEST_PATH = 4096
 """Characters; no file system takes more."""
@@ -102,29 +104,37 @@ def _not_empty(path: Path, samples: list[Sample]) -> list[Sample]:
 
 
 def _no_rows(path: Path) -> DataError:
-    return DataError(f"{path}: expected rows, there are none in it")
+    return DataError(f"{path}: expected at least one row, it has none")
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
+def _opened(path: Path) -> Iterator[Iterator[str]]:
     """The lines of a JSONL file, for as long as they are read."""
     try:
-        with path.open(encoding="utf-8-sig") as lines:
-            yield lines
+        with path.open(encoding="utf-8-sig") as file:
+            yield _lines(path, file)
     except OSError as error:
         raise DataError(f"{path}: expected a JSONL file, cannot read it: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected UTF-8 text, got {error}") from error
 
 
-def check_split(data: DataConfig, split: Split) -> None:
-    """Raises what `read_split` raises if there is nothing to read or the first row breaks the format."""
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    while line := file.readline(_LONGEST + 1):
+        if len(line) > _LONGEST:
+            raise DataError(
+                f"{path}: expected lines of at most {_LONGEST:,} letters, one JSON object each, got a longer one"
+            )
+        yield line
+
+
+def check_split(data: DataConfig, split: Split) -> Sample:
+    """The first row. Raises what `read_split` raises if there is nothing to read or this row breaks the format."""
     path = _path(data, split)
     if is_table(path):
-        _not_empty(path, _samples(path, islice(read_table(path), 1), "row"))
-    else:
-        with _opened(path) as lines:
-            _not_empty(path, _samples(path, islice(_objects(path, lines), 1), "line"))
+        return _not_empty(path, _samples(path, islice(read_table(path), 1), "row"))[0]
+    with _opened(path) as lines:
+        return _not_empty(path, _samples(path, islice(_objects(path, lines), 1), "line"))[0]
 
 
 def read_split(data: DataConfig, split: Split) -> list[Sample]:
@@ -169,11 +179,12 @@ def _row(path: Path, sample: Sample) -> dict[str, Any]:
     if sample.options:
         row["options"] = list(sample.options)
     if sample.regions is not None:
-        row["regions"] = [_region_row(region) for region in sample.regions]
+        row["regions"] = [region_row(region) for region in sample.regions]
     return row | ({"meta": dict(sample.meta)} if sample.meta else {})
 
 
-def _region_row(region: Region) -> dict[str, Any]:
+def region_row(region: Region) -> dict[str, Any]:
+    """A region as rows have it."""
     name = {"name": region.name} if region.name else {}
     if region.mask is not None:
         return {"rle": {"size": list(region.mask.size), "counts": region.mask.counts}} | name

@@ -66,7 +66,7 @@ def table_rows(path: Path) -> Iterator[dict[str, Any]]:
                         batch.validate(full=True)  # arrow trusts what it reads: wrong offsets end in a crash
                         yield from batch.to_pylist()
         else:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(_rows_at_once(path, file.metadata)):
                     yield from batch.to_pylist()
     except (OSError, ValueError, pa.ArrowException, OverflowError) as error:

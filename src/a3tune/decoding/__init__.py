@@ -159,11 +159,14 @@ def _passes(vlm: "Vlm") -> Iterator[list[None]]:
 
 
 def _until_end(tokens_S: "Tensor", ends: list[int], pad: int) -> "Tensor":
-    """Up to the end token, with it; an answer that a text ended (`stop_strings`) has padding behind it instead."""
+    """Up to the end token, with it; an answer that a text ended (`stop_strings`) has padding behind it instead.
+
+    A padding token that the model chose amid its answer ends nothing, as in published code.
+    """
     import torch
 
-    ends_at = torch.isin(tokens_S, torch.tensor([*ends, pad])).nonzero()
-    if not len(ends_at):
-        return tokens_S
-    last = int(ends_at[0])
-    return tokens_S[: last + (int(tokens_S[last]) in ends)]
+    ends_at = torch.isin(tokens_S, torch.tensor(ends)).nonzero()
+    if len(ends_at):
+        return tokens_S[: int(ends_at[0]) + 1]
+    said = (tokens_S != pad).nonzero()
+    return tokens_S[: int(said[-1]) + 1 if len(said) else 0]

@@ -21,7 +21,7 @@ class Avisc:
     """Settings of the paper's Appendix B."""
 
     name: ClassVar[str] = "avisc"
-    strategy: ClassVar[str] = "sampling"
+    strategy: ClassVar[str] = "multinomial"
     alpha: NonNegative = 1.0
     """Weight of the contrast."""
     beta: Share = 0.1

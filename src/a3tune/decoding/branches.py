@@ -30,8 +30,7 @@ def noisy(inputs: Inputs, step: int, seed: int) -> Inputs:
     beta = torch.linspace(-6, 6, DIFFUSION_STEPS, dtype=torch.float64).sigmoid() * (0.5e-2 - 1e-5) + 1e-5
     kept = float((1 - beta).cumprod(0)[step])
     # Qwen's pixels are patches in a row, as many per image as its grid says.
-    grid = inputs.get("image_grid_thw")
-    images = pixels.split(1 if grid is None else grid.prod(-1).tolist())
+    images = pixels.split(inputs["image_grid_thw"].prod(-1).tolist() if pixels.ndim == 2 else 1)
     noise = torch.cat([_noise(image, seed) for image in images])
     mixed = kept**0.5 * pixels + (1 - kept) ** 0.5 * noise.to(pixels)
     if pixels.ndim > 3:
@@ -71,14 +70,18 @@ def zero_features(inputs: Inputs, keep: Tensor) -> Inputs:
     return inputs | {ENCODED: {"image": _edited(inputs, lambda features: _multiply(features, keep))}}
 
 
-def drop_features(vlm: Vlm, inputs: Inputs, keep: Tensor) -> Inputs:
-    """The other image tokens leave the prompt; for models that give one token per patch, image by image."""
-    keep_BS = ~image_mask(vlm, inputs)
-    keep_BS[~keep_BS] = keep.to(keep_BS.device)
+def keep_features(vlm: Vlm, inputs: Inputs, chosen_IK: Tensor) -> Inputs:
+    """Each image keeps these of its features, in this order; as many of its tokens stay in the prompt.
+
+    `chosen_IK` is int64, one row per image of the batch; for models that give one token per patch, image by image.
+    """
+    image_BS = image_mask(vlm, inputs)
+    tokens = int(image_BS.sum()) // len(chosen_IK)
+    keep_BS = ~image_BS
+    keep_BS[image_BS] = (torch.arange(tokens) < chosen_IK.shape[1]).repeat(len(chosen_IK)).to(keep_BS.device)
 
     def chosen(features: Any) -> Any:
-        parts = keep.split([len(part) for part in features])
-        return [part[kept.to(part.device)] for part, kept in zip(features, parts, strict=True)]
+        return [part[rows_K.to(part.device)] for part, rows_K in zip(features, chosen_IK, strict=True)]
 
     return _keep_tokens(vlm, inputs, keep_BS) | {ENCODED: {"image": _edited(inputs, chosen)}}
 

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from a3tune.config.ranges import Count, NonNegative, Share
 from a3tune.decoding.base import Inputs
-from a3tune.decoding.branches import drop_features, encode_images, zero_features
+from a3tune.decoding.branches import encode_images, keep_features, zero_features
 from a3tune.decoding.contrast import Contrast, contrast, cutoff
 from a3tune.decoding.loop import run
 from a3tune.errors import ModelError
@@ -23,7 +23,7 @@ class Damro:
     """Settings of the paper's Appendix B."""
 
     name: ClassVar[str] = "damro"
-    strategy: ClassVar[str] = "sampling"
+    strategy: ClassVar[str] = "multinomial"
     alpha: NonNegative = 0.5
     """Weight of the contrast."""
     beta: Share = 0.1
@@ -32,7 +32,8 @@ class Damro:
     """How many image tokens the negative branch has."""
     variant: Literal["official", "medheval"] = "official"
     """official: attention of the layer that gives the features, as one head of the full width; the negative branch has
-    the chosen tokens alone. medheval: attention of the last layer, mean over its heads; the others are zeroed."""
+    the chosen tokens alone, the most attended to first. medheval: attention of the last layer, mean over its heads; the
+    others are zeroed."""
 
     def check(self, vlm: Vlm) -> None:
         """Raises ModelError for a model other than a LLaVA with a CLIP tower whose image tokens are its patches."""
@@ -72,11 +73,11 @@ class Damro:
             encoded = encode_images(vlm, inputs)
         heads = 1 if self.variant == "official" else attention.num_heads
         from_class_IN = class_attention(query[0], key[0], heads)
-        best = from_class_IN.topk(min(self.tokens, from_class_IN.shape[1])).indices
-        keep = torch.zeros_like(from_class_IN, dtype=torch.bool).scatter(1, best, value=True).flatten()
+        best_IK = from_class_IN.topk(min(self.tokens, from_class_IN.shape[1])).indices
         if self.variant == "official":
-            return encoded, drop_features(vlm, encoded, keep)
-        return encoded, zero_features(encoded, keep)
+            return encoded, keep_features(vlm, encoded, best_IK)
+        keep_IN = torch.zeros_like(from_class_IN, dtype=torch.bool).scatter(1, best_IK, value=True)
+        return encoded, zero_features(encoded, keep_IN.flatten())
 
     def combine(self, positive_BV: Tensor, negative_BV: Tensor, step: int) -> Tensor:
         """Scores of the next token; see `contrast.Combine`."""

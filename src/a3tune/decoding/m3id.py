@@ -21,7 +21,7 @@ class M3id:
     """Settings of the paper's Appendix B."""
 
     name: ClassVar[str] = "m3id"
-    strategy: ClassVar[str] = "sampling"
+    strategy: ClassVar[str] = "multinomial"
     decay: NonNegative = 0.02
     """lambda of gamma_t = exp(-lambda t): how fast the image is forgotten."""
     max_weight: NonNegative | None = None

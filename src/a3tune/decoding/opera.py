@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import log
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +21,7 @@ from a3tune.attention.capture import CaptureRequest
 from a3tune.compat.generation import CACHE
 from a3tune.config.ranges import Count, NonNegative, Positive
 from a3tune.decoding.base import Inputs, require_capture
+from a3tune.decoding.beams import Beams, MeanOfAnswer, MeanWithPrompt
 from a3tune.decoding.branches import image_mask
 from a3tune.decoding.loop import Branch
 from a3tune.errors import ConfigError, ModelError
@@ -28,10 +29,9 @@ from a3tune.vlm.load import Vlm
 
 FLOOR = -999.0
 """Logit of all tokens that are no candidates, as published."""
-LARGEST_PENALTY = 900.0
-"""Products of many scaled weights have no bound; more than this, and a candidate would fall below `FLOOR`."""
-DEAD = -1e9
-"""Score of a beam that does not exist (yet)."""
+LARGEST_PENALTY = {"code": 65504.0, "paper": 900.0}
+"""Products of many scaled weights have no bound. By variant; published is the largest number of 16 bits, but with more
+than 900 a candidate falls below `FLOOR`, and tokens that are no candidates are chosen."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Opera:
     """Latest tokens of the answer that may be leant on."""
     initial_tokens: Count = 10
     """So many tokens are drawn to the image instead of being penalised, and are never gone back to."""
+    variant: Literal["code", "paper"] = "code"
+    """code: what the published numbers were made with, down to its slips. An answer's score is a mean over the tokens
+    of its prompt, where an image is one, and its own without the end token; penalties have 16 bits, so that small ones
+    are 0 and lean on nothing; what must not be chosen again is made as unlikely as the least likely token, and stays so
+    at later steps. paper: a mean over the answer with its end token, no rounding, choices forbidden."""
 
     def check(self, vlm: Vlm) -> None:
         """Raises ModelError when attention cannot be captured. Whether an answer fits into the window of a model that
@@ -81,7 +86,8 @@ class Opera:
         for sample, logits_V in enumerate(first):
             last = positions[0][..., sample, None, -1:]  # M-RoPE has one more axis in front
             reader = _Reader(vlm, inputs, branch.cache, last, sample, config)
-            answers.append(self._answer(reader, reader.allowed(logits_V), config))
+            scoring = MeanWithPrompt(reader.prompt_length()) if self.variant == "code" else MeanOfAnswer()
+            answers.append(self._answer(reader, reader.allowed(logits_V), config, scoring))
         padding: Any = config.pad_token_id
         return nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=padding)
 
@@ -95,9 +101,9 @@ class Opera:
                 f"sliding window of {limit}, and it must not be filled; ask for less with max_new_tokens"
             )
 
-    def _answer(self, reader: "_Reader", logits_V: Tensor, config: GenerationConfig) -> Tensor:
+    def _answer(self, reader: "_Reader", logits_V: Tensor, config: GenerationConfig, scoring: MeanOfAnswer) -> Tensor:
         """The best answer to one sample, `[S]`, given the logits after its prompt."""
-        beams = _Beams.start(reader.beams, logits_V.device)
+        beams = Beams.start(reader.beams, logits_V.device)
         logits_BV = logits_V.expand(reader.beams, -1)
         retrospection = _Retrospection(self)
         while True:
@@ -110,13 +116,20 @@ class Opera:
                 scores_BV = others_BV.scatter(1, tokens_BC, candidates_BC)
             else:
                 beams, forbidden = back
-                scores_BV = reader.read_again(beams.tokens_BS).flatten()
-                scores_BV = scores_BV.index_fill(0, forbidden, -torch.inf).view_as(logits_BV)
-            beams = beams.choose(scores_BV, config)
+                scores_BV = self._forbid(reader.read_again(beams.tokens_BS), forbidden)
+            beams = beams.choose(scores_BV, config, scoring)
             if beams.done:
                 return beams.finished[0][1]
             logits_BV, row_B1T = reader.read(beams.tokens_BS[:, -1], beams.parent_B)
             beams = replace(beams, products_BS=self._products(row_B1T, beams.products_BS)[:, 0])
+
+    def _forbid(self, logits_BV: Tensor, forbidden: Tensor) -> Tensor:
+        """The same with the choices `forbidden` (places in it, flattened) made impossible, or as good as that."""
+        if self.variant == "paper":
+            return logits_BV.flatten().index_fill(0, forbidden, -torch.inf).view_as(logits_BV)
+        least_B1 = logits_BV.masked_fill(logits_BV.isneginf(), torch.inf).amin(1, keepdim=True)
+        mask = torch.zeros_like(logits_BV, dtype=torch.bool).flatten().index_fill(0, forbidden, value=True)
+        return torch.where(mask.view_as(logits_BV), least_B1, logits_BV)
 
     def over_trust(self, rows_BCT: Tensor, products_BS: Tensor, image_N: Tensor) -> tuple[Tensor, Tensor]:
         """Penalty of each candidate, `[B, C]`, and which token of the answer it leans on most, int64 `[B, C]`.
@@ -127,14 +140,16 @@ class Opera:
             image_N: int64, positions of the image tokens.
         """
         # The columns of the local window: at most as many as the answer with its candidate has tokens.
-        columns = self._products(rows_BCT, products_BS)[..., -self.window :]
+        columns = self._products(rows_BCT, products_BS)[..., -self.window :] + log(1e-7)
+        if self.variant == "code":
+            columns = columns.exp().half().float().log()
         trust, place = columns.max(-1)
         forgotten = products_BS.shape[1] + 1 - columns.shape[-1]
         if products_BS.shape[1] < self.initial_tokens:
             trust = -rows_BCT[..., image_N].sum(-1)
         else:
-            trust = (trust + log(1e-7)).exp().nan_to_num()  # infinity becomes the largest number
-        return (self.penalty * trust).clamp_max(LARGEST_PENALTY), place + forgotten
+            trust = trust.exp().nan_to_num()  # infinity becomes the largest number
+        return (self.penalty * trust).clamp_max(LARGEST_PENALTY[self.variant]), place + forgotten
 
     def _products(self, rows_BCT: Tensor, products_BS: Tensor) -> Tensor:
         """`products_BS` with one more row and column, for each of C rows: `[B, C, S + 1]`.
@@ -150,13 +165,13 @@ class _Retrospection:
 
     def __init__(self, opera: Opera) -> None:
         self.opera = opera
-        self.states: list[_Beams] = []
+        self.states: list[Beams] = []
         self.places: list[list[int]] = []
         """Per step and beam: the token of the answer that most candidates lean on."""
         self.tries: Counter[int] = Counter()
         self.forbidden: dict[int, Tensor] = {}
 
-    def check(self, beams: "_Beams", place_BC: Tensor) -> "tuple[_Beams, Tensor] | None":
+    def check(self, beams: Beams, place_BC: Tensor) -> tuple[Beams, Tensor] | None:
         """The state to go back to and the choices forbidden there (places in its flattened `[B, V]`), or None."""
         self.states.append(beams)
         place_B = place_BC.mode(1).values
@@ -168,7 +183,9 @@ class _Retrospection:
         self.tries[step] += 1
         undone = self.states[step + 1]
         forbidden = torch.cat([undone.choice_B, self.forbidden.get(step, undone.choice_B[:0])])
-        self.forbidden = {at: choices for at, choices in self.forbidden.items() if at < step} | {step: forbidden}
+        later = self.opera.variant == "code"
+        kept = {at: choices for at, choices in self.forbidden.items() if at < step or (later and at > step + 1)}
+        self.forbidden = kept | {step: forbidden}
         del self.states[step + 1 :], self.places[step + 1 :]
         return self.states[step], forbidden
 
@@ -180,55 +197,6 @@ class _Retrospection:
             if places.count(place) <= self.opera.threshold:
                 return None
         return next((step for step in (place + 1, place) if self.tries[step] < self.opera.candidates), None)
-
-
-@dataclass(frozen=True, eq=False)
-class _Beams:
-    """A state of the search; its rules are those of transformers' beam search with `early_stopping=False`."""
-
-    tokens_BS: Tensor
-    score_B: Tensor
-    """Sum of the log-probabilities of each beam's tokens."""
-    products_BS: Tensor
-    """See `Opera.over_trust`."""
-    parent_B: Tensor
-    """The beam of the state before that each goes on from."""
-    choice_B: Tensor
-    """The latest tokens as places in the flattened scores `[B, V]` of the state before."""
-    finished: tuple[tuple[float, Tensor], ...]
-    """The best ended answers and their mean log-probabilities, best first; at most B."""
-    done: bool
-
-    @classmethod
-    def start(cls, beams: int, device: torch.device) -> "_Beams":
-        score_B = torch.full((beams,), DEAD, device=device)
-        score_B[0] = 0  # beams of equal tokens would all choose the same
-        none = torch.zeros(0, dtype=torch.long, device=device)
-        return cls(none.expand(beams, 0), score_B, score_B.new_zeros(beams, 0), none, none, (), done=False)
-
-    def choose(self, logits_BV: Tensor, config: GenerationConfig) -> "_Beams":
-        """The state after one more token."""
-        beams, vocab = logits_BV.shape
-        ends: Any = config.eos_token_id
-        total = (logits_BV.log_softmax(-1) + self.score_B[:, None]).flatten()
-        score, choice = total.topk(min(max(2, 1 + len(ends)) * beams, len(total)))
-        parent, token = choice // vocab, choice % vocab
-        tokens = torch.cat([self.tokens_BS[parent], token[:, None]], dim=1)
-        length = tokens.shape[1]
-        ended = torch.isin(token, torch.tensor(ends, device=token.device)) | (length == config.max_new_tokens)
-        best = [(float(score[i]) / length, tokens[i]) for i in range(beams) if ended[i]]
-        finished = sorted([*self.finished, *best], key=lambda answer: -answer[0])[:beams]
-        score, rank = (score + DEAD * ended).topk(beams)
-        hopeless = len(finished) == beams and float(score[0]) / length <= finished[-1][0]
-        return _Beams(
-            tokens[rank],
-            score,
-            self.products_BS[parent[rank]],
-            parent[rank],
-            choice[rank],
-            tuple(finished),
-            done=hopeless or bool(ended.all()),
-        )
 
 
 class _Reader:
@@ -250,6 +218,11 @@ class _Reader:
         self.image = image_mask(vlm, inputs)[sample].nonzero().flatten()
         """int64 `[N]`: positions of the image tokens."""
         self.position = position
+
+    def prompt_length(self) -> int:
+        """Tokens of the prompt as published code counts them: each run of image tokens is one."""
+        follows = self.image.diff() == 1
+        return int(self.prompt.sum()) - int(follows.sum())
 
     def allowed(self, logits: Tensor) -> Tensor:
         """The same without the tokens that no answer may hold."""
@@ -306,7 +279,7 @@ class _Reader:
                 logits_to_keep=1,
                 routing=Routing(torch.zeros_like(tokens_BC, dtype=torch.bool), None),  # no prompt, no image
             )
-        rows_BGT = captured[0][..., :-1].amax(1)
+        rows_BGT = captured[0][..., :-1].amax(1).float()
         return self.allowed(outputs.logits[:, -1].float()), rows_BGT / rows_BGT.sum(-1, keepdim=True)
 
 

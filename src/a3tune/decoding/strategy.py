@@ -1,4 +1,4 @@
-"""How the next token is chosen from its scores: greedy, beams, nucleus, sampling (the paper's Appendix B).
+"""How the next token is chosen from its scores: greedy, beams, and ways to sample (the paper's Appendix B).
 
 Knows nothing of where the scores come from.
 """
@@ -51,8 +51,10 @@ STRATEGIES: dict[str, Strategy] = {
     "beam": Strategy(num_beams=5),
     "nucleus": Strategy(do_sample=True, top_k=0, top_p=0.9),
     "sampling": Strategy(do_sample=True, temperature=0.7),
+    "multinomial": Strategy(do_sample=True, top_k=0),
 }
-"""By name, with the settings of the paper's Appendix B; "sampling" is its row without a method's name."""
+"""By name, with the settings of the paper's Appendix B; "sampling" is its row without a method's name. "multinomial"
+takes tokens as often as they are likely, as VCD, AVISC, M3ID and DAMRO do in published code, the paper's included."""
 
 
 def make_strategy(strategy: str | Strategy) -> Strategy:

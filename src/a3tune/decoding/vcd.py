@@ -23,7 +23,7 @@ class Vcd:
     """Settings of the paper's Appendix B."""
 
     name: ClassVar[str] = "vcd"
-    strategy: ClassVar[str] = "sampling"
+    strategy: ClassVar[str] = "multinomial"
     alpha: NonNegative = 1.0
     """Weight of the contrast."""
     beta: Share = 0.1

@@ -15,20 +15,19 @@ from a3tune.commands.label import label
 from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig
 from a3tune.data.phantom import write_phantom
-from a3tune.data.rows import read_rows
+from a3tune.data.rows import read_rows, read_split
 from a3tune.demo.plan import Demo
 from a3tune.errors import LabelError
 from a3tune.labels.fitting import fitting_settings
 from a3tune.labels.quality import Quality
 from a3tune.labels.stored import read_quality
 from a3tune.metrics.catalogue import describe
-from a3tune.models import shipped
+from a3tune.models import adapter_weights, shipped
 from a3tune.report.gather import question_only
 from a3tune.report.summary import number
 from a3tune.report.write import Page, write_report
 from a3tune.run.folder import RunFolder, read_json
 from a3tune.run.stages import Stages, digest
-from a3tune.training.interrupt import Interrupted
 
 SUMMARY_METRICS = ("open_recall", "closed_accuracy", "coverage", "intensity", "attention_mass")
 TITLES = {"base": "Base", "lora": "LoRA", "a3tune": "A3Tune (weak labels)", "a3tune_truth": "A3Tune (true regions)"}
@@ -89,7 +88,8 @@ def _data(demo: Demo, stages: Stages, bar: Bar) -> str:
 
 def _labels(demo: Demo, stages: Stages, data: str, bar: Bar) -> str:
     config = demo.configs["a3tune"]
-    settings = asdict(config.labels) | {"store": None}
+    weights = config.labels.weights
+    settings = asdict(config.labels) | {"store": None, "weights": weights and digest(weights)}
 
     def work() -> None:
         with bar("Finding regions") as progress:
@@ -110,13 +110,11 @@ def _method(demo: Demo, name: str, stages: Stages, data: str, labels: str, bar: 
 
         def train() -> None:
             with bar(f"Training {title}") as progress:
-                try:
-                    fine_tune(config, progress, synthetic=True)
-                except Interrupted:
-                    # The message advises on `a3tune train`; the demo goes on by itself.
-                    raise KeyboardInterrupt from None
+                fine_tune(config, progress, synthetic=True)
 
-        trained = stages.run(f"train_{name}", inputs, [folder.path], train)
+        # The evaluation writes into this folder, too, and into the adapter's card.
+        kept = [adapter_weights(folder.adapter), folder.metrics]
+        trained = stages.run(f"train_{name}", inputs, [folder.path], train, kept=kept)
 
     def evaluate() -> None:
         with bar(f"Evaluating {title}") as progress:
@@ -138,7 +136,7 @@ def _training_inputs(config: RunConfig, labels: str) -> dict[str, Any]:
 
 def _report(demo: Demo, out: Path, seconds: Mapping[str, float]) -> None:
     page = Page("A3Tune demo", COMMAND, TITLES, reference="lora", shown="a3tune", seconds=seconds, synthetic=True)
-    write_report([config.output for config in demo.configs.values()], out, page)
+    write_report([config.output for config in demo.configs.values()], out, page, demo.configs["a3tune"])
 
 
 def _announcement(demo: Demo, stages: Stages) -> Iterator[str]:
@@ -180,7 +178,8 @@ def label_quality_of(demo: Demo) -> Quality:
     """How well the weak labels of the demo find the true regions."""
     config = demo.configs["a3tune"]
     settings = fitting_settings(config.label_store, config.labels)
-    quality = read_quality(config.label_store, settings.name, config.labels.top_k)
+    samples = read_split(config.data, "train")
+    quality = read_quality(config.label_store, settings.name, config.labels.top_k, samples)
     if quality is None or "all" not in quality:
         raise LabelError(f"{config.label_store}: is not whole; delete it and run the same command again")
     return quality["all"]

@@ -23,6 +23,7 @@ from a3tune.config import AlignmentConfig, EvaluationConfig
 from a3tune.data.images import load_image
 from a3tune.decoding import Generated, generate, make_decoder
 from a3tune.errors import DataError, LabelError, ModelError
+from a3tune.evaluation.identity import EvaluationIdentity, identity_of, record, refuse_other
 from a3tune.evaluation.predictions import Cost, Map, PredictionLog
 from a3tune.evaluation.results import Results, make_prediction, summarise
 from a3tune.machine import processes
@@ -81,8 +82,10 @@ def evaluate(
     first = processes.index() == 0
     folder = RunFolder.create(out_folder) if out_folder and first else None
     with folder.lock() if folder else nullcontext(), _evaluation_mode(vlm):
-        about = {"model": vlm.name} | {name: getattr(settings, name) for name in DECISIVE}
-        book = PredictionLog(folder, by_id, about | {"weights": _fingerprint(vlm)})
+        about = {name: getattr(settings, name) for name in DECISIVE}
+        if folder:
+            _identify(folder, identity_of(vlm, samples, about))
+        book = PredictionLog(folder, by_id)
         book.take_over(*processes.from_first((book.predictions, book.maps, book.cost)))
         # A batch is asked whole or not at all: the numbers do not depend on where an evaluation was stopped.
         waiting = [
@@ -98,13 +101,20 @@ def evaluate(
         reports = [sample for sample in samples if sample.answer_type == "report"]
         absent = _score_reports(book, reports, settings) if first else {}
         predictions = [book.predictions[sample.id] for sample in samples]
-        results = summarise(samples, predictions, maps=book.maps, settings=about, cost=book.cost)
+        results = summarise(samples, predictions, maps=book.maps, settings={"model": vlm.name} | about, cost=book.cost)
         if not results.counts["with_attention"]:
             absent = {**absent, "attention": NO_REGION}
         results = replace(results, absent=absent)
         if folder:
             folder.write_json(folder.results.name, results.as_json())
     return results
+
+
+def _identify(folder: RunFolder, identity: EvaluationIdentity) -> None:
+    """Say what answers belong to before there are any, and refuse to go on with those of something else."""
+    if folder.predictions.is_file():
+        refuse_other(folder, identity)
+    record(folder, identity)
 
 
 def _batches(vlm: Vlm, samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
@@ -236,16 +246,6 @@ def _attention_scores(map_N: Array, region_N: NDArray[np.float32], settings: Eva
     """Attention metrics of one map; what is undefined is left out."""
     scores = attention_metrics(map_N[None], region_N[None], tau=settings.tau, normalisation=settings.normalisation)
     return {name: float(values[0]) for name, values in scores.items() if np.isfinite(values[0])}
-
-
-def _fingerprint(vlm: Vlm) -> str:
-    """Tells weights apart by a few values of each: an evaluation must not go on with another model."""
-    digest = sha256()
-    for parameter in vlm.model.parameters():
-        values = parameter.detach().flatten()
-        digest.update(str(tuple(parameter.shape)).encode())
-        digest.update(values[:: max(1, len(values) // 64)].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextmanager

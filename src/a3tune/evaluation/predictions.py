@@ -1,26 +1,29 @@
 """Predictions and attention maps of an evaluation, in memory and on disk, line by line. Knows no model and no score."""
 
 import json
-import os
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from a3tune.errors import RunError
-from a3tune.machine.files import write_atomic
+from a3tune.errors import RunError, in_short
+from a3tune.machine.digests import sealed, unsealed
+from a3tune.machine.files import append, write_atomic
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
 
 Map = NDArray[np.float16]
 _KEY = "sample "
 """Starts the names of maps in their files, where one name is reserved."""
+_DIGEST = "digest"
+"""Of the maps, in the header of their file: they cannot be seen to be damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class PredictionLog:
     What one `add` wrote counts whole or not at all: its maps are written first, and all its lines must follow.
     """
 
-    def __init__(self, folder: RunFolder | None, samples: Mapping[str, Sample], about: Mapping[str, Any]) -> None:
+    def __init__(self, folder: RunFolder | None, samples: Mapping[str, Sample]) -> None:
         self.folder = folder
         self.predictions: dict[str, Prediction] = {}
         self.maps: dict[str, Map] = {}
@@ -69,9 +72,10 @@ class PredictionLog:
         if folder is None:
             return
         if folder.predictions.is_file():
-            self._resume(folder, samples, about)
+            self._resume(folder, samples)
         else:
-            folder.write_json(folder.identity.name, about)
+            for path in _map_files(folder):  # of answers that are gone
+                path.unlink()
 
     def add(self, answered: Sequence[tuple[Prediction, Map]], cost: Cost) -> None:
         new = [(prediction, values) for prediction, values in answered if prediction.id not in self.predictions]
@@ -79,11 +83,8 @@ class PredictionLog:
             shard = self.folder.maps / f"{len(self.predictions):07d}.safetensors"
             lines = [_line(prediction, cost.share(len(new))) for prediction, _ in new]
             try:
-                write_atomic(shard, save({_KEY + prediction.id: values for prediction, values in new}))
-                with self.folder.predictions.open("ab") as file:
-                    file.write("".join(lines).encode())
-                    file.flush()
-                    os.fsync(file.fileno())
+                write_atomic(shard, _map_file({prediction.id: values for prediction, values in new}))
+                append(self.folder.predictions, "".join(lines).encode())
             except OSError as error:
                 raise RunError(
                     f"{self.folder.path}: cannot be written: {error.strerror}; make room and run the same command again"
@@ -104,22 +105,15 @@ class PredictionLog:
             again = [_line(self.predictions[prediction.id], cost) for prediction, cost in lines]
             write_atomic(self.folder.predictions, "".join(again).encode())
 
-    def _resume(self, folder: RunFolder, samples: Mapping[str, Sample], about: Mapping[str, Any]) -> None:
-        hint = "choose another output folder"
-        try:
-            earlier = dict(json.loads(folder.identity.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError):
-            raise RunError(
-                f"{folder.predictions}: {folder.identity.name}, which says what it belongs to, is missing; {hint}"
-            ) from None
-        for name, now in about.items():
-            if earlier.get(name) != now:
-                raise RunError(f"{folder.path}: holds an evaluation with {name}={earlier.get(name)}, not {now}; {hint}")
+    def _resume(self, folder: RunFolder, samples: Mapping[str, Sample]) -> None:
         lines = _read_lines(folder.predictions)
         for prediction, _ in lines:
             sample = samples.get(prediction.id)
             if sample is None or (sample.prompt, sample.answer) != (prediction.prompt, prediction.answer):
-                raise RunError(f"{folder.predictions}: sample {prediction.id!r} is not among those to evaluate; {hint}")
+                raise RunError(
+                    f"{folder.predictions}: sample {prediction.id!r} is not among those to evaluate; "
+                    "choose another output folder"
+                )
         answered = {prediction.id for prediction, _ in lines}
         for path in _map_files(folder):
             maps = _read_map_file(path)
@@ -139,7 +133,7 @@ _COST, _PREDICTION = TypeAdapter(Cost), TypeAdapter(Prediction)
 
 
 def _line(prediction: Prediction, cost: Cost) -> str:
-    return json.dumps(asdict(prediction) | {"cost": asdict(cost)}, ensure_ascii=False) + "\n"
+    return json.dumps(sealed(asdict(prediction) | {"cost": asdict(cost)}), ensure_ascii=False) + "\n"
 
 
 def _read_lines(path: Path) -> list[tuple[Prediction, Cost]]:
@@ -148,12 +142,18 @@ def _read_lines(path: Path) -> list[tuple[Prediction, Cost]]:
     predictions = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = unsealed(json.loads(line))
             cost = _COST.validate_python(row.pop("cost"))
-            predictions.append((_PREDICTION.validate_python(row), cost))
+            predictions.append((_checked(_PREDICTION.validate_python(row)), cost))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise RunError(f"{path}:{number}: expected a prediction, the line is damaged; remove it") from None
     return predictions
+
+
+def _checked(prediction: Prediction) -> Prediction:
+    if not all(map(math.isfinite, prediction.attention.values())):
+        raise ValueError("a score is no number")
+    return prediction
 
 
 def read_predictions(folder: RunFolder) -> list[Prediction]:
@@ -179,11 +179,33 @@ def _map_files(folder: RunFolder) -> list[Path]:
     return sorted(folder.maps.glob("*.safetensors"))
 
 
+def _map_file(maps: Mapping[str, Map]) -> bytes:
+    """Maps by sample id as a safetensors file that holds their digest."""
+    tensors = {_KEY + name: values for name, values in maps.items()}
+    return save(tensors, {_DIGEST: _digest_of(tensors)})
+
+
 def _read_map_file(path: Path) -> dict[str, Map]:
     try:
-        return {name.removeprefix(_KEY): values for name, values in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{path}: cannot be read ({error}); remove it, and evaluate again") from None
+        with safe_open(path, framework="np") as file:
+            about = file.metadata() or {}
+            maps: dict[str, Map] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about.get(_DIGEST, _digest_of(maps)) != _digest_of(maps):
+            raise ValueError("its content does not fit its digest")
+        for name, values in maps.items():
+            if values.dtype != np.float16 or values.ndim != 1 or not (np.isfinite(values) & (values >= 0)).all():
+                raise ValueError(f"{name[:80]} is no attention map")
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: cannot be read ({in_short(error)}); remove it, and evaluate again") from None
+    return {name.removeprefix(_KEY): values for name, values in maps.items()}
+
+
+def _digest_of(tensors: Mapping[str, Map]) -> str:
+    """SHA-256 of names, types, shapes and values."""
+    digest = sha256()
+    for name, values in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(values.dtype), values.shape]).encode() + values.tobytes())
+    return digest.hexdigest()
 
 
 def read_cost(folder: RunFolder) -> Cost:

@@ -82,15 +82,24 @@ def export_overlays(
     Raises:
         OutputError: a file cannot be written.
     """
-    done = Exported()
-    for sample, labels, _ in labelled(store, samples, top_k, threshold, done):
-        picture = drawn(load_image(sample.image), labels)
-        done.images += 1
-        done.segments += len(labels.segments)
-        content = io.BytesIO()
-        picture.save(content, "PNG")
-        name = re.sub(r"[^\w.-]+", "_", sample.id)
-        write_atomic(out / f"{done.images:05d}_{name[:80]}.png", content.getvalue())
+    done, files, is_new = Exported(), [], not out.exists()
+    try:
+        for sample, labels, _ in labelled(store, samples, top_k, threshold, done):
+            picture = drawn(load_image(sample.image), labels)
+            done.images += 1
+            done.segments += len(labels.segments)
+            content = io.BytesIO()
+            picture.save(content, "PNG")
+            name = re.sub(r"[^\w.-]+", "_", sample.id)
+            files.append(out / f"{done.images:05d}_{name[:80]}.png")
+            write_atomic(files[-1], content.getvalue())
+    except BaseException:
+        # Some of the pictures would be in the way of the same command.
+        for file in files:
+            file.unlink(missing_ok=True)
+        if is_new and out.is_dir():
+            out.rmdir()
+        raise
     return done
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from a3tune.errors import LabelError
 from a3tune.labels.quality import Quality
-from a3tune.labels.store import TABLES
+from a3tune.labels.rows import TABLES
 from a3tune.labels.stored import QUALITY, StoredSettings, made_earlier, none_found, stored_settings
 from a3tune.labels.table import read_shard
 
@@ -48,29 +48,29 @@ def store_status(folder: Path) -> StoreStatus:
     Raises:
         LabelError: the folder is no label store.
     """
-    shards = sorted(path for name in TABLES for path in (folder / name).rglob("*.parquet"))
+    shards = sorted((path, name) for name in TABLES for path in (folder / name).rglob("*.parquet"))
     stored = stored_settings(folder)
     if not stored and (not shards or made_earlier(folder)):
         raise none_found(folder)
     counts: dict[Path, Counter[str]] = {}
     damaged: list[Path] = []
-    for shard in shards:
+    for shard, name in shards:
         try:
-            counts.setdefault(shard.parent, Counter()).update(_counts(shard))
+            counts.setdefault(shard.parent, Counter()).update(_counts(shard, name))
         except LabelError:
             damaged.append(shard)
     return StoreStatus(
         finished=tuple(_settings_status(folder, settings, counts) for settings in stored),
         shards=len(shards),
-        bytes=sum(shard.stat().st_size for shard in shards),
+        bytes=sum(shard.stat().st_size for shard, _ in shards),
         damaged=tuple(damaged),
     )
 
 
-def _counts(shard: Path) -> dict[str, int]:
+def _counts(shard: Path, name: str) -> dict[str, int]:
     """Rows, and segments where they hold any; the shard itself is not kept: a store can be larger than the memory."""
-    table = read_shard(shard)
-    segments = sum(map(len, table["counts"].to_pylist())) if "counts" in table.column_names else 0
+    table = read_shard(shard, TABLES[name][0])
+    segments = sum(map(len, table["counts"].to_pylist())) if name == "segments" else 0
     return {"rows": table.num_rows, "segments": segments}
 
 

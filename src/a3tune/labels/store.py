@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from a3tune.data.images import content_hash, describe, load_image
 from a3tune.errors import ConfigError, DataError, LabelError
 from a3tune.labels.make import LabelMaker, RankedSegments, similarity
 from a3tune.labels.rank import format_query
+from a3tune.labels.rows import TABLES, open_table
 from a3tune.labels.stored import StoredSettings, none_found, stored_settings, write_settings
-from a3tune.labels.table import Table
 from a3tune.machine import cluster, workers
 from a3tune.machine.files import locked
+from a3tune.machine.hashes import short_hash
 from a3tune.types import ImageSource, Labels, Rle, Sample, Segment
 
 SHARD_IMAGES = 32
@@ -36,35 +36,6 @@ _CACHED_TEXTS = 2**14
 """Vectors of queries that a worker keeps: templates ask the same of many images."""
 BACKENDS = {"process": workers.in_order, "ray": cluster.in_order}
 """Where the workers are: processes of this machine, or actors of a Ray cluster."""
-
-_IMAGE = pa.field("image", pa.string())
-_SEGMENTS = pa.schema(
-    [
-        _IMAGE,
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("counts", pa.list_(pa.string())),
-        ("scores", pa.list_(pa.float32())),
-    ]
-)
-_EMBEDDINGS = pa.schema([_IMAGE, ("width", pa.int32()), ("vectors", pa.binary())])
-_SIMILARITIES = pa.schema([_IMAGE, ("query", pa.string()), ("similarity", pa.list_(pa.float32()))])
-TABLES = {
-    "segments": (_SEGMENTS, ("image",), "segments"),
-    "embeddings": (_EMBEDDINGS, ("image",), "ranking"),
-    "similarities": (_SIMILARITIES, ("image", "query"), "ranking"),
-}
-"""Folder of a table -> columns, key, and the hash in `StoredSettings` of the settings that its rows depend on."""
-
-
-def open_table(folder: Path, name: str, settings: StoredSettings) -> Table:
-    """One of a store's tables for some settings.
-
-    Raises:
-        LabelError: a shard is damaged.
-    """
-    schema, key, covers = TABLES[name]
-    return Table(folder / name / getattr(settings, covers), schema, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +131,7 @@ class LabelStore:
         self._segments = open_table(folder, "segments", self.settings)
         self._similarities = open_table(folder, "similarities", self.settings)
         self._image_of: dict[ImageSource, str] = {}
+        self._segments_hash: dict[str, str] = {}
 
     def labels(self, sample: Sample, top_k: int | None = 4, threshold: float | None = None) -> Labels:
         """The segments that guide the attention for a sample, best first (Eq. 3; `rank.top_k` says what K and tau do).
@@ -169,11 +141,27 @@ class LabelStore:
             DataError: its image cannot be read.
         """
         segments_row = self._segments_row(sample)
-        ranked = self._similarities.get(segments_row["image"], format_query(self.settings.query, sample))
-        if ranked is None:
-            raise self._lacks(sample, "question")
-        segments = RankedSegments(tuple(_segments_of(segments_row)), np.asarray(ranked["similarity"]))
-        return segments.labels(sample.id, top_k, threshold)
+        similarity = np.asarray(self._ranked(sample, segments_row["image"]))
+        segments = tuple(_segments_of(segments_row))
+        if len(segments) != len(similarity):
+            raise LabelError(
+                f"{self._folder}: holds {len(segments)} segments of the image of sample {sample.id}, but "
+                f"{len(similarity)} similarities: its tables are of different runs; label into a new folder"
+            )
+        return RankedSegments(segments, similarity).labels(sample.id, top_k, threshold)
+
+    def content(self, sample: Sample) -> str:
+        """Short hash of all that `labels` chooses from: the segments of a sample's image, and how its query ranks them.
+
+        Raises as `labels`.
+        """
+        segments_row = self._segments_row(sample)
+        image = segments_row["image"]
+        if image not in self._segments_hash:
+            self._segments_hash[image] = short_hash(
+                [segments_row["height"], segments_row["width"], segments_row["counts"]]
+            )
+        return short_hash([self._segments_hash[image], self._ranked(sample, image)])
 
     def image(self, sample: Sample) -> StoredImage:
         """Name and size of a sample's image.
@@ -184,6 +172,13 @@ class LabelStore:
         """
         segments_row = self._segments_row(sample)
         return StoredImage(segments_row["image"], segments_row["height"], segments_row["width"])
+
+    def _ranked(self, sample: Sample, image: str) -> list[float]:
+        """A similarity for each segment of the image."""
+        ranked = self._similarities.get(image, format_query(self.settings.query, sample))
+        if ranked is None:
+            raise self._lacks(sample, "question")
+        return ranked["similarity"]
 
     def _segments_row(self, sample: Sample) -> dict:
         if sample.image not in self._image_of:

@@ -7,16 +7,21 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from a3tune.errors import LabelError
+from pydantic import TypeAdapter
+
+from a3tune.data.content import row_contents
+from a3tune.errors import LabelError, in_short
 from a3tune.labels.make import LabelMaker
 from a3tune.labels.quality import Quality
+from a3tune.machine.digests import sealed, unsealed
 from a3tune.machine.files import write_atomic
 from a3tune.machine.hashes import short_hash
+from a3tune.types import Sample
 
 REVISION = 2
 """Raised when the same settings come to mean other segments or similarities: everything is then made again."""
@@ -24,6 +29,8 @@ _OLD_SETTINGS = "current.json"
 """File of stores that knew one settings only."""
 SETTINGS, QUALITY = "settings", "quality"
 """Folders of a store."""
+_ROWS = "rows"
+"""In a file of quality, what names the samples that it is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,9 @@ class StoredSettings:
         )
 
 
+_SETTINGS, _QUALITY = TypeAdapter(StoredSettings), TypeAdapter(Quality)
+
+
 def stored_settings(folder: Path) -> list[StoredSettings]:
     """The settings that runs into a store have finished with.
 
@@ -83,24 +93,42 @@ def none_found(folder: Path) -> LabelError:
 
 def write_settings(folder: Path, settings: StoredSettings) -> None:
     """Let labels be read by these settings: all that a run made with them is in the tables."""
-    write_atomic(folder / SETTINGS / f"{settings.name}.json", json.dumps(asdict(settings), indent=2).encode())
+    write_atomic(folder / SETTINGS / f"{settings.name}.json", json.dumps(sealed(asdict(settings)), indent=2).encode())
 
 
-def write_quality(folder: Path, settings: str, top_k: int, quality: Mapping[str, Quality]) -> None:
-    """Keep how well the best K labels of some settings find the true regions (`label_quality`)."""
-    text = json.dumps({name: asdict(group) for name, group in quality.items()}, indent=2)
+def write_quality(
+    folder: Path, settings: str, top_k: int, samples: Sequence[Sample], quality: Mapping[str, Quality]
+) -> None:
+    """Keep how well the best K labels of some settings find the true regions of samples (`label_quality`)."""
+    groups = {name: asdict(group) for name, group in quality.items()}
+    text = json.dumps(sealed({_ROWS: _rows(samples), "quality": groups}), indent=2)
     write_atomic(_quality_file(folder, settings, top_k), text.encode())
 
 
-def read_quality(folder: Path, settings: str, top_k: int) -> dict[str, Quality] | None:
-    """What `write_quality` kept; None if nothing. Raises LabelError when the file is damaged."""
+def read_quality(folder: Path, settings: str, top_k: int, samples: Sequence[Sample]) -> dict[str, Quality] | None:
+    """What `write_quality` kept of these samples; None if nothing, or of others: their regions may have changed since.
+
+    Raises LabelError when the file is damaged.
+    """
     path = _quality_file(folder, settings, top_k)
     if not path.is_file():
         return None
     try:
-        return {name: Quality(**group) for name, group in json.loads(path.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise LabelError(f"{path}: cannot be read, it is damaged ({error}); run `a3tune label` again") from error
+        kept = unsealed(json.loads(path.read_bytes()))
+        if _ROWS in kept:  # earlier versions kept the groups only
+            if kept[_ROWS] != _rows(samples):
+                return None
+            kept = kept["quality"]
+        return {name: _QUALITY.validate_python(group) for name, group in kept.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise LabelError(
+            f"{path}: cannot be read, it is damaged ({in_short(error)}); run `a3tune label` again"
+        ) from error
+
+
+def _rows(samples: Sequence[Sample]) -> str:
+    """Of what quality depends on, beside the labels; images are named by their content in a store."""
+    return short_hash(row_contents(samples, ("prompt", "regions", "meta")))
 
 
 def _quality_file(folder: Path, settings: str, top_k: int) -> Path:
@@ -109,9 +137,11 @@ def _quality_file(folder: Path, settings: str, top_k: int) -> Path:
 
 def _read_settings(path: Path) -> StoredSettings:
     try:
-        settings = StoredSettings(**json.loads(path.read_bytes()))
+        settings = _SETTINGS.validate_python(unsealed(json.loads(path.read_bytes())))
         if path.stem != settings.name:
             raise ValueError("they are not those of the file's name")
         return settings
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise LabelError(f"{path}: expected the settings of a label run: {error}; delete it and label again") from error
+        raise LabelError(
+            f"{path}: expected the settings of a label run: {in_short(error)}; delete it and label again"
+        ) from error

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar
 
 from a3tune.errors import ConfigError, LabelError
+from a3tune.machine.signals import keeping
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -77,16 +78,18 @@ def connect(workers: int) -> tuple[Any, bool]:
         return ray, False
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if not (address := os.environ.get("RAY_ADDRESS")):
-        ray.init(
-            address="local",
-            num_cpus=workers,
-            object_store_memory=_OBJECT_STORE,
-            include_dashboard=False,
-            **quiet,
-        )
+        with keeping():  # Ray takes SIGTERM for itself
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                object_store_memory=_OBJECT_STORE,
+                include_dashboard=False,
+                **quiet,
+            )
         return ray, True
     try:
-        ray.init(address=address, **quiet)
+        with keeping():
+            ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"RAY_ADDRESS: expected a Ray cluster at {address}: {error}; start it with `ray start --head`"

@@ -3,10 +3,12 @@
 Needs a POSIX system (`fcntl`).
 """
 
+import errno
 import fcntl
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -17,6 +19,8 @@ from a3tune.errors import OutputError, RunError
 
 LOCK = ".lock"
 """File of a folder that one process at a time may write to."""
+_HOLDER = 200
+"""Bytes of it that a message shows."""
 
 
 def unfinished(path: Path) -> Path:
@@ -72,15 +76,18 @@ def replacing_folder(path: Path, check: Callable[[], None]) -> Iterator[Path]:
         RunError: another process writes `path`.
     """
     work = path.with_name(f".{path.name}.unfinished")
+    if work.is_symlink():
+        raise OutputError(
+            f"{work}: is a link, and what it leads to would be changed; remove it, or choose another name"
+        )
     new, old = work / "new", work / "old"
     with locked(work):
         try:
             _restore(old, path)
             check()
-            for leftover in (new, old):
-                shutil.rmtree(leftover, ignore_errors=True)
             with _told(work):
-                new.mkdir()
+                remove(old)
+                new_folder(new)
             yield new
             with _told(path):
                 sync_tree(new)
@@ -137,7 +144,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("ab+", buffering=0)
+        file = FileIO(_open_own(folder / LOCK, os.O_RDWR), "r+")
     except OSError as error:
         raise RunError(f"{folder}: cannot be written: {error.strerror}; choose another output folder") from None
     with file:
@@ -145,8 +152,9 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
+            holder = file.read(_HOLDER).decode(errors="replace").strip()
             raise RunError(
-                f"{folder}: in use by another run ({file.read().decode().strip() or 'just started'}); "
+                f"{folder}: in use by another run ({holder or 'just started'}); "
                 "wait for it or choose another output folder"
             ) from None
         except OSError as error:
@@ -177,13 +185,54 @@ def _let_go() -> None:
 os.register_at_fork(after_in_child=_let_go)
 
 
+def append(path: Path, data: bytes) -> None:
+    """Bring some bytes to the end of a file, and to the disk; it is made if there is none.
+
+    Raises OSError when the system refuses, or the file is no file of its own: see `_open_own`.
+    """
+    with os.fdopen(_open_own(path, os.O_WRONLY | os.O_APPEND), "ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all that is in it; of a link the link alone. Nothing there is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def new_folder(path: Path) -> Path:
+    """An empty folder in place of whatever an earlier process left there, a link included."""
+    remove(path)
+    path.mkdir()
+    return path
+
+
+def _open_own(path: Path, how: int) -> int:
+    """Descriptor of a file to write to, made if there is none; a stranger's folder cannot make another file of it.
+
+    Raises OSError for a link, a pipe, a device, and a file that has a second name: what is written, or emptied, would
+    be something else than what is named here.
+    """
+    # Without waiting: a pipe would wait for its reader.
+    descriptor = os.open(path, how | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+        os.close(descriptor)
+        raise OSError(errno.EEXIST, f"{path.name} there is no plain file of its own, but a link, pipe or device")
+    return descriptor
+
+
 def _open_alone(path: Path) -> BinaryIO:
-    """An empty file that no other process has open through this function; never the target of a link.
+    """An empty file that no other process has open through this function; see `_open_own`.
 
     A file system without locks gives it all the same.
     """
     while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "wb")
+        file = os.fdopen(_open_own(path, os.O_RDWR), "wb")
         try:
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)

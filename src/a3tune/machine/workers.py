@@ -3,20 +3,26 @@
 import os
 import signal
 import sys
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
 from typing import Any, TypeVar
 
 from a3tune.errors import LabelError
+from a3tune.machine.signals import Stopped, held, leave_to_parent, stopping
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 _AHEAD = 2
 """Tasks per worker that are handed out before the oldest result is taken: results do not pile up in memory."""
+_GRACE = 0.5
+"""Seconds: a signal that ends a whole group of processes may reach a worker before it stops this one."""
+_stopped = False
 _state: dict[str, Callable[[Any], Any]] = {}
 """The work of this process, if it is a worker."""
 
@@ -37,21 +43,42 @@ def in_order(
         yield from (None if task is None else work(task) for task in tasks)
         return
     waiting: deque[Future] = deque()
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _become_worker, (work,))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _take_up, (work,))
     try:
-        for task in tasks:
-            waiting.append(_done() if task is None else pool.submit(_run, task))
-            if len(waiting) > _AHEAD * workers:
+        with ending(pool):
+            for task in tasks:
+                with held():  # this may start a worker
+                    waiting.append(_done() if task is None else pool.submit(_run, task))
+                if len(waiting) > _AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
     except BrokenProcessPool as error:
+        time.sleep(_GRACE)
         raise LabelError(
             f"one of {workers} worker processes died, perhaps for lack of memory: {error}; run again with fewer, "
             "what was made is kept"
         ) from error
+
+
+@contextmanager
+def ending(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """What ends this early, an error or a signal, ends the processes that were started in it (SIGTERM), and waits."""
+    before = {*active_children()}
+    try:
+        yield
+    except BaseException:
+        for process in {*active_children()} - before:
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def become_worker() -> None:
+    """In a process that works for another: it ends with that one, and by SIGTERM; other signals are for the parent."""
+    leave_to_parent(terminable=True)
+    Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _done() -> Future:
@@ -60,13 +87,25 @@ def _done() -> Future:
     return future
 
 
-def _become_worker(work: Callable[[Any], Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us, after it has written what is done
+def until_stopped(work: Callable[[Task], Result], task: Task) -> Result:
+    """In such a process: `work(task)`, which a SIGTERM stops (`signals.Stopped`); no task follows then."""
+    global _stopped
+    if _stopped:
+        raise Stopped(number=signal.SIGTERM)
+    try:
+        with stopping():
+            return work(task)
+    except Stopped:
+        _stopped = True
+        raise
+
+
+def _take_up(work: Callable[[Any], Any]) -> None:
+    become_worker()
     os.environ["OMP_NUM_THREADS"] = "1"  # what computes reads it when it is imported
     if "torch" in sys.modules:  # it came with the work
         sys.modules["torch"].set_num_threads(1)
     _state["work"] = work
-    Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:

@@ -41,7 +41,7 @@ def chexbert(predictions: Texts, references: Texts, folder: Path | None = None) 
     except RuntimeError as error:  # shapes that do not fit
         last = str(error).splitlines()[-1].strip()
         raise ModelError(f"{folder / _WEIGHTS}: expected the weights of CheXbert: {last}; {_HOW}") from error
-    check_complete(folder / _WEIGHTS, keys.missing_keys, keys.unexpected_keys)
+    check_complete(folder / _WEIGHTS, model.state_dict(), keys.missing_keys, keys.unexpected_keys)
     model = model.to(device := choose_device(None)).eval()
     limit = min(MAX_TOKENS, config.max_position_embeddings)
 

@@ -18,10 +18,11 @@ from a3tune.errors import OutputError
 from a3tune.machine.files import write_atomic
 from a3tune.metrics.catalogue import SCALED, describe, in_order
 from a3tune.metrics.stats import Estimate
-from a3tune.report.escape import markdown, one_line
+from a3tune.report.escape import markdown
 from a3tune.report.measured import measured_over
 from a3tune.report.records import LabelQuality
 from a3tune.report.summary import number
+from a3tune.text import one_line
 
 _RESEARCH = "Research only. This is **not a medical device**: no one may be diagnosed or treated by its answers."
 logger = logging.getLogger(__name__)

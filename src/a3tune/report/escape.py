@@ -1,16 +1,13 @@
 """Names that others chose, as text of Markdown, LaTeX and CSV: none of these takes it for markup or for a formula."""
 
+from a3tune.text import one_line
+
 _LATEX = {ord(character): rf"\{character}" for character in "&%$#_{}"} | {
     ord("\\"): r"\textbackslash{}",
     ord("~"): r"\textasciitilde{}",
     ord("^"): r"\textasciicircum{}",
 }
 _FORMULA = ("=", "+", "-", "@")
-
-
-def one_line(text: str) -> str:
-    """Without line ends and invisible characters: nothing in it ends a comment, a heading or a row of a table."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def markdown(text: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from a3tune.config import RunConfig
 from a3tune.errors import LabelError, RunError
+from a3tune.evaluation.identity import refuse_other_rows
 from a3tune.evaluation.predictions import Map, read_maps, read_predictions
 from a3tune.evaluation.results import Results, clusters, make_prediction, scores, summarise
 from a3tune.labels.fitting import fitting_settings
@@ -39,8 +40,11 @@ class EvaluatedRun:
     """Lines of `metrics.jsonl`; none if nothing was trained."""
 
 
-def read_run(name: str, title: str, folder: RunFolder, samples: Sequence[Sample]) -> EvaluatedRun:
-    """What a run left in its folder. Raises RunError when it was not evaluated on exactly these questions."""
+def read_run(
+    name: str, title: str, folder: RunFolder, samples: Sequence[Sample], *, images: bool = False
+) -> EvaluatedRun:
+    """What a run left in its folder. Raises RunError when it was not evaluated on exactly these questions, with the
+    answers, regions and, if `images` are asked for, the images that they have now."""
     by_id = {prediction.id: prediction for prediction in read_predictions(folder)}
     missing = [sample.id for sample in samples if sample.id not in by_id]
     if missing or len(by_id) != len(samples):
@@ -48,6 +52,7 @@ def read_run(name: str, title: str, folder: RunFolder, samples: Sequence[Sample]
             f"{folder.path}: expected answers to the {len(samples)} test questions of the other runs, got "
             f"{len(by_id)} answers, {len(missing)} of these questions are not among them; evaluate all runs on one file"
         )
+    refuse_other_rows(folder, samples, images=images)
     predictions = tuple(by_id[sample.id] for sample in samples)
     return EvaluatedRun(name, title, predictions, read_maps(folder), tuple(read_log(folder.metrics)))
 
@@ -91,13 +96,14 @@ def counts(samples: Sequence[Sample]) -> dict[str, int]:
     return known | ({"patients": len(patients)} if patients else {})
 
 
-def stored_quality(config: RunConfig) -> LabelQuality | None:
-    """How good the weak labels of a run are; None where nobody knows, or its store is not there any more."""
+def stored_quality(config: RunConfig, samples: Sequence[Sample]) -> LabelQuality | None:
+    """How good the weak labels of a run are on its training samples; None where nobody knows, or its store is not there
+    any more."""
     try:
         settings = fitting_settings(config.label_store, config.labels, by_name=True)
     except LabelError:
         return None
-    quality = read_quality(config.label_store, settings.name, config.labels.top_k)
+    quality = read_quality(config.label_store, settings.name, config.labels.top_k, samples)
     return None if quality is None else label_scores(quality, top_k=config.labels.top_k, min_iou=MIN_IOU)
 
 

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -17,6 +18,7 @@ from a3tune.report import figures
 from a3tune.report.records import CURVES, Case, ReportData, RunResult, View
 from a3tune.report.summary import NOTHING, glossary, limits, summary, typographic
 from a3tune.report.table import Cell, Column, Table, comparison_table, ranked_cells
+from a3tune.text import visible
 
 EXPERT_KINDS = {"query": "Q-MoE: routed by the prompt", "key": "K-MoE: routed by each image token"}
 
@@ -58,6 +60,7 @@ def render(data: ReportData) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_visible,
     )
     environment.filters["typographic"] = typographic
     results, baseline = data.results, data.question_only
@@ -90,6 +93,11 @@ def render(data: ReportData) -> str:
     )
     # Rows of JSON may hold half of a surrogate pair, which no file can.
     return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def _visible(value: Any) -> Any:
+    """What the page shows of anything: the text of charts, which is markup already, included."""
+    return type(value)(visible(value)) if isinstance(value, str) else value
 
 
 def duration(seconds: float) -> str:

@@ -1,13 +1,14 @@
 """`metrics.jsonl`, the log of a training -> what the report shows of it: curves, heads, experts."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from a3tune.errors import RunError
+from a3tune.errors import RunError, in_short
 from a3tune.report.records import CURVES, Curve, ExpertUse
 
 
@@ -22,7 +23,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         return lines
     except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
         raise RunError(
-            f"{path}: expected one JSON object per line, as training logs them: {error}; train again"
+            f"{path}: expected one JSON object per line, as training logs them: {in_short(error)}; train again"
         ) from None
 
 
@@ -31,7 +32,7 @@ def curves_from_log(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
     logged = [line for line in lines if "step" in line]
     curves: dict[str, Curve] = {}
     for name in CURVES:
-        points = [(line["step"], line[name]) for line in logged if line.get(name) is not None]
+        points = [(_finite(line["step"]), _finite(line[name])) for line in logged if line.get(name) is not None]
         if points:
             steps, values = zip(*points, strict=True)
             curves[name] = Curve(np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64))
@@ -40,7 +41,7 @@ def curves_from_log(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
 
 def heads_from_log(lines: Iterable[Mapping[str, Any]]) -> np.ndarray | None:
     """Share of the logged steps in which each head was aligned, float [L, H]; None if the run aligned nothing."""
-    selected = [[list(map(int, row)) for row in line["heads_selected"]] for line in lines if "heads_selected" in line]
+    selected = [[list(map(_bit, row)) for row in line["heads_selected"]] for line in lines if "heads_selected" in line]
     return np.mean(selected, axis=0) if selected else None
 
 
@@ -50,5 +51,18 @@ def experts_from_log(lines: Iterable[Mapping[str, Any]]) -> dict[Literal["query"
     for line in lines:
         for kind in ("query", "key"):
             if f"{kind}_use" in line:
-                experts[kind] = ExpertUse(tuple(line[f"{kind}_use"]), line[f"{kind}_entropy"])
+                use = tuple(_finite(share) for share in line[f"{kind}_use"])
+                experts[kind] = ExpertUse(use, _finite(line[f"{kind}_entropy"]))
     return experts
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"expected a number, got {value!r:.40}")
+    return float(value)
+
+
+def _bit(value: Any) -> int:
+    if value not in ("0", "1", 0, 1):
+        raise ValueError(f"expected 0 or 1 for a head, got {value!r:.40}")
+    return int(value)

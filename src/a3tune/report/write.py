@@ -1,22 +1,27 @@
 """Evaluated runs -> one page about them, or a table. Reads what the runs left; loads no model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from a3tune.config import RunConfig
+from a3tune.config import DataConfig, RunConfig
 from a3tune.config.public import public_settings
+from a3tune.config.settings import LABEL_MAKING
+from a3tune.data.images import split_fragment
+from a3tune.data.paths import within
 from a3tune.data.rows import read_rows, read_split
-from a3tune.errors import DataError, RunError
+from a3tune.errors import DataError, ModelError, RunError
 from a3tune.evaluation.predictions import read_cost
 from a3tune.evaluation.results import classes
 from a3tune.machine.files import write_atomic
+from a3tune.models import check_at_hand
 from a3tune.report.formats import written
 from a3tune.report.gather import EvaluatedRun, counts, question_only, read_run, run_results, stored_quality
 from a3tune.report.measured import alike, measured_over
 from a3tune.report.records import Cases, ReportData
 from a3tune.report.table import comparison_table
 from a3tune.run.folder import RunFolder, read_json, read_settings
+from a3tune.run.neighbour import LEFT_OUT, rows_named, taken_over
 from a3tune.types import Sample
 
 
@@ -37,8 +42,22 @@ class Page:
     synthetic: bool = False
 
 
-def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
+def write_report(
+    runs: Sequence[Path],
+    out: Path,
+    page: Page,
+    given: RunConfig | None = None,
+    rows: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> ReportData:
     """One page about evaluated runs, in this order.
+
+    Args:
+        given: settings that the user vouches for, such as `config.yaml` of a run of their own: its model, labels and
+            rows are taken. None: those of the shown run, as far as it may be another's (`run.neighbour`).
+        rows: the test questions, which the user vouches for; None: those of `given`, else those that the shown run
+            names. Of the latter no case is drawn if they name an image outside of their folder.
+        say: told what the page lacks for that reason.
 
     Raises RunError when a folder holds no evaluated run, two have one name, or the runs answered different questions.
     """
@@ -46,10 +65,21 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
     reference, shown = page.reference or next(iter(folders)), page.shown or list(folders)[-1]
     configs = {name: _evaluation(folder) for name, folder in folders.items()}
     config = configs[shown]
+    sources = given or _unvouched(config, folders[shown], say)
+    own_rows = rows or (given.data.test if given else None)
+    sources = replace(sources, data=replace(sources.data, test=own_rows or config.data.test))
+    rows_named(sources.data, folders[shown].evaluation)
     from a3tune.report.html import render  # imports matplotlib, which is slow: after the checks
 
-    samples = read_split(config.data, "test")
-    evaluated = [read_run(name, page.titles.get(name, name), folder, samples) for name, folder in folders.items()]
+    samples = read_split(sources.data, "test")
+    drawn = shown != reference and (
+        (given is not None or _at_hand(sources, folders[shown], say))
+        and (own_rows is not None or _inside(sources.data.test, samples, say))
+    )
+    evaluated = [
+        read_run(name, page.titles.get(name, name), folder, samples, images=drawn) for name, folder in folders.items()
+    ]
+    train = read_rows(sources.data.train) if sources.data.train else None
     data = ReportData(
         title=page.title,
         results=run_results(evaluated, samples, reference, attention_alike=_alike(configs)),
@@ -61,9 +91,9 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
         seconds=page.seconds,
         tau=config.evaluation.tau,
         normalisation=config.evaluation.normalisation,
-        question_only=question_only(read_rows(config.data.train), samples) if config.data.train else None,
-        labels=stored_quality(config),
-        cases=_cases(config, evaluated, samples, shown, reference) if shown != reference else None,
+        question_only=question_only(train, samples) if train else None,
+        labels=stored_quality(sources, train) if train else None,
+        cases=_cases(sources, evaluated, samples, shown, reference) if drawn else None,
         synthetic=page.synthetic,
         attention_alike=_alike(configs),
         notes=(_measured(configs, page.titles),),
@@ -73,17 +103,19 @@ def write_report(runs: Sequence[Path], out: Path, page: Page) -> ReportData:
     return data
 
 
-def compare(runs: Sequence[Path], forms: Sequence[str], by: str | None = None) -> list[str]:
+def compare(runs: Sequence[Path], forms: Sequence[str], by: str | None = None, rows: Path | None = None) -> list[str]:
     """A table of evaluated runs in this order, compared with the first, in each of `forms` (`report.table.FORMATS`).
 
-    `by` is a field of `meta`: a table for each of its values.
+    `by` is a field of `meta`: a table for each of its values. `rows` are the questions; None: those that the first run
+    names.
 
     Raises as `write_report`; DataError when no question has the field.
     """
     folders = _named(runs)
     reference = next(iter(folders))
     configs = {name: _evaluation(folder) for name, folder in folders.items()}
-    samples = read_split(configs[reference].data, "test")
+    data = DataConfig(test=rows) if rows else configs[reference].data
+    samples = read_split(rows_named(data, folders[reference].evaluation), "test")
     evaluated = [read_run(name, name, folder, samples) for name, folder in folders.items()]
     costs = {name: read_cost(folder) for name, folder in folders.items()}
     indices_of = {"": list(range(len(samples)))} if by is None else classes(samples, by)
@@ -112,6 +144,38 @@ def _evaluation(folder: RunFolder) -> RunConfig:
     return read_settings(path)
 
 
+def _unvouched(config: RunConfig, run: RunFolder, say: Callable[[str], None]) -> RunConfig:
+    """What may be taken of the settings beside answers, the rows that these name, and their store of labels: it is
+    asked for numbers alone."""
+    settings, left_out = taken_over(config, RunConfig(), labels=True)
+    labels = replace(settings.labels, store=config.labels.store)
+    if left_out := [name for name in left_out if name.removeprefix("labels.") in LABEL_MAKING]:
+        say(f"{run.evaluation}: {', '.join(left_out)} left out: {LEFT_OUT}")
+        labels = replace(labels, source="none")
+    return replace(settings, labels=labels, data=config.data, output=run.path)
+
+
+def _at_hand(config: RunConfig, run: RunFolder, say: Callable[[str], None]) -> bool:
+    """Whether the model, whose image tokens the cases are drawn with, is here."""
+    try:
+        check_at_hand(config.model.path, run.evaluation)
+    except ModelError as error:
+        say(f"no cases: {error}, in a file for --config")
+        return False
+    return True
+
+
+def _inside(rows: Path | None, samples: Sequence[Sample], say: Callable[[str], None]) -> bool:
+    """Whether all images lie in the folder of the rows: others may be anything that a stranger wants to see."""
+    assert rows is not None  # they were read
+    folder = rows if rows.is_dir() else rows.parent
+    paths = [sample.image for sample in samples if isinstance(sample.image, Path)]
+    outside = [path for path in paths if not within(folder, split_fragment(path)[0])]
+    if outside:
+        say(f"no cases: {rows} names images outside of its folder ({outside[0]}). If the rows are yours: --data {rows}")
+    return not outside
+
+
 def _alike(configs: Mapping[str, RunConfig]) -> bool:
     return alike(config.active_evaluation for config in configs.values())
 
@@ -133,5 +197,6 @@ def _environment(folder: RunFolder) -> dict[str, str]:
         return {}
     written_then = read_json(folder.environment, "delete it")
     flat = {name: value for name, value in written_then.items() if isinstance(value, str | int)}
-    flat |= written_then.get("packages", {})
+    packages = written_then.get("packages")
+    flat |= packages if isinstance(packages, dict) else {}
     return {name: str(value) for name, value in flat.items()}

@@ -21,6 +21,9 @@ from a3tune.commands.label import label
 from a3tune.commands.subject import Subject
 from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig
+from a3tune.machine.signals import held
+from a3tune.machine.workers import become_worker, ending, until_stopped
+from a3tune.reproduce.content import refuse_other_content
 from a3tune.reproduce.experiments import Column, Experiment, Row
 from a3tune.reproduce.places import Places
 from a3tune.run.folder import RunFolder
@@ -89,6 +92,9 @@ def plan(places: Places, out: Path, chosen: Iterable[Experiment], seeds: Sequenc
 def run_all(jobs: Sequence[Job], workers: int, say: Callable[[str], None]) -> dict[str, str]:
     """Label, train and answer what is not there yet, `workers` runs at a time, each on a device of its own where
     there are several; nothing with 0. Returns why answers that are missing cannot be had, by folder."""
+    answered = [(job.run.answers(name), job.run) for job in jobs for name in job.methods if _answered(job.run, name)]
+    trained = {run.config.output: run.config for _, run in answered if run.trained}
+    refuse_other_content(((place, run.config) for place, run in answered), trained.values())
     left = [replace(job, methods=[name for name in job.methods if not _answered(job.run, name)]) for job in jobs]
     left = [job for job in left if job.methods]
     say(f"{len(jobs) - len(left)} of {len(jobs)} runs were done earlier")
@@ -126,8 +132,10 @@ def _done(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, st
     devices = context.Queue()
     for number in range(workers):
         devices.put(number)
-    with ProcessPoolExecutor(workers, context, _take_device, (devices,)) as pool:
-        working = {pool.submit(work, job): job for job in jobs}
+    pool = ProcessPoolExecutor(workers, context, _take_device, (devices,))
+    with ending(pool):
+        with held():
+            working = {pool.submit(until_stopped, work, job): job for job in jobs}
         yield from ((working[done], done.result()) for done in as_completed(working))
 
 
@@ -137,6 +145,7 @@ def _answered(run: Run, method: str) -> bool:
 
 def _take_device(devices: Queue) -> None:
     """Of several CUDA devices each process sees one."""
+    become_worker()
     number = devices.get()
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]

@@ -13,6 +13,7 @@ from a3tune.config import DataConfig, RunConfig, load_config, plain_yaml
 from a3tune.data.rows import check_split, read_rows, write_rows
 from a3tune.errors import ConfigError, shown
 from a3tune.reproduce.experiments import paper_asset
+from a3tune.run.stages import Stages
 
 REGIONS = "-regions"
 """Ends the name of a data set of which only the questions with a known region count."""
@@ -112,9 +113,13 @@ def phantom_places(
 
     paper = yaml.safe_load(paper_asset("settings.yaml"))
     folders = {False: out / "data" / "vqa", True: out / "data" / "reports"}
+    stages, drawn = Stages(out / "stages", lambda line: None), patients or DEMO_PATIENTS
     for reports, folder in folders.items():
-        if not (folder / "test.jsonl").is_file():
-            write_phantom(folder, patients or DEMO_PATIENTS, reports=reports, progress=progress)
+
+        def draw(folder: Path = folder, reports: bool = reports) -> None:
+            write_phantom(folder, drawn, reports=reports, progress=progress)
+
+        stages.run(folder.name, {"patients": dict(drawn), "reports": reports}, [folder], draw)
     data = {name: folders[name in REPORTS] for name in paper["data"]}
     settings_of = {
         name: (*settings, *(["evaluation.max_new_tokens=96"] if name in REPORTS else [])) for name in paper["data"]
@@ -129,6 +134,5 @@ def _with_regions(data: Mapping[str, Path], out: Path) -> dict[str, Path]:
         return {}
     folder = out / "data" / f"slake{REGIONS}"
     for split in ("train", "test"):
-        if not (folder / f"{split}.jsonl").is_file():
-            write_rows(folder / f"{split}.jsonl", [s for s in read_rows(data["slake"] / f"{split}.jsonl") if s.regions])
+        write_rows(folder / f"{split}.jsonl", [s for s in read_rows(data["slake"] / f"{split}.jsonl") if s.regions])
     return {f"slake{REGIONS}": folder}

@@ -11,16 +11,16 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from a3tune.metrics.stats import Estimate
-from a3tune.report.escape import one_line
 from a3tune.reproduce.experiments import Experiment
 from a3tune.reproduce.places import REGIONS
 from a3tune.reproduce.tables import Cell, Table, column_metric, estimate_text
+from a3tune.text import one_line
 
 _INK, _MUTED = "#1b1d22", "#5b616b"
 _STYLE: dict[Any, Any] = {
@@ -53,7 +53,8 @@ def draw(experiment: Experiment, table: Table) -> bytes | None:
     """The plot of a figure's table as an SVG file, the same bytes for the same numbers; None without any number."""
     if not any(_measured(row) for row in table.cells):
         return None
-    with rc_context(_STYLE):
+    # Matplotlib reads a matplotlibrc of the current folder, which may be a stranger's and start LaTeX.
+    with style.context(["default", _STYLE]):
         if experiment.axis:
             figure = _sweep(experiment, table)
         elif any(column.by for column in experiment.columns):

@@ -11,7 +11,7 @@ from a3tune.reproduce.grid import plan, run_all, run_of
 from a3tune.reproduce.places import PHANTOM, Places, phantom_places, read_places
 from a3tune.reproduce.plots import draw
 from a3tune.reproduce.tables import Table, as_json, as_markdown, counts_table, results_table, settings_table
-from a3tune.run.folder import RunFolder
+from a3tune.run.folder import RunFolder, read_settings
 
 QUICK = {"train": 12, "validation": 4, "test": 6}
 """Phantom patients, to see that everything runs."""
@@ -108,5 +108,5 @@ def _cases(places: Places, out: Path, experiment: Experiment, seed: int) -> Outc
         reference=runs[-2].name,
         synthetic=places.stand_in,
     )
-    write_report(runs, file, page)
+    write_report(runs, file, page, read_settings(RunFolder(runs[-1]).evaluation))
     return Outcome(file, f"{title}: {file}")

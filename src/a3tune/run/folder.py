@@ -6,6 +6,7 @@ Knows which files a run holds and whether a folder is ours; not what the files s
 import json
 import os
 import platform
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from a3tune.config import RunConfig, dump_config, load_config
-from a3tune.errors import RunError
+from a3tune.errors import RunError, in_short
+from a3tune.machine.digests import sealed, unsealed
 from a3tune.machine.files import locked, unfinished, write_atomic
 
 MARKER = "a3tune.json"
@@ -68,9 +70,10 @@ class RunFolder:
             raise RunError(
                 f"{path}: the output folder is not ours: it holds files but no valid {MARKER}; choose another"
             ) from None
-        if schema != SCHEMA:
+        if type(schema) is not int or schema != SCHEMA:
             raise RunError(
-                f"{path}: made by another version of a3tune (layout {schema}, this one reads {SCHEMA}); choose another"
+                f"{path}: made by another version of a3tune (layout {str(schema)[:40]}, this one reads {SCHEMA}); "
+                "choose another"
             )
         return cls(path)
 
@@ -108,8 +111,13 @@ class RunFolder:
 
     @property
     def identity(self) -> Path:
-        """What the answers belong to: model, settings, weights."""
+        """What the answers belong to, by content: rows, images, weights; and the settings."""
         return self.path / "identity.json"
+
+    @property
+    def training_identity(self) -> Path:
+        """What the training was started with, by content: rows, images, labels, base."""
+        return self.path / "training_identity.json"
 
     @property
     def maps(self) -> Path:
@@ -146,9 +154,9 @@ class RunFolder:
         """Write a file of this folder, whole or not at all; see `write_atomic`."""
         return write_atomic(self.path / name, text.encode())
 
-    def write_json(self, name: str, value: Any) -> Path:
-        """As `write_text`; a number that JSON does not know (NaN) is an error of the caller (ValueError)."""
-        return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
+        """As `write_text`, sealed; a number that JSON does not know (NaN) is an error of the caller (ValueError)."""
+        return self.write_text(name, json.dumps(sealed(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def write_config(self, config: RunConfig) -> Path:
         return self.write_text(self.config.name, dump_config(config))
@@ -170,12 +178,12 @@ def read_settings(path: Path) -> RunConfig:
     return load_config(path)
 
 
-def read_json(path: Path, again: str) -> Any:
-    """JSON that one of our commands wrote. Raises RunError, which says what to do (`again`), if it is damaged."""
+def read_json(path: Path, again: str) -> dict[str, Any]:
+    """JSON that `write_json` wrote. Raises RunError, which says what to do (`again`), if it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read, it is damaged ({error}); {again}") from None
+        return unsealed(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path}: cannot be read, it is damaged ({in_short(error)}); {again}") from None
 
 
 def environment() -> dict[str, Any]:

@@ -3,21 +3,21 @@
 import logging
 import os
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing import parent_process
 from typing import Any
 
 import torch
 from accelerate.utils import reduce
 from transformers import TrainerCallback
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from a3tune.machine.signals import Stopped, handling, leave_to_parent
 
 logger = logging.getLogger(__name__)
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(Stopped):
     """The user stopped the training; a checkpoint was saved. The message says how to go on."""
 
 
@@ -26,6 +26,8 @@ class StopOnRequest(TrainerCallback):
 
     def __init__(self) -> None:
         self.requested = False
+        self.number: int = signal.SIGTERM
+        """Of the signal; what launchers send, on a process that learnt of it from another."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         # A process that stopped alone would leave the others waiting for its gradients.
@@ -38,34 +40,35 @@ class StopOnRequest(TrainerCallback):
 
 @contextmanager
 def stopping_on_interrupt(stop: StopOnRequest, *, processes: int = 1) -> Iterator[None]:
-    """Ctrl-C or SIGTERM requests a stop, a second one ends at once. Elsewhere than in the main thread nothing changes.
+    """A first signal requests a stop, a second one ends at once. Elsewhere than in the main thread nothing changes.
 
-    With several `processes` a second signal is ignored: launchers send one of their own after that of the terminal.
+    With several `processes`, and in a worker of another one, a second signal is ignored: who started them sends one of
+    their own after that of the terminal.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous, process = {name: signal.getsignal(name) for name in SIGNALS}, os.getpid()
-
-    def restore() -> None:
-        for name, handler in previous.items():
-            signal.signal(name, handler)
+    process, handlers = os.getpid(), ExitStack()
+    alone = processes == 1 and parent_process() is None
 
     def request(number: int, _: Any) -> None:
-        if os.getpid() != process:  # a data-loading process inherited this: Ctrl-C is for the one that trains
-            if number == signal.SIGTERM:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
+        if os.getpid() != process:  # a data-loading process in its first moments inherited this
             return
         if not stop.requested:
-            logger.warning("interrupted: finishing this step and saving a checkpoint (Ctrl-C again to stop at once)")
-        stop.requested = True
-        if processes == 1:
-            restore()
+            logger.warning("interrupted: finishing this step and saving a checkpoint (once more to stop at once)")
+            stop.requested, stop.number = True, number
+        if alone:
+            handlers.close()
 
-    for name in SIGNALS:
-        signal.signal(name, request)
-    try:
+    with handlers:
+        handlers.enter_context(handling(request))
         yield
-    finally:
-        restore()
+
+
+class Undisturbed:
+    """What a data-loading process does first (`worker_init_fn`): the step that is finished needs its batches."""
+
+    def __init__(self, first: Callable[[int], None] | None) -> None:
+        self._first = first
+
+    def __call__(self, worker: int) -> None:
+        leave_to_parent(terminable=False)
+        if self._first is not None:
+            self._first(worker)

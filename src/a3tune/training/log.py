@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 
 from a3tune.adapters import gate_loads
-from a3tune.machine.files import write_atomic
+from a3tune.machine.files import append, write_atomic
 from a3tune.training.checkpoint import CheckpointingTrainer
 from a3tune.training.step import StepLosses
 
@@ -116,8 +116,7 @@ class MetricsFile(TrainerCallback):
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in logs.items()
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **finite}) + "\n")
+        append(self.path, (json.dumps({"step": state.global_step, **finite}) + "\n").encode())
 
 
 class ProgressBar(ProgressCallback):
@@ -131,6 +130,7 @@ class ProgressBar(ProgressCallback):
 
 def _step(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # cut short when the run was killed
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):  # cut short when the run was killed
         return math.inf
+    return step if isinstance(step, int | float) else math.inf

@@ -15,19 +15,22 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from a3tune.adapters import add_adapter
 from a3tune.config import RunConfig
 from a3tune.data.rows import read_split
-from a3tune.errors import A3TuneError, ConfigError, RunError
+from a3tune.errors import A3TuneError, AdapterError, ConfigError, RunError
 from a3tune.labels.fitting import fitting_settings
 from a3tune.labels.store import LabelStore
 from a3tune.labels.truth import truth_labels
-from a3tune.machine.files import sync_folder, sync_tree
-from a3tune.models import choose_device
+from a3tune.machine.digests import write_digests
+from a3tune.machine.files import new_folder, sync_folder, sync_tree
+from a3tune.models import base_hashes, check_adapter, choose_device
 from a3tune.run.folder import RunFolder
 from a3tune.training.checkpoint import check_checkpoint, delete_others, last_checkpoint, samples_of_step, state_of
 from a3tune.training.collate import Collator, RegionSource
+from a3tune.training.identity import identity_of, is_recorded, record, refuse_other_content
 from a3tune.training.interrupt import Interrupted, StopOnRequest, stopping_on_interrupt
 from a3tune.training.log import MetricsFile, ProgressBar
 from a3tune.training.nonfinite import NonFiniteError
 from a3tune.training.trainer import A3Trainer
+from a3tune.types import Sample
 from a3tune.vlm.load import load_vlm
 from a3tune.vlm.quantize import is_quantized, prepare_for_training
 
@@ -38,8 +41,12 @@ HARMLESS = {
     "training.save_steps",
     "training.log_steps",
     "training.workers",
+    "labels.workers",
+    "labels.backend",
 }
 """Settings that a run may go on with when they change: they do not touch what is learnt."""
+PLACES = {"model.path", "data.train", "labels.store", "labels.weights", "labels.ranker"}
+"""Settings that say where something lies; what lies there is compared itself (`training.identity`)."""
 PASSES = ("training.batch_size", "training.accumulation")
 """Settings that may change together: what is learnt depends on their product."""
 
@@ -54,27 +61,39 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
     so accumulation changes; only the random numbers of dropout are others. Returns the run folder, which all processes
     must see. `callbacks` take the place of the progress bar.
 
-    Raises `Interrupted` after Ctrl-C or SIGTERM, and the errors of `a3tune.errors` for what a user can mend; `RunError`
-    when the folder belongs to a run with other settings or cannot be written, a loss is not finite (`nonfinite.json`
-    says on which samples), a data-loading process died, or the memory is too small.
+    Raises `Interrupted` after Ctrl-C, SIGTERM or SIGHUP, and the errors of `a3tune.errors` for what a user can mend;
+    `RunError` when the folder belongs to a run with other settings, rows, labels or base, or cannot be written, a loss
+    is not finite (`nonfinite.json` says on which samples), a data-loading process died, or the memory is too small.
     """
     args = training_arguments(config)
     with args.main_process_first(local=False):
         folder = RunFolder.create(config.output)
     with folder.lock() if args.process_index == 0 else nullcontext():
         checkpoint = last_checkpoint(folder.checkpoints)
-        if checkpoint is not None or folder.adapter.is_dir():
+        finished = _is_finished(folder)
+        started = checkpoint is not None or finished
+        if started:
             _refuse_other_settings(folder, config)
-        if folder.adapter.is_dir():
+        samples, labels = read_split(config.data, "train"), label_store(config)
+        identity = identity_of(config, samples, labels) if args.process_index == 0 else None
+        if started and identity is not None:
+            refuse_other_content(folder, identity, samples)
+        if finished:
             return folder.path
         if checkpoint is not None:
             check_checkpoint(checkpoint)
             args.gradient_accumulation_steps = _accumulation(config, args.world_size, checkpoint)
-        trainer, stop = _prepare(config, args, folder, [ProgressBar()] if callbacks is None else list(callbacks))
-        if args.process_index == 0:
+        shown: list[TrainerCallback] = [ProgressBar()] if callbacks is None else list(callbacks)
+        trainer, stop = _prepare(config, args, folder, samples, region_source(config, labels), shown)
+        if identity is not None:
+            # The files of a model on the Hub are there once it was loaded.
+            identity = replace(identity, base=base_hashes(config.model.path))
+            if started:
+                refuse_other_content(folder, identity, samples)
             folder.write_config(config)
             folder.write_environment()
-        with _explaining(folder, trainer):
+            record(folder, identity, started=started)
+        with _explaining(folder, trainer, stop):
             weights = _learn(trainer, stop, folder, checkpoint)
             if args.process_index == 0:
                 _save_adapter(trainer.accelerator.unwrap_model(trainer.model), weights, config.model.path, folder)
@@ -122,22 +141,23 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
     )
 
 
-def region_source(config: RunConfig) -> RegionSource:
-    """What `config.labels` means to the collator.
+def label_store(config: RunConfig) -> LabelStore | None:
+    """The weak labels that a training uses, if any. Raises `LabelError` when they were not made yet."""
+    if config.labels.source != "weak":
+        return None
+    return LabelStore(config.label_store, fitting_settings(config.label_store, config.labels, by_name=True).name)
 
-    Raises `LabelError` when weak labels of these settings were not made yet.
-    """
+
+def region_source(config: RunConfig, store: LabelStore | None) -> RegionSource:
+    """What `config.labels` means to the collator."""
     labels = config.labels
-    if labels.source == "truth":
-        return truth_labels
-    if labels.source == "none":
-        return lambda sample, height, width: None
-    store = LabelStore(config.label_store, fitting_settings(config.label_store, labels, by_name=True).name)
-    return lambda sample, height, width: store.labels(sample, labels.top_k, labels.threshold)
+    if store is not None:
+        return lambda sample, height, width: store.labels(sample, labels.top_k, labels.threshold)
+    return truth_labels if labels.source == "truth" else lambda sample, height, width: None
 
 
 @contextmanager
-def _explaining(folder: RunFolder, trainer: A3Trainer) -> Iterator[None]:
+def _explaining(folder: RunFolder, trainer: A3Trainer, stop: StopOnRequest) -> Iterator[None]:
     """What may end a training, as what a user can do about it."""
     try:
         yield
@@ -155,6 +175,11 @@ def _explaining(folder: RunFolder, trainer: A3Trainer) -> Iterator[None]:
             raise
         raise type(error)(told[0]) from error
     except (OSError, SafetensorError, RuntimeError) as error:
+        if "DataLoader worker" in str(error) and stop.requested:
+            # It had just been started, and did not know yet that signals are for this process.
+            raise Interrupted(
+                "stopped within a step; the same command goes on from the last checkpoint", stop.number
+            ) from error
         if "DataLoader worker" in str(error):
             raise RunError(
                 f"a data-loading process died: {error} It may have had too little memory or shared memory: lower "
@@ -189,17 +214,31 @@ def _accumulation(config: RunConfig, processes: int, checkpoint: Path) -> int:
     return samples // pass_samples
 
 
+def _is_finished(folder: RunFolder) -> bool:
+    """Whether the run's adapter is there. Raises RunError where it is no more what was saved."""
+    if not folder.adapter.is_dir() or not any(folder.adapter.iterdir()):
+        return False
+    try:
+        check_adapter(folder.adapter)
+    except AdapterError as error:
+        raise RunError(
+            f"{error} Or delete {folder.adapter}: the same command then makes it again from the last checkpoint"
+        ) from error
+    return True
+
+
 def _refuse_other_settings(folder: RunFolder, config: RunConfig) -> None:
     """An adapter whose steps were made with different settings would be neither's."""
     if not folder.config.is_file():
         return
     earlier = folder.read_config()
     same_passes = _samples(earlier) == _samples(config)
+    harmless = HARMLESS | PLACES if is_recorded(folder) else HARMLESS
     for section in ("model", "data", "labels", "adapter", "alignment", "training"):
         old, new = asdict(getattr(earlier, section)), asdict(getattr(config, section))
         for name in old:
             key = f"{section}.{name}"
-            if old[name] != new[name] and key not in HARMLESS and not (key in PASSES and same_passes):
+            if old[name] != new[name] and key not in harmless and not (key in PASSES and same_passes):
                 raise RunError(
                     f"{folder.path}: holds a run with other settings: {key} was {old[name]}, "
                     f"now {new[name]}. Choose another output, or give the settings of its config.yaml to go on with it."
@@ -212,10 +251,13 @@ def _samples(config: RunConfig) -> int:
 
 
 def _prepare(
-    config: RunConfig, args: TrainingArguments, folder: RunFolder, callbacks: list[TrainerCallback]
+    config: RunConfig,
+    args: TrainingArguments,
+    folder: RunFolder,
+    samples: Sequence[Sample],
+    regions_for: RegionSource,
+    callbacks: list[TrainerCallback],
 ) -> tuple[A3Trainer, StopOnRequest]:
-    samples = read_split(config.data, "train")
-    regions_for = region_source(config)
     device = "auto" if config.model.device_map else str(args.device)
     vlm = load_vlm(**asdict(replace(config.model, device=device)))
     if is_quantized(vlm.model):
@@ -259,7 +301,8 @@ def _learn(
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; "
-            f"the same command with output={folder.path} goes on from there"
+            "the same command goes on from there",
+            stop.number,
         )
     return trainer.accelerator.get_state_dict(trainer.model_wrapped)
 
@@ -268,10 +311,11 @@ def _save_adapter(model: Any, state: dict[str, Any] | None, base: str, folder: R
     """Save under another name first: a folder called `adapter` is always whole."""
     for adapter_config in model.peft_config.values():
         adapter_config.base_model_name_or_path = base
-    unfinished = folder.adapter.with_name(".adapter.tmp")
+    unfinished = new_folder(folder.adapter.with_name(".adapter.tmp"))
     model.save_pretrained(str(unfinished), state_dict=state, save_embedding_layers=False)
     # PEFT's empty form of a model card; ours is written from the settings and the data (`report.card`).
     (unfinished / "README.md").unlink(missing_ok=True)
+    write_digests(unfinished)
     sync_tree(unfinished)
     unfinished.rename(folder.adapter)
     sync_folder(folder.path)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peft import PeftModel
+from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 
 from a3tune.adapters import A3MoEConfig
@@ -16,6 +17,7 @@ from a3tune.config import AlignmentConfig
 from a3tune.errors import ConfigError
 from a3tune.training.calibrate import calibrate, evenly_spaced
 from a3tune.training.collate import Collator
+from a3tune.training.interrupt import Undisturbed
 from a3tune.training.memory import SmallerPassesTrainer
 from a3tune.training.nonfinite import check_finite
 from a3tune.training.step import Alignment, step_losses
@@ -106,21 +108,32 @@ class A3Trainer(SmallerPassesTrainer):
         batches = (self._prepare_inputs(self.collator(chosen[start : start + size])) for start in starts)
         calibrate(self.alignment, model, batches, routed=self.routed)
 
+    def get_train_dataloader(self) -> Any:
+        loader: Any = super().get_train_dataloader()
+        # accelerate wraps the one that starts the processes.
+        inner = getattr(loader, "base_dataloader", loader)
+        inner.worker_init_fn = Undisturbed(inner.worker_init_fn)
+        return loader
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        # PEFT would copy the input of every layer to fp32, and autocast back again. Around the backward pass, too:
+        # activation checkpointing replays the layers there.
+        with disable_input_dtype_casting(model, active=self.accelerator.native_amp):
+            return super().training_step(model, inputs, num_items_in_batch)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        # PEFT would copy the input of every layer to fp32, and autocast back again.
-        with disable_input_dtype_casting(model, active=self.accelerator.native_amp):
-            losses = step_losses(
-                model,
-                inputs,
-                self.alignment,
-                tokens=num_items_in_batch,
-                samples=self.samples_in_step,
-                processes=self.accelerator.num_processes,
-                routed=self.routed,
-                load_balance=self.load_balance,
-            )
+        losses = step_losses(
+            model,
+            inputs,
+            self.alignment,
+            tokens=num_items_in_batch,
+            samples=self.samples_in_step,
+            processes=self.accelerator.num_processes,
+            routed=self.routed,
+            load_balance=self.load_balance,
+        )
         check_finite(losses, inputs["sample_ids"], self.state.global_step + 1, self.total)
         self.sums.add_losses(losses)
         return (losses.total, losses.outputs) if return_outputs else losses.total

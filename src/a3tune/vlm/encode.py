@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from transformers import BatchFeature
 
-from a3tune.errors import DataError, ModelError
+from a3tune.errors import DataError, ModelError, in_short
 from a3tune.vlm.grids import token_boxes
 from a3tune.vlm.load import Vlm
 
@@ -149,9 +149,10 @@ def _process(vlm: Vlm, asked: str, images: Sequence[Image], add_special: bool) -
                     text=[asked], images=list(images) or None, add_special_tokens=add_special, return_tensors="pt"
                 )
             )
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, MemoryError) as error:
         sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
-        raise DataError(f"images of {sizes} pixels: the model's processor refuses them: {error}") from error
+        why = in_short(error) or type(error).__name__
+        raise DataError(f"images of {sizes} pixels: the model's processor refuses them: {why}") from error
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:

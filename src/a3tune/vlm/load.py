@@ -12,15 +12,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from a3tune.attention.capture import use_capture
-from a3tune.errors import ModelError
-from a3tune.models import choose_device, shipped
+from a3tune.claims import check_claims, check_shape
+from a3tune.errors import A3TuneError, ModelError, in_short
+from a3tune.machine.digests import DIGESTS, check_digests
+from a3tune.machine.trial import template_ends
+from a3tune.models import cached_model, check_finite, check_model, choose_device, read_config, shipped
+from a3tune.vlm.checks import check_generation, check_images
 from a3tune.vlm.families import FAMILIES, Family, family_of
 from a3tune.vlm.processor import load_processor
 from a3tune.vlm.quantize import Quantization, is_quantized, quantization_config
+
+HUB_SECONDS = 5.0
+"""For the Hugging Face Hub to say that it is there."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,7 @@ def load_vlm(
         dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
     elif dtype == "stored":
         dtype = "auto"  # as transformers calls it
+    check_digests(Path(source), ModelError, f"make the model again; if you changed it yourself, delete {DIGESTS}")
     config, processor = _described(source, name)
     spread: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     if quantization is not None:
@@ -106,6 +115,9 @@ def load_vlm(
             f"{name}: {len(missing)} weights are not in the checkpoint, for example {missing[0]}. "
             "It is incomplete, or its layout is not that of transformers: convert or download it again."
         )
+    with _readable(name):
+        check_finite(model.state_dict())
+    check_generation(model.generation_config, name)
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.eval()
     if device_map is None and not is_quantized(model):
@@ -123,19 +135,47 @@ def load_boxes(path: str | Path) -> Callable[[int, int], np.ndarray]:
 
 
 def _source(path: str | Path) -> str:
-    return str(shipped("vlm")) if str(path) == "tiny" else str(path)
+    """Where a model is read: what the cache of the Hub holds whole is read there, and the Hub is not asked for news."""
+    if str(path) == "tiny":
+        return str(shipped("vlm"))
+    return str(path if Path(path).is_dir() else cached_model(str(path)) or path)
 
 
 def _described(source: str, name: str) -> tuple[Any, Any]:
     """Configuration and completed processor of a supported model."""
+    check_model(name)
+    _check_reachable(source)
+    if Path(source).is_dir():
+        check_claims(Path(source))
     with _readable(name):
+        if Path(source).is_dir():  # transformers may stumble over what it reads
+            check_shape(name, read_config(Path(source)))
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        check_shape(name, config.to_dict())
     family = family_of(config, name)
     with _readable(name):
         processor = load_processor(source, config)
     _complete_processor(processor, name)
-    family.complete(processor, config)
+    with _readable(name):
+        check_images(processor.image_processor, name)
+        family.complete(processor, config)
     return config, processor
+
+
+def _check_reachable(source: str) -> None:
+    """ModelError where the Hugging Face Hub is needed and cannot be reached: transformers tries for half a minute."""
+    downloaded = Path(source).is_dir() or isinstance(try_to_load_from_cache(source, "config.json"), str)
+    if downloaded or constants.HF_HUB_OFFLINE:
+        return
+    try:
+        HfApi().model_info(source, timeout=HUB_SECONDS)
+    except HfHubHTTPError:  # it was reached; transformers says what it answered
+        return
+    except Exception as error:
+        raise ModelError(
+            f"model {source}: is no folder here, and the Hugging Face Hub cannot be reached "
+            f"({type(error).__name__}). Give the folder of a copy; HF_HUB_OFFLINE=1 takes what was downloaded before"
+        ) from error
 
 
 def _in_one_piece(head: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
@@ -152,8 +192,10 @@ def _readable(name: str) -> Iterator[None]:
     """Turn what transformers raises on a broken or missing checkpoint into a `ModelError`."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    except A3TuneError:
+        raise
+    except Exception as error:  # transformers raises what it likes on a damaged folder
+        first = in_short(next(iter(str(error).strip().splitlines()), type(error).__name__))
         raise ModelError(
             f"model {name}: expected 'tiny', or a folder or Hugging Face Hub name with config.json of a supported "
             f"family ({', '.join(FAMILIES)}), processor files and *.safetensors; reading it failed: {first}"
@@ -167,6 +209,19 @@ def _complete_processor(processor: Any, name: str) -> None:
             f"{name}: expected a processor with a tokenizer and an image processor, got {type(processor).__name__}."
         )
     tokenizer = processor.tokenizer
+    if name != "tiny":
+        _check_templates(processor, name)
     if tokenizer.pad_token is None:
         # Padding is masked everywhere, so any existing token will do; a new one would change the vocabulary.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+
+
+def _check_templates(processor: Any, name: str) -> None:
+    for owner in (processor, processor.tokenizer):
+        templates = getattr(owner, "chat_template", None)
+        for template in templates.values() if isinstance(templates, dict) else [templates]:
+            if isinstance(template, str) and not template_ends(template):
+                raise ModelError(
+                    f"{name}: its chat template does not end, or takes more than a gigabyte, for one short question. "
+                    "Get the original checkpoint"
+                )

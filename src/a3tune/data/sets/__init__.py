@@ -185,9 +185,15 @@ def prepare(
             f"{folder}: expected a complete {checked.title}; `a3tune data check` lists all:\n{listed}{rest}"
         )
     files: dict[str, Path] = {}
-    for split, samples in splits.items():
-        files[split] = out / f"{split}.jsonl"
-        write_rows(files[split], [_on_disk(sample, out / "images") for sample in samples])
+    try:
+        for split, samples in splits.items():
+            files[split] = out / f"{split}.jsonl"
+            write_rows(files[split], [_on_disk(sample, out / "images") for sample in samples])
+    except BaseException:
+        # Some of its splits are no data set, and would be in the way of the same command.
+        for file in files.values():
+            file.unlink(missing_ok=True)
+        raise
     return files
 
 
@@ -246,6 +252,6 @@ def _on_disk(sample: Sample, folder: Path) -> Sample:
     if isinstance(sample.image, Path):
         return sample
     path = folder / (hashlib.sha256(sample.image).hexdigest()[:20] + _IMAGE_SUFFIXES.get(sample.image[:2], ".img"))
-    if not path.is_file():
+    if not path.is_file() or path.read_bytes() != sample.image:
         write_atomic(path, sample.image)
     return replace(sample, image=path)

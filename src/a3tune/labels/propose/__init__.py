@@ -46,17 +46,30 @@ PROPOSERS: Registry[Any] = Registry(
 """Name -> class of a proposer: a dataclass of its settings, with `weights` and `device` where it has a model."""
 
 
+HAVE_MODELS = {"superpixels": False, "sam": True, "medsam": True, "litemedsam": False}
+"""Which of ours take `weights`, told before they are imported."""
+
+
 def check_proposer(name: str, weights: Path | None = None) -> None:
     """What can be told of `make_proposer`'s arguments before anything slow is imported.
 
     Raises:
-        ConfigError: the name is not known.
+        ConfigError: the name is not known, or weights are missing or useless.
         ModelError: there is no such folder of weights.
     """
     if name not in PROPOSERS:
         raise ConfigError(f"proposer: expected one of {', '.join(PROPOSERS)}, got {name!r}")
+    if name in HAVE_MODELS:
+        _check_weights(name, HAVE_MODELS[name], weights)
     if weights is not None and not weights.exists():
         read_config(weights)
+
+
+def _check_weights(name: str, has_model: bool, weights: Path | None) -> None:
+    if has_model and weights is None:
+        raise ConfigError(f"{name}: expected the folder of its model, got none")
+    if weights is not None and not has_model:
+        raise ConfigError(f"{name}: needs no weights, got {weights}")
 
 
 def default_settings(name: str) -> dict[str, Any]:
@@ -81,7 +94,7 @@ def make_proposer(
         ConfigError: the name or a setting is not known, a setting is out of range, or weights are missing or useless.
         ModelError: the folder holds no such model, or an optional package is missing.
     """
-    check_proposer(name)
+    check_proposer(name, weights)
     takes = {field.name for field in fields(PROPOSERS[name])}
     arguments: dict[str, Any] = dict(settings or {})
     known = sorted(takes - {"weights", "device"})
@@ -89,10 +102,7 @@ def make_proposer(
         raise ConfigError(f"{name}: no such setting: {', '.join(unknown)}; expected some of {', '.join(known)}")
     if "device" in takes:
         arguments["device"] = device
+    _check_weights(name, "weights" in takes, weights)
     if "weights" in takes:
-        if weights is None:
-            raise ConfigError(f"{name}: expected the folder of its model, got none")
         arguments["weights"] = weights
-    elif weights is not None:
-        raise ConfigError(f"{name}: needs no weights, got {weights}")
     return PROPOSERS[name](**arguments)

@@ -147,7 +147,7 @@ def _load(folder: Path, image_size: int) -> _TwoTowers:
         raise ModelError(f"{folder}: weight {error} is missing; get the complete, original checkpoint") from error
     except (RuntimeError, ValueError) as error:  # shapes that do not fit
         raise ModelError(f"{folder}: expected the weights of BiomedCLIP: {error}") from error
-    check_complete(folder, keys.missing_keys, keys.unexpected_keys)
+    check_complete(folder, weights, keys.missing_keys, keys.unexpected_keys)
     return model.eval().requires_grad_(False)
 
 

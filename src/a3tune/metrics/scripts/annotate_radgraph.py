@@ -3,7 +3,8 @@
 import json
 import sys
 
-from radgraph import RadGraph  # pyright: ignore[reportMissingImports]
+# Where pyright does not find the package, it may take our own radgraph.py in the folder above for it.
+from radgraph import RadGraph  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
 if __name__ == "__main__":
     (reports,) = json.load(sys.stdin)
