@@ -194,6 +194,8 @@ def test_images_inside_of_a_table_become_files(tmp_path, cell):
     one, other = one_file(source)
     assert one.image == other.image and one.image.parent.name == "images"
     assert load_image(one.image).getpixel((0, 0)) == (3, 3, 3)
+    one.image.write_bytes(picture(9))  # imported again, the file holds what its name says
+    assert load_image(one_file(source)[0].image).getpixel((0, 0)) == (3, 3, 3)
 
 
 def test_a_saved_data_set_and_names_of_classes(tmp_path):

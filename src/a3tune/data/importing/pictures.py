@@ -70,8 +70,10 @@ class Pictures:
     def _keep(self, data: bytes) -> Path:
         ending = ".dcm" if data[128:132] == b"DICM" else _SUFFIXES.get(data[:2], ".img")
         path = self.out / (hashlib.sha256(data).hexdigest()[:20] + ending)
-        if not path.is_file():
+        is_new = not path.is_file()
+        if is_new or path.read_bytes() != data:  # a name does not prove what is in the file
             write_atomic(path, data)
+        if is_new:
             self.written.append(path)
         return path
 
