@@ -101,6 +101,8 @@ def test_boxes_and_polygons_end_at_the_image(tmp_path, samples):
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "odd count"),
         ({"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "finite numbers"),
         ({"segmentation": [[1, 1, 1, 1, 1, 1]]}, "cover no pixel"),
+        ({"segmentation": {"size": [H, W], "counts": [H * W]}}, "a mask of something, it covers no pixel"),
+        ({"segmentation": [], "bbox": [10, 5, 0, 0]}, "bbox: expected a box inside the image"),
         ({"bbox": [1, 2, 3]}, "bbox: expected a list of 4"),
         ({"bbox": [100, 2, 3, 4]}, "bbox: expected a box inside the image"),
         ({"bbox": [1, 2, 3, 4], "image_id": 9}, "expected an image and a category of this file"),
@@ -108,21 +110,28 @@ def test_boxes_and_polygons_end_at_the_image(tmp_path, samples):
     ],
 )
 def test_damaged_coco(tmp_path, samples, change, message):
-    with pytest.raises(DataError, match=r"masks\.json: .*" + re.escape(message)):
+    with pytest.raises(DataError, match=r"(?s)masks\.json: no sample gets a region.*left out: .*" + re.escape(message)):
         attach_regions(samples, written(tmp_path, coco(change)))
+    said: list[str] = []
+    good = {"bbox": [5, 4, 10, 8]}
+    new = attach_regions(samples, written(tmp_path, coco(good, {"bbox": [1, 2, 3, 4]} | change)), say=said.append)
+    assert np.array_equal(masks_of(new[0])["liver"], LIVER)
+    assert len(said) == 1 and message.replace("annotations[0]", "annotations[1]") in said[0]
 
 
 def test_images_that_annotations_name(tmp_path, samples):
     box = {"bbox": [1, 2, 3, 4]}
-    with pytest.raises(DataError, match=r"names 1 images that are neither in the samples nor beside.*: c\.png"):
+    with pytest.raises(
+        DataError, match=r"(?s)no sample gets.*neither in the samples nor beside their images: 'c\.png'"
+    ):
         attach_regions(samples, written(tmp_path, coco(box, file="c.png")))
     with pytest.raises(DataError, match=r"leads out of it"):
         attach_regions(samples, written(tmp_path, coco(box, file="../images/a.png")))
-    with pytest.raises(DataError, match=r"leads out of it"):
-        attach_regions(samples, written(tmp_path, coco(box, file="/etc/a.png")))
     with pytest.raises(DataError, match=r"expected a mask of 30 x 20 pixels as .*, got 31 x 20"):
         attach_regions(samples, written(tmp_path, coco(box, size=(H, W + 1))))
     assert attach_regions(samples, written(tmp_path, coco(box, file="images/a.png")))[0].regions
+    for name in ("/data/project/images/a.png", "/data/a.png", "/a.png"):
+        assert attach_regions(samples, written(tmp_path, coco(box, file=name)))[0].regions
     both = [samples[0], Sample("9", tmp_path / "other" / "a.png", "liver", "x", "open")]
     with pytest.raises(DataError, match="fits several images"):
         attach_regions(both, written(tmp_path, coco(box)))
@@ -184,8 +193,8 @@ def test_png_masks_that_do_not_fit(tmp_path, samples):
     with pytest.raises(DataError, match=r'values 1, 7 have no name; write \{"1": "\.\.\."'):
         attach_regions(samples, folder)
     (folder / "labels.json").write_text('{"1": "liver"}')
-    with pytest.raises(DataError, match="values 7 have no name"):
-        attach_regions(samples, folder)
+    new, said = said_of(samples, folder)
+    assert [region.name for region in new[1].regions] == ["liver"] and "values 7 have no name" in said[0]
     (folder / "labels.json").write_text("[]")
     with pytest.raises(DataError, match=r"labels\.json: expected an object"):
         attach_regions(samples, folder)
@@ -197,7 +206,7 @@ def test_png_masks_that_do_not_fit(tmp_path, samples):
     with pytest.raises(DataError, match=r"a\.png: expected a mask image"):
         attach_regions(samples, folder)
     (folder / "a.png").rename(folder / "zzz.png")
-    with pytest.raises(DataError, match=r"neither in the samples nor beside their images: zzz\.png"):
+    with pytest.raises(DataError, match=r"zzz\.png: names an image that is neither in the samples nor beside"):
         attach_regions(samples, folder)
 
 
@@ -280,7 +289,15 @@ def test_how_label_studio_names_images(tmp_path, samples):
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ({"type": "ellipselabels", "value": {}}, "result[0]: type: expected one of brushlabels"),
+        ({"type": "ellipselabels", "value": {"x": 1}}, "expected a list of 4 finite numbers"),
+        ({"type": "rectanglelabels", "value": {"x": 1, "y": 1, "width": 0, "height": 5}}, "some width and height"),
+        (
+            {"type": "ellipse", "value": {"x": 1, "y": 1, "radiusX": 3, "radiusY": 0}},
+            "ellipse of some width and height, got the radii 0.9 and 0",
+        ),
+        ({"type": "brush", "value": {"rle": brush_code(LIVER & SPLEEN)}}, "rle: expected a mask of something"),
+        ({"type": "brush", "value": {"rle": brush_code(LIVER)}, "image_rotation": 90}, "turn it back"),
+        ({"type": "keypointlabels", "value": {}}, "1 results of the type 'keypointlabels', which are no regions"),
         ({"type": "brushlabels", "value": {"rle": [300]}}, "rle: expected a list of bytes"),
         ({"type": "brushlabels", "value": {"rle": [0, 0, 9, 96]}}, "rle: expected a complete brush code"),
         (
@@ -356,3 +373,120 @@ def test_organs_of_a_real_ct():
     new = attach_regions(slices, ORGANS / "ct_labels.nii.gz", progress=lambda *counts: seen.append(counts))
     assert [[region.name for region in sample.regions or ()] for sample in new[:3]] == [["liver"], ["kidney_left"], []]
     assert seen == [(1, 2), (2, 2)]
+
+
+def said_of(samples: list[Sample], source: Path) -> tuple[list[Sample], list[str]]:
+    said: list[str] = []
+    return attach_regions(samples, source, say=said.append), said
+
+
+def test_what_is_no_region_in_label_studio_is_counted(tmp_path, samples):
+    box = {"type": "rectanglelabels", "value": {"x": 0, "y": 0, "width": 9, "height": 9, "rectanglelabels": ["liver"]}}
+    relation = {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"}
+    point = {"type": "keypointlabels", "value": {"x": 1, "y": 1, "width": 0.5, "keypointlabels": ["liver"]}}
+    damaged = {"type": "polygonlabels", "value": {"points": 7}}
+    new, said = said_of(samples, written(tmp_path, [task(relation, damaged, point, box), task(relation)]))
+    assert len(new[0].regions) == 1
+    assert [line.partition("masks.json: ")[2] for line in said] == [
+        "[0]: result[1]: points: expected a list of [x, y] in percent, got 7",
+        "2 results of the type 'relation', which are no regions",
+        "1 results of the type 'keypointlabels', which are no regions",
+    ]
+
+
+@pytest.mark.parametrize("turn", [0, 30, 90])
+def test_ellipses_of_label_studio(tmp_path, samples, turn):
+    value = {"x": 50, "y": 50, "radiusX": 600 / W, "radiusY": 300 / H, "rotation": turn, "ellipselabels": ["liver"]}
+    new = attach_regions(samples, written(tmp_path, [task({"type": "ellipselabels", "value": value})]))
+    y, x = np.mgrid[:H, :W] + 0.5
+    right, down = x - W / 2, y - H / 2
+    along = right * np.cos(np.deg2rad(turn)) + down * np.sin(np.deg2rad(turn))
+    across = down * np.cos(np.deg2rad(turn)) - right * np.sin(np.deg2rad(turn))
+    truth = (along / 6) ** 2 + (across / 3) ** 2 <= 1
+    mask = masks_of(new[0])["liver"]
+    assert (mask & truth).sum() / (mask | truth).sum() > 0.85
+    assert (along[mask].std() > 1.5 * across[mask].std()) and abs(mask.sum() / truth.sum() - 1) < 0.15
+
+
+def test_a_shape_of_label_studio_may_have_its_name_in_another_result(tmp_path, samples):
+    shape = {"type": "rectangle", "id": "q", "value": {"x": 0, "y": 0, "width": 9, "height": 9}}
+    name = {"type": "labels", "id": "q", "value": {"labels": ["spleen"]}}
+    new = attach_regions(samples, written(tmp_path, [task(shape, name)]))
+    assert [region.name for region in new[1].regions] == ["spleen"]
+    assert new[0].regions is None
+
+
+def test_of_absolute_names_the_one_that_fits_best_counts(tmp_path):
+    rows = []
+    for patient in ("p1", "p2"):
+        (tmp_path / patient).mkdir()
+        Image.new("L", (W, H)).save(tmp_path / patient / "1.png")
+        rows.append(Sample(patient, tmp_path / patient / "1.png", "liver", "x", "open"))
+    data = coco({"bbox": [1, 1, 3, 4]}, {"bbox": [5, 4, 10, 8], "image_id": 2})
+    data["images"] = [data["images"][0] | {"id": n, "file_name": f"/data/p{n}/1.png"} for n in (1, 2)]
+    new, said = said_of(rows, written(tmp_path, data))
+    assert [len(row.regions) for row in new] == [1, 1] and said == []
+    new, said = said_of(rows[1:], written(tmp_path, data))  # p1/1.png ends in "1.png", too
+    assert np.array_equal(masks_of(new[0])["liver"], LIVER)
+    assert len(said) == 1 and "'/data/p1/1.png': another name fits" in said[0]
+    with pytest.raises(DataError, match=r"(?s)nor beside their images: '/data/1\.png'"):
+        attach_regions(rows, written(tmp_path, coco({"bbox": [1, 1, 3, 4]}, file="/data/1.png")))
+
+
+def test_a_part_of_a_polygon_that_is_none_is_left_out(tmp_path, samples):
+    new, said = said_of(
+        samples, written(tmp_path, coco({"segmentation": [[5, 4, 15, 4, 15, 12, 5, 12], [1, 1, 2, 2]]}))
+    )
+    assert np.array_equal(masks_of(new[0])["liver"], LIVER)
+    assert len(said) == 1 and "at least three corners, got 2" in said[0]
+
+
+def test_results_of_coco_alone(tmp_path, samples):
+    with pytest.raises(DataError, match="these are COCO results, which name images and categories by number only"):
+        attach_regions(
+            samples, written(tmp_path, [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}])
+        )
+
+
+def test_the_soft_edge_of_a_png_mask_ends_at_half(tmp_path, samples):
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    soft = LIVER * 255.0
+    soft[3, 5:15], soft[12, 5:15] = np.linspace(1, 120, 10), np.linspace(128, 250, 10)
+    Image.fromarray(soft.astype(np.uint8)).save(folder / "a.png")
+    truth = LIVER.copy()
+    truth[12, 5:15] = True
+    for names in ({}, {"255": "liver"}):
+        (folder / "labels.json").write_text(json.dumps(names))
+        new, said = said_of(samples, folder)
+        (region,) = new[0].regions
+        assert np.array_equal(region_mask(region, H, W), truth)
+        assert len(said) == 1 and "21 grey values, taken for one mask with a soft edge that ends at 127" in said[0]
+
+
+def test_many_structures_are_no_soft_edge(tmp_path, samples):
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    labels = np.arange(H * W).reshape(H, W) % 250 + 1
+    labels[0, 0] = 255
+    Image.fromarray(labels.astype(np.uint8)).save(folder / "a.png")
+    with pytest.raises(DataError, match=r"the values 1, 2, 3, .* have no name; write"):
+        attach_regions(samples, folder)
+    (folder / "labels.json").write_text('{"7": "liver"}')
+    new, said = said_of(samples, folder)
+    assert np.array_equal(masks_of(new[0])["liver"], labels == 7)
+    assert len(said) == 1 and "have no name" in said[0]
+
+
+def test_one_bad_png_mask_leaves_the_others(tmp_path, samples):
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    Image.fromarray(LIVER * np.uint8(255)).save(folder / "a.png")
+    Image.new("L", (W, H)).save(folder / "b.png")
+    (folder / "c.png").write_bytes(b"no mask")
+    new, said = said_of(samples, folder)
+    assert [bool(sample.regions) for sample in new] == [True, True, True, False]
+    assert [line.partition("masks/")[2] for line in said] == [
+        "b.png: an empty mask, all of it is background",
+        "c.png: names an image that is neither in the samples nor beside their images",
+    ]

@@ -174,10 +174,17 @@ def test_without_a_card_nothing_happens(tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_data_have_a_name_that_tells_no_place() -> None:
     samples = [Sample("1", Path(f"{SECRET}/a.png"), "Where?", "liver", "open")]
-    assert public_data(Path("data/slake/test.jsonl"), samples) == "SLAKE"
-    name = public_data(Path(f"{SECRET}/test.jsonl"), samples)
-    assert name == public_data(Path("elsewhere/rows.jsonl"), samples) and "ward" not in name
-    assert name != public_data(Path("elsewhere/rows.jsonl"), [replace(samples[0], answer="lung")])
+    name = public_data(samples)
+    assert name == public_data([replace(samples[0], image=Path("elsewhere/a.png"))]) and "ward" not in name
+    assert name != public_data([replace(samples[0], answer="lung")])
+
+
+def test_data_are_a_published_set_by_their_rows_not_by_their_folder() -> None:
+    rows = [Sample(name, Path("slake/a.png"), "Where?", "liver", "open") for name in ("slake-1", "slake-2")]
+    assert public_data(rows).startswith("SLAKE (hash ")
+    assert public_data([*rows, replace(rows[0], id="mine-1")]).startswith("Own questions (hash ")
+    assert public_data([replace(rows[0], id="iu-xray-vqa-3")]).startswith("IU-Xray VQA (CARES) (hash ")
+    assert public_data([replace(rows[0], id="iu-xray-CXR1_IM-1")]).startswith("IU-Xray reports (hash ")
 
 
 def test_says_how_good_its_labels_are() -> None:

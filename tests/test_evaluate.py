@@ -236,6 +236,13 @@ def test_stopped_evaluation_goes_on_where_it_was(vlm, samples, tmp_path, monkeyp
     assert done.cost.seconds == pytest.approx(again.cost.seconds)
 
 
+def test_nothing_to_measure_attention_on_is_told(vlm, samples):
+    empty = Region(mask=encode_mask(np.zeros((24, 24), dtype=bool)))
+    results = evaluate(vlm, [replace(samples[0], regions=(empty,)), samples[1]], SHORT)
+    assert "no question has a region" in results.absent["attention"] and results.counts["with_attention"] == 0
+    assert "attention" not in evaluate(vlm, samples[:1], SHORT).absent
+
+
 def test_reports_are_scored_with_what_is_there(vlm, samples, tmp_path):
     reports = [replace(sample, answer_type="report", answer="no acute finding in the chest") for sample in samples]
     results = evaluate(vlm, reports, SHORT, out_folder=tmp_path / "run")

@@ -15,9 +15,11 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 
 from a3tune.data.window import MAX_PIXELS
 from test_fuzz_images import DICOMS, NIFTIS, RAMP, dicom, encoded
@@ -98,6 +100,22 @@ def tiff(width: int, height: int) -> bytes:
     return bytes(data)
 
 
+def planes(width: int, height: int) -> bytes:
+    """A TIFF that Pillow does not read (planes of 16 bits), whose header claims a size."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.zeros((3, 9, 7), np.uint16), photometric="rgb", planarconfig="separate")
+    data = bytearray(buffer.getvalue())
+    for tag, old, value in ((256, 7, width), (257, 9, height), (278, 9, height)):
+        kinds = ((3, struct.pack("<HHII", tag, 3, 1, old)), (4, struct.pack("<HHII", tag, 4, 1, old)))
+        at = next(data.index(entry) for _, entry in kinds if entry in data)
+        data[at : at + 12] = struct.pack("<HHII", tag, 4, 1, value)
+    return bytes(data)
+
+
+def mgh(*size: int) -> bytes:
+    return struct.pack(">7i", 1, *size, 1, 1, 0).ljust(284, b"\0")
+
+
 def table(value: bytes, rows: int) -> bytes:
     """A table whose rows all refer to one value."""
     column = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
@@ -137,6 +155,11 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "zeros.nii.gz#coronal=0": lambda: packed(nifti([700, 700, 700]), 700),
     "zeros.nii.gz#sagittal=0": lambda: packed(nifti([700, 700, 700]), 700),
     "offset.nii.gz#axial=0": lambda: packed(nifti([3, 4, 5, 6], offset=5e8), 600),
+    "large.mgz": lambda: mgh(30_000, 30_000, 30_000),
+    "packed.mgz#axial=0": lambda: packed(mgh(1200, 1200, 1200), 600),
+    "planes.tiff": lambda: planes(60_000, 60_000),
+    "planes-8000.tiff": lambda: planes(8000, 3000),
+    "one-stream.dcm.gz": lambda: gzip.compress(dicom(RAMP, "ExplicitVRLittleEndian") + bytes(600 * 2**20), 1),
     "rows.dcm": lambda: dicom(RAMP, "ExplicitVRLittleEndian", Rows=60_000, Columns=60_000),
     "frames.dcm": lambda: dicom(RAMP, "ExplicitVRLittleEndian", NumberOfFrames=2**31 - 1),
     "rle.dcm": lambda: with_pixels(b"\0" * 64, Rows=60_000, Columns=60_000),
@@ -161,7 +184,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 _CHILD = """
 import gc, json, resource, sys, time
 from pathlib import Path
-import pyarrow.parquet, pydicom, nibabel, pydicom.pixels, openjpeg, PIL.WebPImagePlugin
+import pyarrow.parquet, pydicom, nibabel, pydicom.pixels, openjpeg, PIL.WebPImagePlugin, tifffile
+import nibabel.freesurfer
 from a3tune.data.images import load_image
 from a3tune.data.annotations import attach_regions
 from a3tune.data.rows import read_rows

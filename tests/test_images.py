@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from a3tune.data import images
-from a3tune.data.images import content_hash, load_image, window
+from a3tune.data.images import content_hash, load_image
+from a3tune.data.window import window
 from a3tune.errors import DataError
 
 RAMP = np.linspace(0, 1, 64 * 48).reshape(48, 64)
@@ -33,14 +35,15 @@ def grey(data: bytes) -> np.ndarray:
     return pixels[..., 0]
 
 
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def png(width: int, height: int) -> bytes:
     """Header of a PNG that claims a size, with next to no data."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
-    parts = (
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in chunks)
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "BMP"])
@@ -96,6 +99,74 @@ def test_other_colour_modes():
     assert np.asarray(load_image(encoded(Image.new("1", (2, 2), 1)))).min() == 255
 
 
+DEEP = np.stack([RAMP, 1 - RAMP, RAMP * 0.5], axis=-1)
+"""Colours between 0 and 1; files hold them in the lower 12 of 16 bits."""
+
+
+def deep_png(values: np.ndarray) -> bytes:
+    """A PNG of 16 bits per channel, which Pillow cannot write; grey, with opacity, RGB, RGBA."""
+    height, width, channels = values.shape
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def tiff(values: np.ndarray, **options) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, **options)
+    return buffer.getvalue()
+
+
+RGB_TIFFS = {
+    "little": {},
+    "big": {"byteorder": ">"},
+    "deflated": {"compression": "deflate"},
+    "planes": {"planarconfig": "separate"},
+}
+
+
+@pytest.mark.parametrize("kind", ["png", *RGB_TIFFS])
+def test_deep_colour_is_scaled_as_deep_grey_is(kind):
+    values = (DEEP * 4095).astype(np.uint16)
+    options = RGB_TIFFS.get(kind, {})
+    laid = np.moveaxis(values, -1, 0) if "planes" in kind else values
+    data = deep_png(values) if kind == "png" else tiff(laid, photometric="rgb", **options)
+    assert np.abs(np.asarray(load_image(data)) - 255 * DEEP).max() <= 4
+
+
+def test_a_kind_of_tiff_that_nobody_reads_rightly_is_refused():
+    planes = np.moveaxis((DEEP * 4095).astype(np.uint16), -1, 0)
+    with pytest.raises(DataError, match="not compressed: save it so"):
+        load_image(tiff(planes, photometric="rgb", planarconfig="separate", compression="deflate"))
+
+
+@pytest.mark.parametrize("kind", ["la", "rgba", "la tiff", "rgba tiff", "premultiplied"])
+def test_opacity_of_sixteen_bits(kind):
+    colours = (DEEP if "rgba" in kind or kind == "premultiplied" else DEEP[..., :1]) * 4095
+    opacity = np.full((*RAMP.shape, 1), 65535)
+    opacity[:4] = 0
+    stored = colours * (opacity > 0) if kind == "premultiplied" else colours
+    values = np.concatenate([stored, opacity], axis=-1).astype(np.uint16)
+    if kind in ("la", "rgba"):
+        data = deep_png(values)
+    else:
+        extra = "assocalpha" if kind == "premultiplied" else "unassalpha"
+        data = tiff(values, photometric="minisblack" if kind == "la tiff" else "rgb", extrasamples=[extra])
+    shown = np.asarray(load_image(data))
+    assert not shown[:4].any()
+    assert np.abs(shown[4:] - 255 * (colours[4:] / 4095)).max() <= 5
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int16, np.float32, np.float64])
+def test_white_may_be_the_least_value_at_any_depth(kind, order):
+    data = tiff((RAMP * 255).astype(kind), photometric="miniswhite", byteorder=order)
+    shown = grey(data)
+    assert (shown[0, 0], shown[-1, -1]) == (255, 0)
+    assert np.abs(shown - 255 * (1 - RAMP)).max() <= 3
+
+
 def test_transparency_is_laid_on_black():
     half = Image.new("RGBA", (4, 4), (200, 100, 0, 128))
     assert np.abs(np.asarray(load_image(encoded(half))).astype(int) - (100, 50, 0)).max() <= 1
@@ -112,6 +183,8 @@ def test_exif_orientation_is_applied():
     exif[0x0112] = 6
     turned = grey(encoded(Image.fromarray(pixels), "PNG", exif=exif))
     assert np.array_equal(turned, np.rot90(pixels, -1))
+    deep = tiff((DEEP * 4095).astype(np.uint16), photometric="rgb", extratags=[(0x0112, "H", 1, 6)])
+    assert np.abs(np.asarray(load_image(deep)) - 255 * np.rot90(DEEP, -1)).max() <= 4
 
 
 def test_smallest_and_large_images(tmp_path):

@@ -191,7 +191,7 @@ def test_objects_without_pixels():
     with pytest.raises(DataError, match="holds no pixels"):
         load_image(data[: data.index(b"\xe0\x7f\x10\x00")])
     deflated = data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99\0")
-    with pytest.raises(DataError, match="not deflated"):
+    with pytest.raises(DataError, match="expected a complete DICOM file"):
         load_image(deflated)
 
 
@@ -361,3 +361,40 @@ def test_a_real_volume_has_the_liver_on_the_left_of_the_picture():
     assert image.size == labels.shape[::-1]
     spleen, liver = (np.nonzero(labels == value)[1].mean() for value in (1, 5))
     assert liver < labels.shape[1] / 2 < spleen
+
+
+def as_mgh(values: np.ndarray, affine: np.ndarray) -> bytes:
+    return nibabel.freesurfer.mghformat.MGHImage(values, affine).to_bytes()
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_volumes_of_freesurfer(tmp_path, pack):
+    values = np.random.default_rng(0).integers(0, 999, (6, 7, 8)).astype(np.int16)
+    affine = np.array([[-1.0, 0, 0, 3], [0, 0, 1, 4], [0, -1, 0, 5], [0, 0, 0, 1]])
+    path = stored(tmp_path, pack(as_mgh(values, affine)), "brain.mgz")
+    same = stored(tmp_path, nifti(values, affine), "brain.nii")
+    for plane in ("axial=3", "coronal=2", "sagittal=5"):
+        assert np.array_equal(grey(Path(f"{path}#{plane}")), grey(Path(f"{same}#{plane}")))
+    with pytest.raises(DataError, match="truncated"):
+        medical.decode_nifti(as_mgh(values, affine)[:400], "axial=1")
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_volumes_in_two_files(tmp_path, end):
+    values = np.random.default_rng(0).integers(0, 999, (4, 5, 6)).astype(np.int16)
+    whole = nibabel.Nifti1Image(values, np.diag([-1.0, 1, 2, 1]))
+    nibabel.save(nibabel.Nifti1Pair(values, whole.affine), tmp_path / f"ct.img{end}")
+    same = stored(tmp_path, whole.to_bytes(), "ct.nii")
+    for part in ("img", "hdr"):
+        path = tmp_path / f"ct.{part}{end}"
+        assert np.array_equal(grey(Path(f"{path}#axial=3")), grey(Path(f"{same}#axial=3")))
+    hashes = {content_hash(tmp_path / f"ct.{part}{end}") for part in ("img", "hdr")}
+    (tmp_path / f"ct.img{end}").write_bytes((gzip.compress if end else bytes)(values[::-1].tobytes()))
+    assert len(hashes) == 1 and content_hash(tmp_path / f"ct.hdr{end}") not in hashes
+    (tmp_path / f"ct.img{end}").unlink()
+    with pytest.raises(DataError, match=r"ct\.hdr.*No such file"):
+        load_image(Path(f"{tmp_path}/ct.hdr{end}#axial=0"))
+    stored(tmp_path, bytes(348), f"ct.hdr{end}")
+    stored(tmp_path, bytes(348), f"ct.img{end}")
+    with pytest.raises(DataError, match="expected the header of a NIfTI volume"):
+        load_image(Path(f"{tmp_path}/ct.img{end}#axial=0"))

@@ -69,3 +69,21 @@ def test_samples_without_regions_are_left_out_and_the_rest_is_broken_down():
 def test_a_region_that_does_not_fit_is_an_error():
     with pytest.raises(LabelError, match="20 x 20"):
         quality(["exact"], top_k=1, regions=(Region(box=(90.0, 0.0, 99.0, 9.0)),))
+
+
+def test_a_region_of_two_parts_is_found_part_by_part_or_as_a_whole():
+    masks = [box_mask(BOXES[name], 20, 20) for name in ("exact", "elsewhere")]
+    both = Region(mask=encode_mask(masks[0] | masks[1]))
+    assert quality(["exact", "elsewhere"], top_k=2, regions=(both,)).recall == 1
+    assert quality(["exact", "half"], top_k=2, regions=(both,)).recall == 0.5
+    whole = label_quality([sample("1", both)], lambda one: Labels(one.id, (Segment(both.mask),), (0.0,)), top_k=1)
+    assert (whole["all"].recall, whole["all"].best_iou) == (1, 1)
+
+
+def test_specks_of_a_region_are_no_parts():
+    mask = box_mask((0.0, 0.0, 10.0, 10.0), 20, 20)
+    mask[15, 15] = True
+    speckled = Region(mask=encode_mask(mask))
+    for code, recall in ((speckled.mask, 1), (encode_mask(box_mask((0.0, 0.0, 10.0, 10.0), 20, 20)), 1)):
+        ranked = Labels("1", (Segment(code),), (0.0,))
+        assert label_quality([sample("1", speckled)], lambda one, found=ranked: found, top_k=1)["all"].recall == recall

@@ -104,6 +104,7 @@ def test_defaults(tmp_path):
         ("{", "JSON object per line"),
         ("[1]", "expected an object"),
         ('{"id": NaN}', "NaN"),
+        ('{"id": "1", "answer": "yes", "answer": "no"}', "the key 'answer' is given twice in one object"),
         (ROW | {"promt": "x"}, "unknown field 'promt'; did you mean 'prompt'?"),
         (ROW | {"zzz": "x"}, "the fields are id, image"),
         ({"id": "1"}, "answer: expected a text, the field is missing"),
@@ -154,10 +155,39 @@ def test_files_that_are_no_rows(tmp_path):
 def test_any_bytes_are_rows_or_a_data_error(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_bytes(data)
-    try:
-        assert read_rows(path) == []
-    except DataError as error:
-        assert "rows.jsonl" in str(error)
+    with pytest.raises(DataError, match=r"rows\.jsonl"):
+        read_rows(path)
+
+
+def test_no_row_is_an_error(tmp_path):
+    for lines in ("", "\n \n"):
+        (tmp_path / "rows.jsonl").write_text(lines)
+        for read_them in (lambda path: read_rows(path), lambda path: check_split(DataConfig(train=path), "train")):
+            with pytest.raises(DataError, match=r"rows\.jsonl: expected at least one row, it has none$"):
+                read_them(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("data:image/png;base64," + 9999 * "iVBOR", "image itself: <data URI of 50,017 characters>; `a3tune data im"),
+        ("https://host/a.png", "an address: 'https://host/a.png'; `a3tune data import` .* nothing is downloaded"),
+        (9999 * "iVBOR", "expected the path of a file, got 49,995 characters: <49,995 characters>"),
+    ],
+)
+def test_images_that_are_no_files_are_refused_in_a_short_line(tmp_path, image, message):
+    with pytest.raises(DataError, match=message) as caught:
+        read(tmp_path, ROW | {"image": image})
+    assert len(str(caught.value)) < 400
+    assert "iVBOR" not in str(caught.value)
+
+
+def test_forms_that_are_imported(tmp_path):
+    with pytest.raises(DataError, match="`a3tune data import` makes rows of other forms"):
+        read(tmp_path, {"id": "1", "image": "a.png", "conversations": []})
+    for text in ("[", "[\n" + json.dumps(ROW) + "\n]"):
+        with pytest.raises(DataError, match="`a3tune data import` makes rows of a JSON array"):
+            read(tmp_path, text)
 
 
 def test_what_could_not_be_read_back_is_not_written(tmp_path):

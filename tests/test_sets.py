@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from a3tune.data.rows import read_rows
-from a3tune.data.sets import DATA_SETS, check, detect, format_check, prepare
-from a3tune.data.sets.mimic_cxr import report_sections
+from a3tune.data.sets import DATA_SETS, check, detect, format_check, hub, prepare
 from a3tune.data.sets.reading import Reading
+from a3tune.data.sets.reports import report_sections, report_text
 from a3tune.data.sets.slake import asked_regions
 from a3tune.errors import DataError
 from a3tune.masks import region_mask
@@ -235,10 +235,12 @@ def path_vqa_parquet(folder: Path) -> None:
 def test_path_vqa_from_parquet_writes_each_image_once(tmp_path):
     folder, out = tmp_path / "path-vqa", tmp_path / "out"
     path_vqa_parquet(folder)
-    assert check(folder).rows == {"train": 3, "validation": 1, "test": 1}
+    with pytest.raises(DataError, match=r"is parquet with 3 train, 1 validation, 1 test rows, as many as none.*--name"):
+        check(folder)
+    assert check(folder, "path-vqa").rows == {"train": 3, "validation": 1, "test": 1}
     first, second, _ = DATA_SETS["path-vqa"].read(Reading(folder), "paper")["train"]
     assert first.image is second.image  # thousands of questions share their images: each is in memory once
-    files = prepare(folder, out)
+    files = prepare(folder, out, "path-vqa")
     train = read_rows(files["train"])
     assert [(sample.answer, sample.answer_type) for sample in train] == [
         ("a gland", "open"),
@@ -248,14 +250,49 @@ def test_path_vqa_from_parquet_writes_each_image_once(tmp_path):
     assert train[0].image == train[1].image != train[2].image
     assert train[0].image.read_bytes() == encoded(1)
     train[0].image.write_bytes(encoded(2))  # its name says what it holds; prepared again, it does
-    prepare(folder, out)
+    prepare(folder, out, "path-vqa")
     assert train[0].image.read_bytes() == encoded(1)
     assert len(list((out / "images").iterdir())) == 4
     (folder / "data" / "test-00000-of-00001.parquet").write_bytes(b"PAR1")
     (folder / "data" / "validation-00000-of-00001.parquet").unlink()
-    problems = lines_of(folder)
+    problems = [f"{problem.file}: {problem.what}" for problem in check(folder, "path-vqa").problems]
     assert problems[0] == "data/validation-00000-of-0000N.parquet: missing"
     assert problems[1].startswith("data/test-00000-of-00001.parquet: expected a complete parquet file")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "meta"),
+    [
+        ("path-vqa", "path_vqa", {"modality": "Pathology", "question_type": "open"}),
+        ("slake", "slake", {"modality": "CT", "organ": "Lung"}),
+        ("vqa-rad", "vqa_rad", {}),
+    ],
+)
+@pytest.mark.parametrize("place", ["data", ".", "default"])
+def test_parquet_is_recognised_by_its_rows_not_by_its_names(tmp_path, monkeypatch, name, module, meta, place):
+    folder, splits = tmp_path / "path-vqa", {"train": 2, "validation": 1, "test": 1}
+    if name == "vqa-rad":
+        del splits["validation"]
+    for split, count in splits.items():
+        about = {"modality": "CT", "location": "Lung"} if name == "slake" else {}
+        rows = [{"image": {"bytes": encoded(7), "path": None}, "question": "q?", "answer": "a gland"} | about] * count
+        file = f"{split}/0.parquet" if place == "default" else f"{split}-00000-of-00001.parquet"
+        (folder / place / file).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), folder / place / file)
+    with pytest.raises(DataError, match="as many as none of them"):
+        detect(folder)
+    monkeypatch.setattr(f"a3tune.data.sets.{module}._ROWS_ON_HUB", splits)
+    checked = check(folder)
+    assert (checked.name, checked.rows, checked.ok) == (name, splits, True)
+    sample = read_rows(prepare(folder, tmp_path / "out")["train"])[0]
+    assert (sample.prompt, sample.answer, sample.meta) == ("q?", "a gland", meta)
+
+
+def test_counts_of_parquet_need_the_columns(tmp_path):
+    pq.write_table(pa.table({"image": ["a"], "text": ["b"]}), tmp_path / "train-0.parquet")
+    assert hub.counts(tmp_path) == {}
+    (tmp_path / "train-0.parquet").write_bytes(b"PAR1")
+    assert hub.counts(tmp_path) == {}
 
 
 def test_path_vqa_as_json_and_never_as_a_pickle(tmp_path):
@@ -323,7 +360,8 @@ def test_omni_med_vqa_as_published_is_multiple_choice(tmp_path):
     written(tmp_path / "QA_information" / "Open-access" / "ACRIMA.json", rows)
     found = check(tmp_path)
     assert found.name == "omnimedvqa-choice" and found.ok
-    assert dict(found.rows) == {"train": 7, "test": 3}
+    assert dict(found.rows) == {"train": 7, "test": 3, "left out": 1}
+    assert found.left_out == {"no image, or no options with the answer": 1}
     assert [problem.what for problem in found.problems if "ACRIMA-11: expected" in problem.what]
     files = prepare(tmp_path, tmp_path / "out")
     samples = [sample for file in files.values() for sample in read_rows(file)]
@@ -386,6 +424,31 @@ def test_sections_of_a_report():
     assert report_sections("no headings") == {}
 
 
+LUNGS = "The lungs are clear."
+HEART = "The heart is of normal size."
+
+
+@pytest.mark.parametrize(
+    ("report", "text"),
+    [
+        (f"FINDINGS:\n LUNGS: {LUNGS}\n HEART: {HEART}\n", f"LUNGS: {LUNGS} HEART: {HEART}"),
+        (f"FINDINGS: {LUNGS}\n PLEURA: No effusion.\nIMPRESSION: {HEART}", f"{LUNGS} PLEURA: No effusion. {HEART}"),
+        (f"INDICATION: Cough.\nFINDINGS/IMPRESSION: {LUNGS}", LUNGS),
+        (f"INDICATION: Cough.\nIMPRESSION AND FINDINGS: {LUNGS}", LUNGS),
+        (f"TECHNIQUE: PA.\n Findings: {LUNGS}\n Impression: {HEART}", f"{LUNGS} {HEART}"),
+        (f"FINDING: {LUNGS}\nCONCLUSION: {HEART}", f"{LUNGS} {HEART}"),
+        (f"IMPRESSION: {HEART}\nFINDINGS: {LUNGS}", f"{LUNGS} {HEART}"),
+        (f"FINAL REPORT\n INDICATION: Cough.\n\n COMPARISON: None.\n\n {LUNGS}\n {HEART}", f"{LUNGS} {HEART}"),
+        (f" FINAL REPORT\n {LUNGS}\n\n {HEART}", f"{LUNGS} {HEART}"),
+        (f"FINDINGS: {LUNGS}\nRECOMMENDATION: Follow up.", LUNGS),
+        ("INDICATION: Cough.\n\nTECHNIQUE: PA and lateral.", ""),
+        ("FINDINGS:\n\nIMPRESSION:\n", ""),
+    ],
+)
+def test_findings_and_impression_as_radiologists_write_them(report, text):
+    assert report_text(report) == text
+
+
 def mimic_cxr(folder: Path) -> None:
     studies = [("10000032", "50414267", "train"), ("10000032", "53189527", "train"), ("11000033", "50000014", "test")]
     rows, views = [], []
@@ -409,21 +472,54 @@ def test_mimic_cxr_reports(tmp_path):
     folder.mkdir()
     mimic_cxr(folder)
     checked = check(folder)
-    assert (checked.name, checked.problems) == ("mimic-cxr", ())
+    listed = ["files/p10/p10000032/s53189527.txt: 6 words of findings and impression found in it: left out"]
+    assert (checked.name, checked.ok, lines_of(folder)) == ("mimic-cxr", True, listed)
+    assert checked.left_out == {"with fewer than 10 words": 1}
     assert (checked.rows, checked.usable) == ({"train": 2, "test": 1}, {"train": 1, "test": 1})
     sample = read_rows(prepare(folder, tmp_path / "out")["train"])[0]
     assert sample.answer == "The heart size is normal and both lungs are clear. No acute process at 10:30."
     assert (sample.image.name, sample.meta["patient"]) == ("0b-2.jpg", "10000032")  # the frontal view
     (folder / "mimic-cxr-2.0.0-metadata.csv.gz").unlink()
     next(folder.rglob("s50000014.txt")).unlink()
-    next(folder.rglob("s50414267/0a-1.jpg")).unlink()
+    for image in folder.rglob("s50414267/*.jpg"):
+        image.unlink()
     assert lines_of(folder) == [
         "mimic-cxr-2.0.0-metadata.csv.gz: missing: the first image of a study is taken, frontal or not",
-        "files/p11/p11000033/s50000014.txt: missing",
-        "files/p10/p10000032/s50414267/0a-1.jpg: missing; named by 1 rows of mimic-cxr-2.0.0-split.csv",
+        "files: 1 of 2 train studies (50%) are on the disk, 2,000 at most are drawn from these; 1 have no image "
+        "(as files/p10/p10000032/s50414267/0a-1.jpg)",
+        "files: 0 of 1 test studies (0%) are on the disk, 500 at most are drawn from these; 1 have no report "
+        "(as files/p11/p11000033/s50000014.txt)",
+        "files/p10/p10000032/s53189527.txt: 6 words of findings and impression found in it: left out",
     ]
+    assert not check(folder).ok
     (folder / "mimic-cxr-2.0.0-split.csv.gz").write_bytes(b"\x1f\x8bno")
     assert lines_of(folder)[0].startswith("mimic-cxr-2.0.0-split.csv.gz: expected a table with the columns dicom_id")
+
+
+def test_a_part_of_mimic_cxr_is_enough(tmp_path):
+    folder = tmp_path / "mimic"
+    folder.mkdir()
+    mimic_cxr(folder)
+    with gzip.open(folder / "mimic-cxr-2.0.0-split.csv.gz", "at", newline="") as file:
+        for number in range(30):
+            file.write(f"0c-3,{60000000 + number},12000034,{'test' if number % 3 else 'train'}\r\n")
+    whole = {split: [row.id for row in read_rows(file)] for split, file in prepare(folder, tmp_path / "out").items()}
+    assert whole == {"train": ["mimic-cxr-50414267"], "test": ["mimic-cxr-50000014"]}
+    checked = check(folder)
+    assert checked.ok and checked.rows == {"train": 2, "test": 1}
+    assert "files: 2 of 12 train studies (17%) are on the disk" in format_check(checked)
+
+
+def test_a_part_of_iu_xray_is_enough(tmp_path):
+    studies = [{"id": f"CXR{n}_IM-1", "report": "Clear lungs .", "image_path": [f"CXR{n}/0.png"]} for n in range(3)]
+    written(tmp_path / "annotation.json", {"train": studies, "val": [], "test": studies[:1]})
+    picture(tmp_path / "images" / "CXR0" / "0.png")
+    checked = check(tmp_path)
+    assert (checked.rows, checked.usable, checked.ok) == ({"train": 3, "test": 1}, {"train": 1, "test": 1}, True)
+    assert checked.left_out == {"image not on the disk": 2}
+    assert "2 rows left out: 2 image not on the disk" in format_check(checked)
+    (tmp_path / "images" / "CXR0" / "0.png").unlink()
+    assert not check(tmp_path).ok and format_check(check(tmp_path)).endswith("not complete: no usable row")
 
 
 def test_folders_and_names_that_fit_nothing(tmp_path):

@@ -67,6 +67,8 @@ def test_mistakes_are_told_at_once_and_touch_nothing(command: str, folder: Path)
         ["report", "first", "--out", "page.html"],
         ["label", "status", "store"],
         ["label", "export", "store", ROWS, "--out", "coco.json"],
+        ["data", "check", ROWS],
+        ["data", "import", ROWS, "--out", "imported"],
         ["data", "regions", ROWS, "--masks", "masks.json", "--out", "regions.jsonl"],
     ],
 )

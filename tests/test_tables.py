@@ -117,7 +117,7 @@ def test_what_was_read_can_be_written_as_rows(tmp_path):
     samples = read_rows(parquet(tmp_path, ROW | {"images": ["a.png"]}))
     write_rows(tmp_path / "rows.jsonl", samples)
     assert read_rows(tmp_path / "rows.jsonl") == samples
-    with pytest.raises(DataError, match="save the image first"):
+    with pytest.raises(DataError, match="`a3tune data import` writes images as files"):
         write_rows(tmp_path / "rows.jsonl", read_rows(parquet(tmp_path, ROW)))
 
 

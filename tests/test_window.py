@@ -41,7 +41,14 @@ def test_nan_is_black():
 
 @pytest.mark.parametrize(
     ("centre", "width", "function"),
-    [(0, 0, "LINEAR"), (0, 1, "LINEAR"), (0, -5, "SIGMOID"), (0, float("nan"), "LINEAR"), (0, 9, "CURVE")],
+    [
+        (0, 0, "LINEAR"),
+        (0, 0.5, "LINEAR"),
+        (0, 0, "LINEAR_EXACT"),
+        (0, -5, "SIGMOID"),
+        (0, float("nan"), "LINEAR"),
+        (0, 9, "CURVE"),
+    ],
 )
 def test_windows_that_are_none(centre, width, function):
     with pytest.raises(DataError, match="expected"):

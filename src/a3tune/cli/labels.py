@@ -14,6 +14,7 @@ from a3tune.cli.options import (
     Force,
     Overrides,
     bar,
+    echo_left_out,
     load_settings,
     quieten,
     refuse_existing,
@@ -78,7 +79,7 @@ def make(
     from a3tune.commands.label import label
 
     with bar("Finding regions") as progress:
-        run, quality = label(settings, progress)
+        run, quality = label(settings, progress, lambda line: echo(line, err=True))
     echo(f"{run.images} images, {run.proposed} of them cut into segments now; {run.ranked} rankings made now")
     if "all" in quality:
         total = quality["all"]
@@ -111,12 +112,46 @@ def status(store: Store) -> None:
             echo(f"{name:16}{value}")
         for name in ("images", "segments", "rankings"):
             echo(f"{name:16}{getattr(labels, name):,}")
+        for top_k, quality in labels.quality.items():
+            found = f"{100 * quality.recall:.0f} % of the regions, at most {100 * quality.ceiling_recall:.0f} %"
+            echo(f"{f'found in {top_k}':16}{found} with all segments; mean best overlap {quality.best_iou:.2f}")
         echo("")
     echo(f"{'size':16}{content.bytes / 1e6:,.1f} MB in {content.shards:,} files")
     for shard in content.damaged:
         echo(f"damaged: {shard}; delete it and label again", err=True)
     if content.damaged:
         raise typer.Exit(1)
+
+
+@labels.command()
+def show(
+    store: Store,
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="FILE.html", help="The page.")] = Path("labels.html"),
+    count: Annotated[int, typer.Option(min=1, max=500, help="Questions on it, spread over the data.")] = 48,
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    force: Force = False,
+) -> None:
+    """Show images, the regions kept and what ranked them, on one page: look at it before you train.
+
+    Example: `a3tune label show labels train.jsonl --out labels.html`
+    """
+    from a3tune.commands.settings import label_settings
+
+    run, said = label_settings(config, overrides or ())
+    settings = run.labels
+    refuse_existing(out, force)
+    from a3tune.data.rows import read_rows
+    from a3tune.labels.fitting import fitting_settings
+    from a3tune.labels.sheet import write_sheet
+    from a3tune.labels.store import LabelStore
+
+    chosen = fitting_settings(store, settings, said)
+    labels = LabelStore(store, chosen.name)
+    done = write_sheet(labels, read_rows(data), out, count, top_k=settings.top_k, threshold=settings.threshold)
+    echo(f"{done.segments:,} regions of {done.images:,} questions: {out}")
+    echo_left_out("questions left out", [f"{sample}: {reason}" for sample, reason in done.skipped.items()])
 
 
 @labels.command()

@@ -18,6 +18,8 @@ from a3tune.text import visible
 if TYPE_CHECKING:
     from a3tune.config import RunConfig
 
+LISTED = 20
+"""Most lines of one kind on the screen."""
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as labels.top_k=2.")
 ]
@@ -33,6 +35,16 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the output if it e
 def refuse_existing(out: Path, force: bool) -> None:
     if out.exists() and not force:
         raise RunError(f"{out}: is there already; choose another --out, or replace it with --force")
+
+
+def echo_left_out(what: str, lines: Sequence[str]) -> None:
+    """How many things were left out, and why the first of them, on standard error."""
+    if lines:
+        echo(f"{len(lines):,} {what}:", err=True)
+    for line in lines[:LISTED]:
+        echo(f"  {line}", err=True)
+    if len(lines) > LISTED:
+        echo(f"  and {len(lines) - LISTED:,} more", err=True)
 
 
 def load_settings(config: Path | None, overrides: Sequence[str]) -> "RunConfig":

@@ -89,7 +89,7 @@ def train(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRu
     from a3tune.commands.train import fine_tune
 
     with bar("Training") as progress:
-        folder = fine_tune(settings, progress)
+        folder = fine_tune(settings, progress, lambda line: echo(line, err=True))
     echo(f"Adapter: {folder / 'adapter'}")
 
 

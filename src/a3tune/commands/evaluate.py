@@ -87,7 +87,7 @@ def _evaluate(subject: Subject, vlm: Vlm, samples: Sequence[Sample], progress: P
         if not folder.environment.is_file():
             folder.write_environment()
         if subject.adapter:
-            name = public_data(config.data.test, samples)
+            name = public_data(samples)
             hiding, _ = read_reliance(folder)
             update_card(subject.adapter, Evaluation(name, len(samples), config, results.metrics, hiding))
     processes.wait()

@@ -12,6 +12,7 @@ from a3tune.data.rows import read_split
 from a3tune.labels.make import make_maker
 from a3tune.labels.quality import Quality, label_quality
 from a3tune.labels.rank import format_query
+from a3tune.labels.rank.known import warn_of
 from a3tune.labels.store import LabelRun, LabelStore, label_images
 from a3tune.labels.stored import write_quality
 
@@ -19,14 +20,19 @@ GROUPS = ("body", "modality", "organ")
 """Fields of `meta` that label quality is broken down by."""
 
 
-def label(config: RunConfig, progress: Callable[[int, int], None]) -> tuple[LabelRun, dict[str, Quality]]:
+def label(
+    config: RunConfig, progress: Callable[[int, int], None], warn: Callable[[str], None] = lambda line: None
+) -> tuple[LabelRun, dict[str, Quality]]:
     """Weak labels of `config.data.train` into the label store; what is there already is not made again.
 
-    Returns what was done, and how well the labels find the true regions where these are known (`label_quality`).
+    `warn` gets a line where the shipped ranker meets images that it does not know. Returns what was done, and how well
+    the labels find the true regions where these are known (`label_quality`).
     """
     samples, settings = read_split(config.data, "train"), config.labels
     for sample in samples:
         format_query(settings.query, sample)  # told before models are read
+    if warning := warn_of(settings.ranker, (sample.image for sample in samples)):
+        warn(warning)
     run = label_images(
         samples,
         make_maker(settings, config.model.device),

@@ -5,22 +5,18 @@ Of a file that holds several images, a fragment after the path says which: `scan
 """
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from a3tune.data.medical import decode_dicom, decode_nifti, is_dicom, is_nifti
-from a3tune.data.window import MAX_PIXELS, check_size, window
+from a3tune.data.dicom_file import is_dicom
+from a3tune.data.medical import decode_dicom, decode_nifti, is_nifti, one_file
+from a3tune.data.pictures import decode_picture
 from a3tune.errors import DataError
 from a3tune.machine.hashes import file_hash
 from a3tune.types import ImageSource
-
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
-"""What Pillow may decode. Of its other formats one starts a program (EPS), and all widen what a file can attack."""
 
 _EMPTY = hashlib.sha256().hexdigest()
 
@@ -28,13 +24,13 @@ _EMPTY = hashlib.sha256().hexdigest()
 def load_image(source: ImageSource) -> Image.Image:
     """Decode a 2D image to 8-bit RGB, upright.
 
-    Grey images of more than 8 bits, integer or float, are windowed to their own 0.5-99.5 percentile range (`window`);
+    Images of more than 8 bits, integer or float, are windowed to their own 0.5-99.5 percentile range (`window`);
     every other image keeps its values. Transparency is laid on black, EXIF orientation is applied, of several frames
     the first is taken unless the path's fragment names one. DICOM and NIfTI: see `medical.py`.
 
     Raises:
-        DataError: the file is missing, empty, truncated, no image, or has more than `MAX_PIXELS` pixels; its fragment
-            names nothing in it.
+        DataError: the file is missing, empty, truncated, no image, or has more than `window.MAX_PIXELS` pixels; its
+            fragment names nothing in it.
     """
     name, (data, fragment) = describe(source), read_image(source)
     for recognises, decode in DECODERS:
@@ -56,7 +52,7 @@ def content_hash(source: ImageSource) -> str:
     Raises:
         DataError: the file cannot be read or is empty.
     """
-    if isinstance(source, Path) and "#" not in source.name:
+    if isinstance(source, Path) and "#" not in source.name and not _parts(source)[0].is_file():
         with _readable(source):
             digest = file_hash(source)
         if digest == _EMPTY:
@@ -67,6 +63,12 @@ def content_hash(source: ImageSource) -> str:
     if fragment:
         content.update(f"#{fragment}".encode())
     return content.hexdigest()
+
+
+def _parts(file: Path) -> tuple[Path, Path]:
+    """Where the header and the values of a NIfTI volume in two files are, of which `file` is one."""
+    stem, packed = file.name.removesuffix(".gz")[:-4], ".gz" * file.name.endswith(".gz")
+    return file.with_name(f"{stem}.hdr{packed}"), file.with_name(f"{stem}.img{packed}")
 
 
 def describe(source: ImageSource) -> str:
@@ -94,6 +96,9 @@ def read_image(source: ImageSource) -> tuple[bytes, str]:
         with _readable(source):
             file, fragment = split_fragment(source)
             data = file.read_bytes()
+            header, values = _parts(file)
+            if header.is_file() and file in (header, values):
+                data = one_file(header.read_bytes(), values.read_bytes())
     if not data:
         raise _is_empty(source)
     return data, fragment
@@ -105,6 +110,8 @@ def _readable(source: ImageSource) -> Iterator[None]:
         if isinstance(source, Path) and _never_ends(split_fragment(source)[0]):
             raise ValueError("it is a pipe or a device")
         yield
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{source}: expected an image file, cannot read it: {reason}") from error
@@ -119,27 +126,9 @@ def _is_empty(source: ImageSource) -> DataError:
     return DataError(f"{describe(source)}: expected an image, the file is empty")
 
 
-def _decode_pillow(data: bytes, fragment: str) -> Image.Image:
-    if fragment:
-        raise DataError(f"'#{fragment:.60}': expected a DICOM or NIfTI file before it, this is another image")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError:
-        raise DataError(f"expected an image file ({', '.join(FORMATS)}), its format is not recognised") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DataError(f"expected at most {MAX_PIXELS:,} pixels, got far more; reduce the image first") from None
-    check_size(*image.size)
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(window(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA"))
-    return image.convert("RGB")
-
-
 DECODERS: list[tuple[Callable[[bytes], bool], Callable[[bytes, str], Image.Image]]] = [
     (is_dicom, decode_dicom),
     (is_nifti, decode_nifti),
-    (lambda data: True, _decode_pillow),
+    (lambda data: True, decode_picture),
 ]
 """(does it know these bytes, bytes and fragment -> RGB); the first that knows them decodes. Pillow takes the rest."""

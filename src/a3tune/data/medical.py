@@ -25,50 +25,71 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from a3tune.data.window import centred_window, check_size, ct_window, window
-from a3tune.errors import DataError
+from a3tune.data.dicom_file import GZIP, check_jpeg_streams, decoder_for, read_dicom
+from a3tune.data.window import centred_window, check_size, ct_window, is_window, window
+from a3tune.errors import DataError, shown
 
 Result = TypeVar("Result")
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """The patient's axis that a slice stands across, in RAS order."""
 MAX_VOLUME_BYTES = 2**31
 """Larger volumes are refused before they are unpacked."""
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-_NIFTI_HEADER = 544
+_NIFTI_HEADER, _MGH_HEADER = 544, 284
 _LARGEST_OFFSET = 2**26
 """Bytes of header and extensions before the values of a NIfTI volume."""
 _PIECE = 2**20
 _COMPONENTS = 4
 
 
-def is_dicom(data: bytes) -> bool:
-    """Whether these bytes start like a DICOM file (preamble and "DICM")."""
-    return data[128:132] == b"DICM"
-
-
 def is_nifti(data: bytes) -> bool:
-    """Whether these bytes are a NIfTI volume, compressed with gzip or not."""
+    """Whether these bytes are a volume (NIfTI, or FreeSurfer's MGH), compressed with gzip or not."""
     head = _head(data)
-    return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
+    return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0" or _is_mgh(head)
+
+
+def one_file(header: bytes, values: bytes) -> bytes:
+    """The single file of a NIfTI volume that lies in two, `.hdr` and `.img`, which may be packed with gzip each.
+
+    Raises:
+        DataError: the first is no such header, or a file unpacks to more than the header says.
+    """
+    head = bytearray(_head(header)[:348])
+    if head[344:348] != b"ni1\0":
+        raise DataError("expected the header of a NIfTI volume (ni1), got another, such as Analyze's")
+    order = "<" if head[:4] == struct.pack("<i", 348) else ">"
+    (start,) = struct.unpack_from(f"{order}f", head, 108)
+    if not 0 <= start <= _LARGEST_OFFSET:
+        raise DataError(f"expected values within the first {_LARGEST_OFFSET:,} bytes of the volume, got {start:,}")
+    head[344:348] = b"n+1\0"
+    struct.pack_into(f"{order}f", head, 108, 352 + start)
+    whole = bytes(head) + bytes(4)
+    size = int(start) + _volume_size(_header(whole))
+    with gzip.GzipFile(fileobj=io.BytesIO(values)) if values[:2] == GZIP else io.BytesIO(values) as file:
+        return whole + file.read(size)
+
+
+def _is_mgh(head: bytes) -> bool:
+    """Version 1, four sizes, a type of value that exists."""
+    version, *sizes, kind = struct.unpack_from(">6i", head.ljust(24, b"\0"))
+    return version == 1 and min(sizes) > 0 and kind in (0, 1, 3, 4, 10)
 
 
 def decode_dicom(data: bytes, fragment: str) -> Image.Image:
     """One frame of a DICOM file as 8-bit RGB.
 
     Grey values are rescaled, windowed by the fragment's window, else the header's first window, else its VOI table,
-    else by percentiles; MONOCHROME1 is inverted, padding becomes black. Colour is converted to RGB.
+    else by percentiles; MONOCHROME1 is inverted, padding becomes black. Colour is converted to RGB. An optional field
+    of the header that makes no sense (a window of width 0, a damaged table) is passed over.
 
     Raises:
         DataError: pydicom is missing, the file is damaged or holds no image, or the fragment does not fit.
     """
     asked = _parse(fragment, ("frame", "window"))
     try:
-        import pydicom
+        import pydicom  # noqa: F401
     except ImportError as error:
         raise _missing("DICOM", "pydicom") from error
-    if _DEFLATED in data:  # anywhere: its element may stand behind any number of others
-        raise DataError("expected a DICOM file that is not deflated as a whole; decompress it first")
-    dataset = _quietly("DICOM file", lambda: pydicom.dcmread(io.BytesIO(data)))
+    dataset = _quietly("DICOM file", lambda: read_dicom(data))
     pixels = _quietly("DICOM file", lambda: _dicom_pixels(dataset, asked))
     return Image.fromarray(pixels).convert("RGB")
 
@@ -118,85 +139,120 @@ def nifti_grid(data: bytes) -> tuple[tuple[int, ...], np.ndarray]:
 
 
 def _dicom_pixels(dataset: Any, asked: dict[str, str]) -> np.ndarray:
-    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.processing import apply_color_lut
     from pydicom.pixels.utils import pixel_array
 
-    if "PixelData" not in dataset:
+    if not any(name in dataset for name in _PIXELS):
         raise DataError("expected a DICOM image, this object holds no pixels")
     check_size(int(dataset.Columns), int(dataset.Rows))
-    frames, frame = int(dataset.get("NumberOfFrames") or 1), _number(asked, "frame")
+    frames, frame = int(_number_of(dataset, "NumberOfFrames") or 1), _number(asked, "frame")
     if frame >= frames:
         raise DataError(f"expected a frame below {frames}, got frame={frame}")
-    compression = dataset.file_meta.TransferSyntaxUID
-    if compression.is_encapsulated and not get_decoder(compression).is_available:
-        raise DataError(
-            f"no decoder of {compression.name} is installed: decompress the file first, or install a "
-            "plugin of pydicom for it; pip install 'a3tune[medical]' brings that of JPEG 2000"
-        )
-    if compression.is_encapsulated:
+    plugin = decoder_for(dataset)
+    if plugin:
         _check_codestreams(dataset.PixelData)
-    raw = pixel_array(dataset, index=frame)
+        check_jpeg_streams(dataset)
+    raw = pixel_array(dataset, index=frame, decoding_plugin=plugin)
     check_size(raw.shape[1], raw.shape[0])
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         raw = apply_color_lut(raw, dataset)
         return (raw >> 8).astype(np.uint8) if raw.dtype == np.uint16 else raw.astype(np.uint8)
     if raw.ndim == 3:
         return raw if raw.dtype == np.uint8 else np.round(raw * (255 / (2 ** int(dataset.BitsStored) - 1))).astype("u1")
-    grey = _windowed(dataset, _rescaled(dataset, raw, frame), frame, asked.get("window"), raw)
+    padding = _padding(dataset, raw)
+    values = np.where(padding, np.nan, _rescaled(dataset, raw, frame))
+    grey = _windowed(dataset, values, frame, asked.get("window"))
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         grey = 255 - grey
-    grey[_padding(dataset, raw)] = 0
+    grey[padding] = 0
     return grey
 
 
 def _rescaled(dataset: Any, raw: np.ndarray, frame: int) -> np.ndarray:
-    from pydicom.pixels.processing import apply_modality_lut
-
-    values = np.asarray(apply_modality_lut(raw, dataset), dtype=np.float64)
-    if "ModalityLUTSequence" not in dataset and "RescaleSlope" not in dataset:
-        scaling = _group(dataset, frame, "PixelValueTransformationSequence")
-        if "RescaleSlope" in scaling:
-            values = values * float(scaling.RescaleSlope) + float(scaling.RescaleIntercept)
-    values[_padding(dataset, raw)] = np.nan
-    return values
+    """Values float64 [H, W] in the unit of the modality, such as Hounsfield units."""
+    table = _looked_up(dataset, "ModalityLUTSequence", raw)
+    if table is not None:
+        return table[0]
+    scaling = _group(dataset, frame, "PixelValueTransformationSequence", "RescaleSlope")
+    slope, intercept = (_number_of(scaling, name) for name in ("RescaleSlope", "RescaleIntercept"))
+    return raw.astype(np.float64) * (slope or 1.0) + (intercept or 0.0)
 
 
-def _windowed(dataset: Any, values: np.ndarray, frame: int, name: str | None, raw: np.ndarray) -> np.ndarray:
+def _windowed(dataset: Any, values: np.ndarray, frame: int, name: str | None) -> np.ndarray:
     if name:
         return centred_window(values, *ct_window(name))
-    voi = _group(dataset, frame, "FrameVOILUTSequence")
-    if voi.get("WindowCenter") is not None and voi.get("WindowWidth") is not None:
-        centre, width = (np.atleast_1d(np.asarray(voi[key].value, np.float64))[0] for key in _WINDOW)
-        return centred_window(values, centre, width, str(voi.get("VOILUTFunction") or "LINEAR"))
-    if "VOILUTSequence" in dataset:
-        from pydicom.pixels.processing import apply_modality_lut, apply_voi
-
-        bits = min(int(dataset.VOILUTSequence[0].LUTDescriptor[2]), 16)
-        looked_up = apply_voi(apply_modality_lut(raw, dataset), dataset)
-        return np.round(np.clip(looked_up / (2**bits - 1), 0, 1) * 255).astype(np.uint8)
+    voi = _group(dataset, frame, "FrameVOILUTSequence", "WindowWidth")
+    centre, width = (_number_of(voi, name) for name in ("WindowCenter", "WindowWidth"))
+    function = str(voi.get("VOILUTFunction") or "LINEAR").upper()
+    if centre is not None and width is not None and is_window(centre, width, function):
+        return centred_window(values, centre, width, function)
+    table = _looked_up(dataset, "VOILUTSequence", values)
+    if table is not None:
+        return np.round(np.clip(table[0] / (2 ** table[1] - 1), 0, 1) * 255).astype(np.uint8)
     return window(values)
 
 
-_WINDOW = ("WindowCenter", "WindowWidth")
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
-def _group(dataset: Any, frame: int, sequence: str) -> Any:
+def _number_of(dataset: Any, name: str) -> float | None:
+    """The first value of an optional field; None if it is missing or no number."""
+    try:
+        number = float(np.atleast_1d(np.asarray(dataset[name].value, np.float64))[0])
+    except Exception:  # whatever stands there
+        return None
+    return number if np.isfinite(number) else None
+
+
+def _looked_up(dataset: Any, sequence: str, values: np.ndarray) -> tuple[np.ndarray, int] | None:
+    """Values float64 [H, W] out of the first table of an optional sequence, and its bits; None if there is none.
+
+    Written out, as pydicom looks up in a table of 8 bits modulo 256. What has no value (NaN) gets the first entry.
+    """
+    try:
+        item = dataset[sequence][0]
+        count, first, bits = (int(number) for number in item.LUTDescriptor)
+        entries = item.LUTData
+        order = "<" if dataset.original_encoding[1] else ">"
+        table = np.frombuffer(entries, f"{order}u2") if isinstance(entries, bytes) else np.asarray(entries, np.uint16)
+        if not 1 <= bits <= 16 or len(table) < (count := count or 2**16):
+            return None
+    except Exception:  # whatever stands there
+        return None
+    places = np.clip(np.nan_to_num(values) - first, 0, count - 1).astype(np.int64)
+    return table[places].astype(np.float64), bits
+
+
+def _group(dataset: Any, frame: int, sequence: str, field: str) -> Any:
     """Where a multi-frame file keeps this of a frame: its own group, the shared one, else the file's top level."""
     groups = (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0))
     for groups_name, index in groups:
-        if groups_name in dataset and sequence in dataset[groups_name][index]:
-            return dataset[groups_name][index][sequence][0]
+        try:
+            group = dataset[groups_name][index][sequence][0]
+        except Exception:  # whatever stands there
+            continue
+        if _number_of(group, field) is not None:
+            return group
     return dataset
 
 
 def _padding(dataset: Any, raw: np.ndarray) -> np.ndarray:
     """Mask bool [H, W] of the pixels that stand for no measurement."""
-    value = dataset.get("PixelPaddingValue")
+    kind = "" if raw.dtype.kind != "f" else "Float" if raw.dtype.itemsize == 4 else "DoubleFloat"
+    value = _number_of(dataset, f"{kind}PixelPaddingValue")
     if value is None:
-        return np.zeros(raw.shape, dtype=bool)
-    low, high = sorted((int(value), int(dataset.get("PixelPaddingRangeLimit", value))))
+        return np.isnan(raw) if kind else np.zeros(raw.shape, dtype=bool)
+    limit = _number_of(dataset, f"{kind}PixelPaddingRangeLimit")
+    low, high = sorted(_as_pixel(number, raw.dtype) for number in (value, value if limit is None else limit))
     return (raw >= low) & (raw <= high)
+
+
+def _as_pixel(number: float, kind: np.dtype) -> float:
+    """The value as pixels hold it: files give signed ones as unsigned, and the other way round."""
+    if kind.kind == "f":
+        return number
+    low, span = np.iinfo(kind).min, 2 ** (8 * kind.itemsize)
+    return (number - low) % span + low if low - span < number < low + 2 * span else number
 
 
 def _check_codestreams(data: bytes) -> None:
@@ -220,27 +276,42 @@ class _Volume:
 
 def _volume(data: bytes) -> _Volume:
     try:
-        import nibabel
+        import nibabel  # noqa: F401
     except ImportError as error:
         raise _missing("NIfTI", "nibabel") from error
 
     def described() -> _Volume:
-        head = _head(data)
-        kind = nibabel.Nifti2Header if head[4:8] == b"n+2\0" else nibabel.Nifti1Header
-        header = kind(head[: kind.sizeof_hdr], check=False)
-        shape, values = header.get_data_shape(), header.get_data_dtype()
-        if not 3 <= len(shape) <= 4 or min(shape) < 1 or values.kind not in "iuf":
-            size = " x ".join(map(str, shape))
-            raise DataError(f"expected grey values in three or four dimensions, got {size} of kind {values.kind!r}")
-        offset, size = int(header.get_data_offset()), int(np.prod(shape, dtype=object)) * values.itemsize
+        header = _header(_head(data))
+        _volume_size(header)
+        offset = int(header.get_data_offset())
         if not 0 <= offset <= _LARGEST_OFFSET:
             raise DataError(f"expected values within the first {_LARGEST_OFFSET:,} bytes of the volume, got {offset:,}")
-        if size > MAX_VOLUME_BYTES:
-            raise DataError(f"expected a volume of at most {MAX_VOLUME_BYTES:,} bytes, got {size:,}; crop it first")
-        check_size(*sorted(shape[:3])[1:])
-        return _Volume(tuple(shape), np.asarray(header.get_best_affine()), header, data)
+        return _Volume(tuple(header.get_data_shape()), np.asarray(header.get_best_affine()), header, data)
 
     return _quietly("NIfTI volume", described)
+
+
+def _header(head: bytes) -> Any:
+    import nibabel
+    from nibabel.freesurfer.mghformat import MGHHeader
+
+    if _is_mgh(head):
+        return MGHHeader(head[:_MGH_HEADER], check=False)
+    kind = nibabel.Nifti2Header if head[4:8] == b"n+2\0" else nibabel.Nifti1Header
+    return kind(head[: kind.sizeof_hdr], check=False)
+
+
+def _volume_size(header: Any) -> int:
+    """Bytes of the values, refused where nobody reads them."""
+    shape, values = header.get_data_shape(), header.get_data_dtype()
+    if not 3 <= len(shape) <= 4 or min(shape) < 1 or values.kind not in "iuf":
+        size = " x ".join(map(str, shape))
+        raise DataError(f"expected grey values in three or four dimensions, got {size} of kind {values.kind}")
+    size = int(np.prod(shape, dtype=object)) * values.itemsize
+    if size > MAX_VOLUME_BYTES:
+        raise DataError(f"expected a volume of at most {MAX_VOLUME_BYTES:,} bytes, got {size:,}; crop it first")
+    check_size(*sorted(shape[:3])[1:])
+    return size
 
 
 def _head(data: bytes) -> bytes:
@@ -283,7 +354,8 @@ def _plane(volume: _Volume, axis: int, index: int, number: int) -> np.ndarray:
     if got < end:
         raise DataError(f"expected {end:,} bytes of volume, got {got:,}: the file is truncated")
     shape = tuple(volume.shape[item] for item in range(3) if item != axis)
-    scaling = volume.header.get_slope_inter()
+    slope, inter = volume.header.get_slope_inter()  # none at all of FreeSurfer's
+    scaling = (1.0 if slope is None else slope, 0.0 if inter is None else inter)
     return np.asarray(ArrayProxy(io.BytesIO(b"".join(kept)), (shape, kind, 0, *scaling)), dtype=np.float64)
 
 
@@ -329,7 +401,9 @@ def _parse(fragment: str, known: tuple[str, ...]) -> dict[str, str]:
     for part in filter(None, fragment.split("&")):
         key, _, value = part.partition("=")
         if key not in known or key in asked:
-            raise DataError(f"'#{fragment:.60}': expected each at most once of {', '.join(known)}, got {part!r:.40}")
+            raise DataError(
+                f"'#{fragment:.60}': expected each at most once of {', '.join(known)}, got {shown(part, 40)}"
+            )
         asked[key] = value
     return asked
 
@@ -337,7 +411,7 @@ def _parse(fragment: str, known: tuple[str, ...]) -> dict[str, str]:
 def _number(asked: dict[str, str], key: str) -> int:
     value = asked.get(key, "0")
     if not (value.isascii() and value.isdigit() and len(value) < 10):
-        raise DataError(f"{key}: expected a number counted from 0, got {value!r:.40}")
+        raise DataError(f"{key}: expected a number counted from 0, got {shown(value, 40)}")
     return int(value)
 
 

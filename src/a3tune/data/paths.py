@@ -1,9 +1,11 @@
 """File names out of annotations -> paths that stay inside their folder."""
 
+import re
 from pathlib import Path, PurePosixPath
 
-from a3tune.errors import DataError
+from a3tune.errors import DataError, shown
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _LONGEST = 255
 """Bytes of one part of a path, nearly everywhere."""
 
@@ -15,11 +17,16 @@ def inside(folder: Path, name: object) -> Path:
         DataError: the name is no text or none of a file, is absolute, or leads out of the folder.
     """
     if not isinstance(name, str) or not name.strip() or "\0" in name or not _encodable(name):
-        raise DataError(f"expected the name of a file, got {name!r:.60}")
+        raise DataError(f"expected the name of a file, got {shown(name)}")
     path = PurePosixPath(name.replace("\\", "/"))
     if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise DataError(f"expected the name of a file inside {folder}, {name!r:.80} leads out of it")
+        raise DataError(f"expected the name of a file inside {folder}, {shown(name, 80)} leads out of it")
     return folder / path
+
+
+def is_address(name: str) -> bool:
+    """Whether this is a web address or the like (`http://...`, `s3://...`) and no path."""
+    return _ADDRESS.match(name) is not None
 
 
 def within(folder: Path, path: Path) -> bool:

@@ -10,7 +10,6 @@ and may hold `id`, `answer_type`, `options`, `regions` and `meta` besides. An im
 image, or a struct {"bytes", "path"} of which the bytes count if there are any.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from a3tune.errors import DataError
+from a3tune.data.plain_json import parse_json
+from a3tune.errors import DataError, shown
 
 _ROWS, _BYTES = 64, 2**28
 """Most rows, and most bytes if each row is as large as all of its row group, that are in memory twice."""
@@ -48,7 +48,7 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         row["image"] = same.setdefault(image, image) if isinstance(image, bytes) else image
         for field in ("options", "regions", "meta"):
             if field in row:
-                row[field] = _plain(row[field])
+                row[field] = plain(row[field])
         yield number, {key: value for key, value in row.items() if value is not None or key in ("image", "regions")}
 
 
@@ -80,6 +80,39 @@ def _rows_at_once(path: Path, metadata: pq.FileMetaData) -> int:
     return max(1, min(_ROWS, _BYTES // max([1, *groups])))
 
 
+def saved_splits(folder: Path) -> list[str]:
+    """Names of the splits in a folder that `DatasetDict.save_to_disk` wrote; none if it is another folder."""
+    if not (folder / "dataset_dict.json").is_file():
+        return []
+    return sorted(item.name for item in folder.iterdir() if (item / "state.json").is_file())
+
+
+def class_names(path: Path) -> dict[str, list[str]]:
+    """Column -> the names that its numbers stand for, where `datasets` wrote them into the file (`ClassLabel`).
+
+    Raises:
+        DataError: the file or folder cannot be read.
+    """
+    try:
+        if path.is_dir():
+            files = _arrow_files(path)
+            schema = pa.ipc.open_stream(pa.memory_map(str(files[0]))).schema if files else pa.schema([])
+        else:
+            schema = pq.read_schema(path)
+        about = parse_json((schema.metadata or {}).get(b"huggingface", b"{}").decode())
+        features = about.get("info", {}).get("features", {})
+        return {name: item["names"] for name, item in features.items() if _is_class(item)}
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: expected a complete parquet file or saved data set: {error}") from None
+    except (ValueError, AttributeError):
+        return {}
+
+
+def _is_class(feature: Any) -> bool:
+    names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+
 def _arrow_files(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = ", ".join(sorted(item.name for item in folder.iterdir() if item.is_dir()))
@@ -88,13 +121,13 @@ def _arrow_files(folder: Path) -> list[Path]:
     if not (folder / "dataset_info.json").is_file() or not state.is_file():
         raise DataError(f"{folder}: expected a folder saved by `save_to_disk`: dataset_info.json and state.json in it")
     try:
-        names = [item["filename"] for item in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        names = [item["filename"] for item in parse_json(state.read_text(encoding="utf-8"))["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{state}: expected the list of arrow files that `save_to_disk` writes, got {error!r}"
+            f"{state}: expected the list of arrow files that `save_to_disk` writes, got {shown(error)}"
         ) from None
     if not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise DataError(f"{state}: expected names of files in this folder, got {names!r:.80}")
+        raise DataError(f"{state}: expected names of files in this folder, got {shown(names, 80)}")
     return [folder / name for name in names]
 
 
@@ -102,10 +135,10 @@ def _conversation(where: str, row: dict[str, Any]) -> dict[str, Any]:
     messages, images = row["messages"], row.get("images", [row["image"]] if "image" in row else [])
     roles = [item.get("role") if isinstance(item, dict) else None for item in messages or []]
     if roles != ["user", "assistant"]:
-        raise DataError(f"{where}: messages: expected one user and one assistant message, got the roles {roles!r:.60}")
+        raise DataError(f"{where}: messages: expected one user and one assistant message, got the roles {shown(roles)}")
     if not isinstance(images, list) or len(images) != 1:
         count = len(images) if isinstance(images, list) else images
-        raise DataError(f"{where}: images: expected a list of one image, got {count!r:.40}")
+        raise DataError(f"{where}: images: expected a list of one image, got {shown(count, 40)}")
     prompt, answer = (_content(where, item.get("content")) for item in messages)
     rest = {key: value for key, value in row.items() if key not in ("messages", "images", "image")}
     return rest | {"image": images[0], "prompt": prompt, "answer": answer}
@@ -114,10 +147,10 @@ def _conversation(where: str, row: dict[str, Any]) -> dict[str, Any]:
 def _content(where: str, content: Any) -> str:
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise DataError(f"{where}: messages: expected a text or a list of parts as content, got {content!r:.60}")
+        raise DataError(f"{where}: messages: expected a text or a list of parts as content, got {shown(content)}")
     texts = [part.get("text") for part in parts if part.get("type") == "text"]
     if not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{where}: messages: expected a text in each part of type 'text', got {texts!r:.60}")
+        raise DataError(f"{where}: messages: expected a text in each part of type 'text', got {shown(texts)}")
     return "\n".join(text.replace("<image>", "").strip() for text in texts if text).strip()
 
 
@@ -125,14 +158,14 @@ def _image(where: str, value: Any) -> str | bytes:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if not isinstance(value, str | bytes) or not value:
-        raise DataError(f"{where}: image: expected a path or the bytes of an image, got {value!r:.60}")
+        raise DataError(f"{where}: image: expected a path or the bytes of an image, got {shown(value)}")
     return value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Arrow gives every struct all of its keys: those without a value are left out; pairs of a map become a dict."""
     if isinstance(value, list) and value and all(isinstance(item, tuple) and len(item) == 2 for item in value):
         value = dict(value)
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+        return {key: plain(item) for key, item in value.items() if item is not None}
+    return [plain(item) for item in value] if isinstance(value, list) else value

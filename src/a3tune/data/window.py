@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from a3tune.errors import DataError
+from a3tune.errors import DataError, shown
 
 MAX_PIXELS = 80_000_000
 """Larger images are refused before they are decoded: a few kilobytes can unpack to gigabytes (a decompression bomb)."""
@@ -59,18 +59,24 @@ def centred_window(values: np.ndarray, centre: float, width: float, function: st
     `function` is DICOM's VOI LUT Function (PS3.3 C.11.2.1): LINEAR, LINEAR_EXACT or SIGMOID.
 
     Raises:
-        DataError: the width is too small for the function, or the function is another.
+        DataError: it is no window (`is_window`).
     """
+    if not is_window(centre, width, function):
+        raise DataError(f"expected a window of {function:.20}, got the centre {centre} and the width {width}")
     values = values.astype(np.float64)
-    if not (np.isfinite(centre) and np.isfinite(width) and width >= 1) or (function == "LINEAR" and width == 1):
-        raise DataError(f"expected a window of a finite centre and a width above 1, got {centre} and {width}")
     if function == "SIGMOID":
         return _grey(1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700))))
     if function == "LINEAR":
-        return _grey(np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1))
-    if function == "LINEAR_EXACT":
-        return _grey(np.clip((values - centre) / width + 0.5, 0, 1))
-    raise DataError("expected the VOI LUT function LINEAR, LINEAR_EXACT or SIGMOID, got another")
+        centre, width = centre - 0.5, width - 1
+    if width == 0:  # LINEAR's narrowest: a threshold
+        return _grey(np.where(np.isnan(values), np.nan, values > centre))
+    return _grey(np.clip((values - centre) / width + 0.5, 0, 1))
+
+
+def is_window(centre: float, width: float, function: str) -> bool:
+    """Whether a VOI LUT Function takes these: LINEAR a width of 1 and more, LINEAR_EXACT and SIGMOID any above 0."""
+    narrowest = {"LINEAR": width >= 1, "LINEAR_EXACT": width > 0, "SIGMOID": width > 0}
+    return bool(np.isfinite(centre) and np.isfinite(width) and narrowest.get(function, False))
 
 
 def ct_window(name: str) -> tuple[float, float]:
@@ -80,7 +86,7 @@ def ct_window(name: str) -> tuple[float, float]:
         DataError: the name is unknown; lists the known ones.
     """
     if name not in CT_WINDOWS:
-        raise DataError(f"window: expected one of {', '.join(CT_WINDOWS)}, got {name!r:.40}")
+        raise DataError(f"window: expected one of {', '.join(CT_WINDOWS)}, got {shown(name, 40)}")
     return CT_WINDOWS[name]
 
 

@@ -41,6 +41,7 @@ from a3tune.vlm.load import Vlm
 from a3tune.vlm.look import answer_text, look, model_inputs
 from a3tune.vlm.patches import members, token_weights
 
+NO_REGION = "no question has a region to measure on; `a3tune data regions` gives masks to rows"
 R = TypeVar("R")
 DECISIVE = ("heads", "rows", "tau", "normalisation", "max_new_tokens", "decode", "decoding", "strategy", "seed")
 """Settings that answers and their attention depend on: an evaluation goes on only with the same."""
@@ -120,6 +121,8 @@ def evaluate(
         measured = {"model": vlm.name} | about | ({"occlusion": asdict(hiding)} if hiding else {})
         predictions = with_reliance([book.predictions[sample.id] for sample in samples], occluded)
         results = summarise(samples, predictions, maps=book.maps, settings=measured, cost=book.cost)
+        if not results.counts["with_attention"]:
+            absent = {**absent, "attention": NO_REGION}
         results = replace(results, absent=absent)
         if folder:
             folder.write_json(folder.results.name, results.as_json())
@@ -190,10 +193,10 @@ def _read(vlm: Vlm, sample: Sample) -> tuple[Example, NDArray[np.float32] | None
         example = prepare(vlm, [image], sample.prompt)
         if not sample.regions:
             return example, None
-        masks = [region_mask(region, image.height, image.width) for region in sample.regions]
+        region = np.logical_or.reduce([region_mask(one, image.height, image.width) for one in sample.regions])
     except (DataError, LabelError) as error:
         raise type(error)(f"sample {sample.id}: {error}") from error
-    return example, members(token_weights(np.logical_or.reduce(masks), example.boxes))
+    return example, members(token_weights(region, example.boxes)) if region.any() else None
 
 
 def _attend(vlm: Vlm, answered: Sequence[Example], settings: EvaluationConfig) -> tuple[list[Array], list[Array]]:

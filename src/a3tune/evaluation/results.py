@@ -39,7 +39,7 @@ class Results:
     cost: Cost = field(default_factory=Cost)
     """Of all answers, earlier sessions included."""
     absent: Mapping[str, str] = field(default_factory=dict)
-    """Metrics of radiology reports that could not be computed: why, and how to get what they need."""
+    """What could not be measured (a metric of radiology reports, attention): why, and how to get what it needs."""
 
     def as_json(self) -> dict[str, Any]:
         """Content of `results.json`; undefined numbers are null."""

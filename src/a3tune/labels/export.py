@@ -46,7 +46,7 @@ def export_coco(
     images: dict[str, dict] = {}
     annotations: list[dict] = []
     done = Exported()
-    for sample, labels, image in _labelled(store, samples, top_k, threshold, done):
+    for sample, labels, image in labelled(store, samples, top_k, threshold, done):
         size = {"height": image.height, "width": image.width}
         entry = images.setdefault(image.hash, {"id": len(images) + 1, "file_name": image.hash, **size})
         for segment, similarity in zip(labels.segments, labels.similarity, strict=True):
@@ -84,8 +84,8 @@ def export_overlays(
     """
     done, files, is_new = Exported(), [], not out.exists()
     try:
-        for sample, labels, _ in _labelled(store, samples, top_k, threshold, done):
-            picture = _drawn(load_image(sample.image), labels)
+        for sample, labels, _ in labelled(store, samples, top_k, threshold, done):
+            picture = drawn(load_image(sample.image), labels)
             done.images += 1
             done.segments += len(labels.segments)
             content = io.BytesIO()
@@ -103,7 +103,7 @@ def export_overlays(
     return done
 
 
-def _labelled(
+def labelled(
     store: LabelStore, samples: Iterable[Sample], top_k: int | None, threshold: float | None, done: Exported
 ) -> Iterator[tuple[Sample, Labels, StoredImage]]:
     """Samples with their labels; those without any are noted in `done.skipped`."""
@@ -114,7 +114,8 @@ def _labelled(
             done.skipped[sample.id] = str(error)
 
 
-def _drawn(image: Image.Image, labels: Labels) -> Image.Image:
+def drawn(image: Image.Image, labels: Labels) -> Image.Image:
+    """The image with segments in green and their boxes in red."""
     pixels = np.asarray(image).astype(float)
     for segment in labels.segments:
         inside = decode_mask(segment.mask)

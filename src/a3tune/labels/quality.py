@@ -8,13 +8,18 @@ import numpy as np
 from a3tune.masks import decode_mask, encode_mask, mask_iou, region_mask
 from a3tune.types import Labels, Sample
 
+_LEAST_PART = 0.05
+"""Share of a region's area from which one of its connected parts counts by itself."""
 MIN_IOU = 0.5
 """Overlap from which a weak label counts as the true region."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Means over the true regions of a group of samples; IoU is intersection over union."""
+    """Means over the true regions of a group of samples; IoU is intersection over union.
+
+    A region of several connected parts, as both lungs, counts as these: one segment finds one of them, or all.
+    """
 
     samples: int
     """Samples with at least one true region; all others are left out."""
@@ -65,7 +70,7 @@ def label_quality(
 @dataclass(frozen=True, slots=True)
 class _Overlap:
     best_top: np.ndarray
-    """Best IoU of each true region among the top-K, float [regions]."""
+    """Best IoU of each part of a true region among the top-K, float [parts]."""
     best_all: np.ndarray
     precision: float
 
@@ -77,10 +82,28 @@ def _compare(sample: Sample, labels: Labels, top_k: int) -> _Overlap:
         return _Overlap(nothing, nothing, 0.0)
     height, width = labels.segments[0].mask.size
     truth = [region_mask(region, height, width) for region in sample.regions]
-    overlap = mask_iou([encode_mask(mask) for mask in truth], [segment.mask for segment in labels.segments])
+    overlap = np.concatenate([_overlap(mask, labels) for mask in truth])
     top = np.any([decode_mask(segment.mask) for segment in labels.segments[:top_k]], axis=0)
     inside = np.any(truth, axis=0) & top
     return _Overlap(overlap[:, :top_k].max(1), overlap.max(1), float(inside.sum() / max(1, top.sum())))
+
+
+def _overlap(mask: np.ndarray, labels: Labels) -> np.ndarray:
+    """IoU [parts, segments] of each part of a region: with the part, or with all of it if the part is met."""
+    whole, *parts = mask_iou(
+        [encode_mask(piece) for piece in (mask, *_parts(mask))], [segment.mask for segment in labels.segments]
+    )
+    return np.where(np.asarray(parts) > 0, np.maximum(parts, whole), 0)
+
+
+def _parts(mask: np.ndarray) -> list[np.ndarray]:
+    """The connected parts of a region, such as two lungs; specks of it are none."""
+    from scipy import ndimage
+
+    places, count = ndimage.label(mask, structure=np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
+    sizes = np.bincount(places.ravel(), minlength=count + 1)[1:]
+    large = np.flatnonzero(sizes >= _LEAST_PART * sizes.sum()) + 1 if count else []
+    return [places == number for number in large] or [mask]
 
 
 def _summary(items: list[_Overlap], min_iou: float) -> Quality:

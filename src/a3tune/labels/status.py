@@ -1,13 +1,15 @@
 """What a label store holds, in numbers and in words. Knows files, makes nothing."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from a3tune.errors import LabelError
+from a3tune.labels.quality import Quality
 from a3tune.labels.rows import TABLES
-from a3tune.labels.stored import StoredSettings, made_earlier, none_found, stored_settings
+from a3tune.labels.stored import QUALITY, StoredSettings, made_earlier, none_found, stored_settings
 from a3tune.labels.table import read_shard
 
 
@@ -22,6 +24,8 @@ class SettingsStatus:
     segments: int
     rankings: int
     """Pairs of image and query."""
+    quality: Mapping[int, Quality]
+    """By K, how well the best K labels find the true regions, beside what all segments would: where these are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,22 @@ def _settings_status(folder: Path, stored: StoredSettings, counts: Mapping[Path,
         images=segments["rows"],
         segments=segments["segments"],
         rankings=rankings["rows"],
+        quality=_quality(folder, stored.name),
     )
+
+
+def _quality(folder: Path, settings: str) -> dict[int, Quality]:
+    """Of all samples, as the last run with these settings measured it."""
+    found: dict[int, Quality] = {}
+    for path in sorted((folder / QUALITY).glob(f"{settings}-*.json")):
+        try:
+            kept = json.loads(path.read_bytes())
+            groups = kept.get("quality", kept)
+            if "all" in groups:
+                found[int(path.stem.rpartition("-")[2])] = Quality(**groups["all"])
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise LabelError(f"{path}: cannot be read, it is damaged ({error}); run `a3tune label` again") from error
+    return found
 
 
 def _words(settings: Mapping[str, object]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import yaml
 
 from a3tune.config import DataConfig, RunConfig, load_config, plain_yaml
 from a3tune.data.rows import check_split, read_rows, write_rows
-from a3tune.errors import ConfigError
+from a3tune.errors import ConfigError, shown
 from a3tune.reproduce.experiments import paper_asset
 from a3tune.run.stages import Stages
 
@@ -96,7 +96,7 @@ def _places(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, plain_yaml.Error) as error:
         raise ConfigError(f"{path}: expected YAML with models, data and settings: {error}") from None
     if not isinstance(tree, dict) or not set(tree) <= {"models", "data", "settings"}:
-        raise ConfigError(f"{path}: expected a mapping with models, data and settings, got {tree!r:.60}")
+        raise ConfigError(f"{path}: expected a mapping with models, data and settings, got {shown(tree)}")
     paper = yaml.safe_load(paper_asset("settings.yaml"))
     data = {name: Path(folder) for name, folder in (tree.get("data") or {}).items()}
     unknown = sorted(set(data) - set(paper["data"]))

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from a3tune.data.rows import write_rows
-from a3tune.data.sets import cares, iu_xray, mimic_cxr, omni_med_vqa, path_vqa, slake, vqa_rad
+from a3tune.data.sets import cares, hub, iu_xray, mimic_cxr, omni_med_vqa, path_vqa, slake, vqa_rad
 from a3tune.data.sets.reading import Problem, Progress, Reading, Splits
-from a3tune.errors import DataError
+from a3tune.errors import DataError, shown
 from a3tune.machine.files import write_atomic
 from a3tune.types import Sample
 
@@ -48,14 +48,16 @@ class Check:
     """Of these, rows that have a question, an answer and a named image."""
     with_regions: Mapping[str, int]
     """Of these, rows whose regions are known."""
+    left_out: Mapping[str, int]
+    """Rows that are not usable, by the reason; with the usable ones they are all rows."""
     published: Mapping[str, int]
     problems: tuple[Problem, ...]
     note: str
 
     @property
     def ok(self) -> bool:
-        """Whether nothing keeps the data set from being prepared."""
-        return not any(problem.blocking for problem in self.problems)
+        """Whether nothing keeps the data set from being prepared, and there is something to prepare."""
+        return any(self.usable.values()) and not any(problem.blocking for problem in self.problems)
 
 
 DATA_SETS: dict[str, DataSet] = {
@@ -140,6 +142,10 @@ def detect(folder: Path) -> str:
     names = [name for name, data_set in DATA_SETS.items() if data_set.recognises(folder)]
     if len(names) != 1:
         fits = f"fits {' and '.join(names)}: name one" if names else "fits none; docs/data.md has their layouts"
+        if not names and (found := hub.counts(folder)):
+            rows = ", ".join(f"{count:,} {split}" for split, count in found.items())
+            fits = f"is parquet with {rows} rows, as many as none of them: --name says which it is"
+        fits += "" if names else "; `a3tune data import` makes rows of a set of your own"
         raise DataError(f"{folder}: expected the layout of one of {', '.join(DATA_SETS)}, it {fits}")
     return names[0]
 
@@ -200,25 +206,29 @@ def format_check(check: Check) -> str:
         counts = (check.rows.get(split, 0), check.usable.get(split, 0))
         regions = check.with_regions.get(split, 0)
         lines.append(f"{split:<12}{counts[0]:>10,}{counts[1]:>10,}{regions:>14,}{published:>10}")
+    if check.left_out:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in check.left_out.items())
+        lines += ["", f"{sum(check.left_out.values()):,} rows left out: {reasons}"]
     lines += ["", f"Table 6: {check.note}.", ""]
     for blocking, title in ((True, "must be mended"), (False, "can be done without")):
         problems = [problem for problem in check.problems if problem.blocking is blocking]
         if problems:
             lines += [f"{len(problems)} {title}:", *(f"  {problem.file}: {problem.what}" for problem in problems), ""]
-    return "\n".join([*lines, "complete" if check.ok else "not complete"])
+    nothing = "" if any(check.usable.values()) else ": no usable row"
+    return "\n".join([*lines, "complete" if check.ok else f"not complete{nothing}"])
 
 
 def _read(folder: Path, name: str | None, variant: str | None, progress: Progress | None) -> tuple[Check, Splits]:
     if name is not None and name not in DATA_SETS:
         close = difflib.get_close_matches(name, DATA_SETS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise DataError(f"data set {name!r}: expected one of {', '.join(DATA_SETS)}{hint}")
+        raise DataError(f"data set {shown(name)}: expected one of {', '.join(DATA_SETS)}{hint}")
     if name is None or not folder.is_dir():
         name = detect(folder)
     data_set = DATA_SETS[name]
     variant = variant or data_set.variants[0]
     if variant not in data_set.variants:
-        raise DataError(f"variant {variant!r}: expected one of {', '.join(data_set.variants)} for {name}")
+        raise DataError(f"variant {shown(variant)}: expected one of {', '.join(data_set.variants)} for {name}")
     reading = Reading(folder, progress)
     splits = data_set.read(reading, variant)
     checked = Check(
@@ -229,6 +239,7 @@ def _read(folder: Path, name: str | None, variant: str | None, progress: Progres
         rows=dict(reading.rows),
         usable={split: len(samples) for split, samples in splits.items()},
         with_regions={split: sum(bool(sample.regions) for sample in samples) for split, samples in splits.items()},
+        left_out=dict(reading.left_out),
         published=data_set.published if variant == data_set.variants[0] else {},
         problems=reading.all_problems(),
         note=data_set.note,

@@ -41,9 +41,7 @@ def reader(file: str, prefix: str, meta: dict[str, str]) -> Callable[[Reading, s
             if reading.progress:
                 reading.progress(number, len(rows))
         train, test = by_group(everything.get("all", []), lambda sample: sample.image, TEST_SHARE)
-        reading.rows.update({"train": len(train), "test": len(test)})
-        del reading.rows["all"]
-        return {"train": train, "test": test}
+        return reading.split_again(train, test)
 
     return read
 

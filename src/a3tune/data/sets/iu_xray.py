@@ -4,7 +4,8 @@
     images/CXR2384_IM-0942/0.png       the frontal view; 1.png is the lateral one
 
 R2Gen's reports are the findings section, and its 2,069/296/590 studies those that have two views. Where the originals
-(`ecgen-radiology/<n>.xml` of the NLM) lie beside, their impression is put behind the findings, as in the paper.
+(`ecgen-radiology/<n>.xml` of the NLM) lie beside, their impression is put behind the findings, as in the paper. Studies
+whose image is not on the disk are left out.
 """
 
 import re
@@ -34,8 +35,8 @@ def read(reading: Reading, variant: str) -> Splits:
         where = "annotation.json"
         paths = row.get("image_path")
         first = paths[0] if isinstance(paths, list) and paths else None
-        image = reading.image(where, reading.folder / "images", first)
-        reading.add(splits, split, where, image and _sample(reading, where, row, image))
+        image, why = reading.image_there(where, reading.folder / "images", first)
+        reading.add(splits, split, where, image and _sample(reading, where, row, image), why)
         if reading.progress:
             reading.progress(number, len(studies))
     return splits

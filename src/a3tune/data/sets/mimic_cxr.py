@@ -7,19 +7,23 @@
 
 As in the paper, 2,000 studies of the training split and 500 of the test split are drawn (here with a fixed seed, so the
 studies are others), then reports whose findings and impression have fewer than `MIN_WORDS` words are left out: the
-paper, which does not say how few are too few, kept 1,902 and 441. One image per study: its first frontal view.
+paper, which does not say how few are too few, kept 1,902 and 441. One image per study: its first frontal view. Where
+only a part of the set is on the disk, the studies are drawn from that.
 """
 
 import csv
 import gzip
 import io
-import re
 import zlib
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from a3tune.data.sets.iu_xray import PROMPT
 from a3tune.data.sets.reading import Reading, Splits
+from a3tune.data.sets.reports import report_text
 from a3tune.data.sets.split import draw
+from a3tune.errors import shown
 from a3tune.types import Sample
 
 DRAWN = {"train": 2000, "test": 500}
@@ -28,61 +32,78 @@ _SPLIT, _METADATA = "mimic-cxr-2.0.0-split.csv", "mimic-cxr-2.0.0-metadata.csv"
 _LARGEST = 2**27
 """Bytes of an unpacked table; the published ones have some 60 million."""
 _LONGEST_ID = 100
-_HEADING = re.compile(r"^[ \t]*([A-Z][A-Z ,/()&-]{2,}):", re.MULTILINE)
 _FRONTAL = ("PA", "AP")
 
 
 def recognises(folder: Path) -> bool:
     """Whether this looks like MIMIC-CXR-JPG: its split file, or folders of patients."""
-    return any((folder / f"{_SPLIT}{end}").is_file() for end in ("", ".gz")) or (folder / "files" / "p10").is_dir()
+    return any((folder / f"{_SPLIT}{end}").is_file() for end in ("", ".gz")) or any(folder.glob("files/p1[0-9]"))
 
 
 def read(reading: Reading, variant: str) -> Splits:
     """The reports of the studies drawn."""
     splits = Splits()
-    studies = _studies(reading)
-    total = sum(min(len(studies.get(split, {})), count) for split, count in DRAWN.items())
-    views = _views(reading)
-    done = 0
-    for split, count in DRAWN.items():
-        for (subject, study), images in draw(sorted(studies.get(split, {}).items()), count):
+    studies, views = _studies(reading), _views(reading)
+    drawn = {
+        split: draw(_on_disk(reading, split, sorted(studies.get(split, {}).items()), views), count)
+        for split, count in DRAWN.items()
+    }
+    done, total = 0, sum(map(len, drawn.values()))
+    for split, kept in drawn.items():
+        splits[split] = []
+        for study in kept:
             done += 1
-            sample = _sample(
-                reading, subject, study, sorted(images, key=lambda name: (not views.get(name, False), name))
-            )
-            reading.add(splits, split, _SPLIT, sample)
+            sample = _sample(reading, study)
+            reading.add(splits, split, study.report, sample, f"with fewer than {MIN_WORDS} words")
             if reading.progress:
                 reading.progress(done, total)
     return splits
 
 
-def report_sections(report: str) -> dict[str, str]:
-    """Text of each section of a report by its heading ("FINDINGS:" at the start of a line), white space evened out."""
-    headings = list(_HEADING.finditer(report))
-    ends = [heading.start() for heading in headings[1:]] + [len(report)]
-    sections: dict[str, str] = {}
-    for heading, end in zip(headings, ends, strict=False):
-        name, text = heading[1].strip(), " ".join(report[heading.end() : end].split())
-        sections[name] = f"{sections[name]} {text}".strip() if name in sections else text
-    return sections
+@dataclass(frozen=True, slots=True)
+class _Study:
+    subject: str
+    name: str
+    report: str
+    """Relative to the folder, as the image."""
+    image: str
 
 
-def _sample(reading: Reading, subject: str, study: str, images: list[str]) -> Sample | None:
-    place = f"p{subject[:2]}/p{subject}/s{study}"
-    name = f"mimic-cxr-{study}"
-    candidates = [f"files/{place}.txt", f"mimic-cxr-reports/files/{place}.txt"]
-    file = next((item for item in candidates if (reading.folder / item).is_file()), None)
-    image = reading.image(_SPLIT, reading.folder, f"files/{place}/{images[0]}.jpg")
-    if file is None:
-        reading.problem(candidates[0], "missing")
+def _on_disk(
+    reading: Reading, split: str, studies: list[tuple[tuple[str, str], list[str]]], views: dict[str, bool]
+) -> list[_Study]:
+    """Those of which report and image are there: all of them, or the part that was downloaded."""
+    found: list[_Study] = []
+    absent: Counter[str] = Counter()
+    example = {}
+    for (subject, study), images in studies:
+        place = f"p{subject[:2]}/p{subject}/s{study}"
+        reports = [f"files/{place}.txt", f"mimic-cxr-reports/files/{place}.txt"]
+        best_first = sorted(images, key=lambda name: (not views.get(name, False), name))
+        pictures = [f"files/{place}/{name}.jpg" for name in best_first]
+        report = next((item for item in reports if (reading.folder / item).is_file()), None)
+        image = next((item for item in pictures if (reading.folder / item).is_file()), None)
+        if report and image:
+            found.append(_Study(subject, study, report, image))
+        else:
+            kind = "neither" if not report and not image else "no report" if not report else "no image"
+            absent[kind] += 1
+            example.setdefault(kind, pictures[0] if report else reports[0])
+    if absent:
+        share = f"{len(found):,} of {len(studies):,} {split} studies ({len(found) / len(studies):.0%}) are on the disk"
+        kinds = ", ".join(f"{count:,} have {kind} (as {example[kind]})" for kind, count in absent.items())
+        reading.problem("files", f"{share}, {DRAWN[split]:,} at most are drawn from these; {kinds}", blocking=not found)
+    return found
+
+
+def _sample(reading: Reading, study: _Study) -> Sample | None:
+    text = report_text((reading.folder / study.report).read_text(encoding="utf-8", errors="replace"))
+    if len(text.split()) < MIN_WORDS:
+        what = f"{len(text.split())} words of findings and impression" if text else "no findings and no impression"
+        reading.problem(study.report, f"{what} found in it: left out", blocking=False)
         return None
-    sections = report_sections((reading.folder / file).read_text(encoding="utf-8", errors="replace"))
-    both = sections.get("FINDINGS AND IMPRESSION", "")
-    report = " ".join(filter(None, (sections.get("FINDINGS", ""), sections.get("IMPRESSION", ""), both)))
-    if image is None or len(report.split()) < MIN_WORDS:
-        return None
-    meta = {"modality": "X-Ray", "organ": "chest", "patient": subject}
-    return Sample(name, image, PROMPT, report, "report", meta=meta)
+    meta = {"modality": "X-Ray", "organ": "chest", "patient": study.subject}
+    return Sample(f"mimic-cxr-{study.name}", reading.folder / study.image, PROMPT, text, "report", meta=meta)
 
 
 def _studies(reading: Reading) -> dict[str, dict[tuple[str, str], list[str]]]:
@@ -94,7 +115,7 @@ def _studies(reading: Reading) -> dict[str, dict[tuple[str, str], list[str]]]:
         if numbers and max(map(len, row)) <= _LONGEST_ID:
             studies.setdefault(split, {}).setdefault((subject, study), []).append(dicom)
         else:
-            reading.problem(_SPLIT, f"expected ids of an image, a study and a subject, got {row!r:.80}")
+            reading.problem(_SPLIT, f"expected ids of an image, a study and a subject, got {shown(row, 80)}")
     return studies
 
 
@@ -120,5 +141,5 @@ def _table(reading: Reading, name: str, columns: tuple[str, ...], *, needed: boo
         lines = io.StringIO(text.decode(), newline="")
         return [tuple(row[column] or "" for column in columns) for row in csv.DictReader(lines)]
     except (OSError, EOFError, KeyError, TypeError, ValueError, csv.Error, zlib.error) as error:
-        reading.problem(path, f"expected a table with the columns {', '.join(columns)}: {error!r}")
+        reading.problem(path, f"expected a table with the columns {', '.join(columns)}: {shown(error)}")
         return []

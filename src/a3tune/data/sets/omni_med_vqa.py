@@ -35,13 +35,12 @@ def read(reading: Reading, variant: str) -> Splits:
     for number, path in enumerate(files, start=1):
         where = path.relative_to(reading.folder).as_posix()
         for index, row in enumerate(reading.load(where), start=1):
-            reading.add(everything, "all", where, _sample(reading, where, f"{path.stem}-{index}", row))
+            sample = _sample(reading, where, f"{path.stem}-{index}", row)
+            reading.add(everything, "all", where, sample, "no image, or no options with the answer")
         if reading.progress:
             reading.progress(number, len(files))
     train, test = by_group(everything.get("all", []), lambda sample: sample.image, TEST_SHARE)
-    reading.rows.update({"train": len(train), "test": len(test)})
-    del reading.rows["all"]
-    return {"train": train, "test": test}
+    return reading.split_again(train, test)
 
 
 def _sample(reading: Reading, where: str, name: str, row: dict[str, Any]) -> Sample | None:
@@ -56,4 +55,4 @@ def _sample(reading: Reading, where: str, name: str, row: dict[str, Any]) -> Sam
         return None
     meta = {field: reading.text(where, row, key) for field, keys in _META.items() for key in keys if row.get(key)}
     prompt = f"{question} Choose one: {'; '.join(options)}."
-    return Sample(name, image, prompt, answer, "choice", meta=meta, options=options)
+    return Sample(f"omnimedvqa-choice-{name}", image, prompt, answer, "choice", meta=meta, options=options)

@@ -8,63 +8,34 @@ The published qas are pickles (`<split>_qa.pkl`), and a pickle can run any code 
 Published counts are 19,755/6,279/6,761; the Hugging Face form leaves out duplicates and has 19,654/6,259/6,719.
 """
 
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from a3tune.data.paths import inside
+from a3tune.data.sets.hub import has_counts, parquet_files, read_parquet
 from a3tune.data.sets.reading import Reading, Splits
-from a3tune.data.tables import table_rows
 from a3tune.errors import DataError
 from a3tune.types import ImageSource, Sample
 
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
+_ROWS = {"train": 19755, "validation": 6279, "test": 6761}
+_ROWS_ON_HUB = {"train": 19654, "validation": 6259, "test": 6719}
 _SUFFIXES = (".jpg", ".png", ".jpeg")
 
 
 def recognises(folder: Path) -> bool:
-    """Whether this looks like PathVQA: questions by split, or parquet files with images and questions."""
-    return any((folder / "qas" / name).is_dir() for name in _SPLITS.values()) or bool(_parquet(folder, "train"))
+    """Whether this looks like PathVQA: questions by split, or parquet files with as many rows as it has."""
+    return any((folder / "qas" / name).is_dir() for name in _SPLITS.values()) or has_counts(folder, _ROWS, _ROWS_ON_HUB)
 
 
 def read(reading: Reading, variant: str) -> Splits:
     """The questions of the published splits."""
+    if parquet_files(reading.folder):
+        return read_parquet(reading, tuple(_SPLITS), lambda *row: _sample(reading, *row))
     splits = Splits()
-    if any(_parquet(reading.folder, split) for split in _SPLITS):
-        _read_parquet(reading, splits)
-    else:
-        _read_json(reading, splits)
+    _read_json(reading, splits)
     return splits
-
-
-def _read_parquet(reading: Reading, splits: Splits) -> None:
-    same: dict[bytes, bytes] = {}  # many questions share an image: its bytes are held once
-    files = {split: _parquet(reading.folder, split) for split in _SPLITS}
-    for split, paths in files.items():
-        if not paths:
-            reading.problem(f"data/{split}-00000-of-0000N.parquet", "missing")
-        for path in paths:
-            where = path.relative_to(reading.folder).as_posix()
-            for row in _rows(reading, path, where):
-                image = row.get("image")
-                data = image.get("bytes") if isinstance(image, dict) else None
-                if not isinstance(data, bytes) or not data:
-                    reading.problem(where, f"expected the image's bytes in each row, got {image!r:.60}")
-                    continue
-                number = reading.rows[split] + 1
-                sample = _sample(reading, where, row, f"{split}-{number}", same.setdefault(data, data))
-                reading.add(splits, split, where, sample)
-            if reading.progress:
-                done = [item for group in files.values() for item in group]
-                reading.progress(done.index(path) + 1, len(done))
-
-
-def _rows(reading: Reading, path: Path, where: str) -> Iterator[dict[str, Any]]:
-    try:
-        yield from table_rows(path)
-    except DataError as error:
-        reading.problem(where, str(error).partition(": ")[2])
 
 
 def _read_json(reading: Reading, splits: Splits) -> None:
@@ -101,7 +72,3 @@ def _sample(reading: Reading, where: str, row: dict[str, Any], name: str, image:
         answer_type="closed" if closed else "open",
         meta={"modality": "Pathology", "question_type": "yes/no" if closed else "open"},
     )
-
-
-def _parquet(folder: Path, split: str) -> list[Path]:
-    return sorted((folder / "data").glob(f"{split}-*.parquet"))

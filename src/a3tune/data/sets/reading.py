@@ -1,6 +1,5 @@
 """One pass over the folder of a data set: rows read, and everything that is wrong, file by file. Opens no image."""
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from a3tune.data.paths import inside
-from a3tune.errors import DataError
+from a3tune.data.plain_json import parse_json
+from a3tune.errors import DataError, shown
 from a3tune.types import Sample
 
 Progress = Callable[[int, int], None]
@@ -35,6 +35,8 @@ class Reading:
     problems: list[Problem] = field(default_factory=list)
     rows: Counter[str] = field(default_factory=Counter)
     """Rows of the published files by split, left-out ones included."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Rows that have no sample, by the reason."""
     _missing: dict[str, Counter[str]] = field(default_factory=dict)
     _present: dict[Path, bool] = field(default_factory=dict)
 
@@ -59,11 +61,11 @@ class Reading:
         try:
             text = path.read_text(encoding="utf-8-sig")
             if path.suffix == ".jsonl":
-                return [json.loads(line) for line in text.split("\n") if line.strip()]
-            return json.loads(text)
+                return [parse_json(line, constants=True) for line in text.split("\n") if line.strip()]
+            return parse_json(text, constants=True)
         except FileNotFoundError:
             self.problem(name, "missing")
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             self.problem(name, f"expected JSON text, cannot read it: {error}")
         return default
 
@@ -90,6 +92,22 @@ class Reading:
             self._missing.setdefault(name, Counter())[where] += 1
         return path
 
+    def image_there(self, where: str, folder: Path, name: object) -> tuple[Path | None, str]:
+        """As `image`, of a data set of which a part on the disk is enough: None, and why, if it is not there."""
+        try:
+            path = inside(folder, name)
+        except DataError as error:
+            self.problem(where, f"names an image wrongly: {error}")
+            return None, "no image named"
+        return (path, "") if path.is_file() else (None, "image not on the disk")
+
+    def split_again(self, train: list[Sample], test: list[Sample]) -> Splits:
+        """A split of our own in place of the published one; rows without a sample are in neither."""
+        self.rows = Counter({"train": len(train), "test": len(test)})
+        if self.left_out:
+            self.rows["left out"] = sum(self.left_out.values())
+        return {"train": train, "test": test}
+
     def require(self, file: Path, what: str) -> bool:
         """Whether a file is there that the data set can do without; noted once if not."""
         if file not in self._present:
@@ -103,20 +121,24 @@ class Reading:
         value = row.get(key, "")
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return str(value).strip()
-        self.problem(where, f"{key}: expected a text, got {value!r:.60}")
+        self.problem(where, f"{key}: expected a text, got {shown(value)}")
         return ""
 
-    def add(self, splits: Splits, split: str, where: str, sample: Sample | None) -> None:
-        """Count a row of a split, and keep its sample if it has an image, a question and an answer."""
+    def add(self, splits: Splits, split: str, where: str, sample: Sample | None, why: str = "no image named") -> None:
+        """Count a row of a split, and keep its sample if it has an image, a question and an answer.
+
+        `why`: what is wrong where there is no sample.
+        """
         self.rows[split] += 1
         kept = splits.setdefault(split, [])
-        if sample is None:
-            return
-        empty = [key for key in ("prompt", "answer") if not getattr(sample, key)]
-        if empty:
-            self.problem(where, f"{sample.id} has no {' and no '.join(empty)}: left out", blocking=False)
-        else:
+        empty = [key for key in ("prompt", "answer") if not getattr(sample, key)] if sample else []
+        if sample and not empty:
             kept.append(sample)
+            return
+        if sample:
+            why = f"no {' and no '.join(empty)}"
+            self.problem(where, f"{sample.id:.60} has {why}: left out", blocking=False)
+        self.left_out[why] += 1
 
     def all_problems(self) -> tuple[Problem, ...]:
         """Everything noted; of a missing image once, with the count of rows that name it."""

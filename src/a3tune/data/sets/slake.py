@@ -6,12 +6,13 @@
     imgs/xmlab<N>/detection.json   [{"Liver": [x, y, width, height]}, ...] in pixels
     mask.txt                       value and name of each structure, one a line
 
+or Hugging Face's parquet files of the English questions (`hub.py`), which have no regions.
+
 Regions: of every structure that the question names and the image has, its mask, else its box; of "the abnormality" and
 its like the lesions; none asked for where the question is about modality or plane. Published counts are those of the
 files; one training row has no answer and is left out.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from PIL import Image
 
 from a3tune.data.annotations.shapes import box_region, numbers
 from a3tune.data.annotations.values import mask_values
-from a3tune.data.images import FORMATS
 from a3tune.data.mention import mentioned
+from a3tune.data.pictures import FORMATS
+from a3tune.data.plain_json import parse_json
+from a3tune.data.sets.hub import SPLITS, has_counts, parquet_files, read_parquet
 from a3tune.data.sets.reading import Reading, Splits
 from a3tune.data.window import check_size
-from a3tune.errors import DataError
+from a3tune.errors import DataError, shown
 from a3tune.masks import encode_mask
-from a3tune.types import AnswerType, Region, Sample
+from a3tune.types import AnswerType, ImageSource, Region, Sample
 
 PLACELESS = ("Modality", "Plane")
 """Types of questions that ask about the whole image."""
@@ -37,12 +40,15 @@ _LESION = re.compile(
 _ASKS_LESION = re.compile(r"\b(abnormalit(y|ies)|lesions?|diseases?|tumou?rs?)\b", re.I)
 _MASK_LINE = re.compile(r"^\W*(\d+)\W+(\D.*?)\W*$|^\W*(\D.*?)\W+(\d+)\W*$")
 
+_ROWS_ON_HUB = {"train": 4919, "validation": 1053, "test": 1061}
 _LONGEST_LINE = 200
 """Longer texts are no names, and the pattern would need time that grows with the square of their length."""
 
 
 def recognises(folder: Path) -> bool:
-    """Whether this looks like SLAKE: its images' folders, or questions that name them."""
+    """Whether this looks like SLAKE: its images' folders, questions that name them, or parquet files with its rows."""
+    if has_counts(folder, _ROWS_ON_HUB):
+        return True
     if (folder / "imgs").is_dir() and any((folder / "imgs").glob("xmlab*")):
         return True
     file = folder / "test.json"
@@ -55,6 +61,8 @@ def recognises(folder: Path) -> bool:
 def read(reading: Reading, variant: str) -> Splits:
     """The English questions of the three published files."""
     folder, splits = reading.folder, Splits()
+    if parquet_files(folder) and not (folder / "train.json").is_file():
+        return read_parquet(reading, SPLITS, lambda *row: _parquet_sample(reading, *row))
     names = _structure_names(reading)
     regions: dict[Path, list[Region]] = {}
     validation = "validation.json" if (folder / "validation.json").is_file() else "validate.json"
@@ -70,6 +78,23 @@ def read(reading: Reading, variant: str) -> Splits:
         if reading.progress:
             reading.progress(number, len(rows))
     return splits
+
+
+def _parquet_sample(reading: Reading, where: str, row: dict[str, Any], name: str, image: ImageSource) -> Sample | None:
+    """A row of Hugging Face's form, which may have lost all but question and answer."""
+    if row.get("q_lang") not in (None, "en"):
+        return None
+    closed = str(row.get("answer_type") or row.get("answer")).strip().lower() in ("closed", "yes", "no")
+    fields = {"modality": "modality", "organ": "location", "question_type": "content_type", "qid": "qid"}
+    meta = {field: text for field, key in fields.items() if row.get(key) and (text := reading.text(where, row, key))}
+    return Sample(
+        id=f"slake-{meta.get('qid') or name}",
+        image=image,
+        prompt=reading.text(where, row, "question"),
+        answer=reading.text(where, row, "answer"),
+        answer_type="closed" if closed else "open",
+        meta=meta,
+    )
 
 
 def asked_regions(question: str, kind: str, regions: list[Region]) -> tuple[Region, ...] | None:
@@ -113,7 +138,7 @@ def _structure_names(reading: Reading) -> dict[int, str]:
             value, name = (match[1], match[2]) if match[1] else (match[4], match[3])
             names[int(value)] = name.strip()
         elif line.strip():
-            reading.problem(file, f"expected a value and a name in each line, got {line!r:.60}", blocking=False)
+            reading.problem(file, f"expected a value and a name in each line, got {shown(line)}", blocking=False)
     return names
 
 
@@ -157,9 +182,9 @@ def _boxes(reading: Reading, file: Path, size: tuple[int, int]) -> list[Region]:
     if not reading.require(file, "its image has no boxes"):
         return []
     try:
-        items = json.loads(file.read_text(encoding="utf-8-sig"))
+        items = parse_json(file.read_text(encoding="utf-8-sig"), constants=True)
         pairs = [(str(name), box) for item in items for name, box in item.items()]
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         reading.problem(file, f"expected [{{name: [x, y, width, height]}}, ...]: {error}", blocking=False)
         return []
     regions: list[Region] = []

@@ -1,7 +1,8 @@
-"""VQA-RAD (Lau et al. 2018, CC0), in the two layouts that are in use.
+"""VQA-RAD (Lau et al. 2018, CC0), in the layouts that are in use.
 
     VQA_RAD Dataset Public.json, "VQA_RAD Image Folder/"    as published on OSF: 2,248 rows
     trainset.json, testset.json, images/                    as most code uses it: 3,064 and 451 rows
+    parquet files (`hub.py`)                                Hugging Face flaviagiammarino/vqa-rad: 1,793 and 451 rows
 
 Fields: qid, image_name, image_organ, question, answer, answer_type, question_type, phrase_type. Rows whose phrase_type
 begins with "test_" are the test rows of the first layout. The second layout's training rows hold 1,267 `frame` rows,
@@ -14,29 +15,37 @@ the 1,797 of the paper's Table 6. Variants:
                      training images too
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from a3tune.data.sets.hub import has_counts, parquet_files, read_parquet
 from a3tune.data.sets.reading import Reading, Splits
 from a3tune.data.sets.split import by_group
-from a3tune.types import AnswerType, Sample
+from a3tune.errors import DataError
+from a3tune.types import AnswerType, ImageSource, Sample
 
 VARIANTS = ("paper", "all", "image-disjoint")
 TEST_SHARE = 0.2
 """Of the images, in the image-disjoint split."""
 _PUBLIC = "VQA_RAD Dataset Public.json"
 _IMAGE_FOLDERS = ("VQA_RAD Image Folder", "images")
+_ROWS_ON_HUB = {"train": 1793, "test": 451}
 _MISSPELT = {"ATRIB": "ATTRIB", "PRSE": "PRES"}
 
 
 def recognises(folder: Path) -> bool:
-    """Whether this looks like VQA-RAD: one of its question files."""
-    return any((folder / name).is_file() for name in (_PUBLIC, "trainset.json", "testset.json"))
+    """Whether this looks like VQA-RAD: one of its question files, or parquet files with as many rows as it has."""
+    return has_counts(folder, _ROWS_ON_HUB) or any(
+        (folder / name).is_file() for name in (_PUBLIC, "trainset.json", "testset.json")
+    )
 
 
 def read(reading: Reading, variant: str) -> Splits:
     """The questions of one of `VARIANTS`."""
+    if parquet_files(reading.folder):
+        if variant != "paper":
+            raise DataError(f"variant {variant!r}: Hugging Face's form of VQA-RAD has the published split only")
+        return read_parquet(reading, ("train", "test"), lambda *row: _parquet_sample(reading, *row))
     images = next((name for name in _IMAGE_FOLDERS if (reading.folder / name).is_dir()), _IMAGE_FOLDERS[-1])
     splits = Splits()
     rows = list(_rows(reading))
@@ -49,9 +58,19 @@ def read(reading: Reading, variant: str) -> Splits:
             reading.progress(number, len(rows))
     if variant == "image-disjoint":
         samples = [sample for split in ("train", "test") for sample in splits.get(split, [])]
-        splits["train"], splits["test"] = by_group(samples, lambda sample: sample.image, TEST_SHARE)
-        reading.rows = Counter({split: len(kept) for split, kept in splits.items()})
+        return reading.split_again(*by_group(samples, lambda sample: sample.image, TEST_SHARE))
     return splits
+
+
+def _parquet_sample(reading: Reading, where: str, row: dict[str, Any], name: str, image: ImageSource) -> Sample:
+    answer = reading.text(where, row, "answer")
+    return Sample(
+        id=f"vqa-rad-{name}",
+        image=image,
+        prompt=reading.text(where, row, "question"),
+        answer=answer,
+        answer_type="closed" if answer.lower() in ("yes", "no") else "open",
+    )
 
 
 def _rows(reading: Reading) -> list[tuple[str, str, dict[str, Any]]]:

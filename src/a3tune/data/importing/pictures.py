@@ -1,0 +1,103 @@
+"""What a table gives as an image -> a file: found beside the table, or written there where the table holds it."""
+
+import binascii
+import hashlib
+import re
+from base64 import b64decode
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from a3tune.data.images import content_hash, load_image, split_fragment
+from a3tune.data.importing.sources import PICTURES
+from a3tune.data.paths import is_address
+from a3tune.errors import DataError, is_data_uri, shown
+from a3tune.machine.files import write_atomic
+
+_SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"GI": ".gif", b"BM": ".bmp", b"II": ".tif", b"MM": ".tif"}
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
+_LONGEST_NAME = 1000
+
+
+@dataclass(slots=True)
+class Pictures:
+    """Turns cells into paths of images."""
+
+    folders: tuple[Path, ...]
+    """Where names of images are looked for, in this order."""
+    out: Path
+    """Where images go that a table holds; by their content, each once."""
+    written: list[Path] = field(default_factory=list)
+    _found: dict[tuple[Path, str], Path] = field(default_factory=dict)
+
+    def find(self, beside: Path, value: Any) -> Path:
+        """The file of a cell: a name (beside the table, in `folders`), a data URI, base 64, bytes, or a struct of them.
+
+        Raises:
+            DataError: it is no image of one of these kinds, an address, or no file of this name is there.
+        """
+        if isinstance(value, list | tuple):
+            if len(value) != 1:
+                raise DataError(f"expected one image, got {len(value)}; a row has one: name the image that answers it")
+            value = value[0]
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path") or value.get("url")
+        if isinstance(value, bytes) and value:
+            return self._keep(value)
+        if not isinstance(value, str) or not value.strip():
+            raise DataError(f"expected the name of an image, or the image, got {shown(value)}")
+        if is_data_uri(value) or (_BASE64.fullmatch(value[:4096]) and len(value) > _LONGEST_NAME):
+            return self._keep(_decoded(value))
+        if is_address(value):
+            raise DataError("the image is an address, and nothing is downloaded: save it, and name the file")
+        return self._look_for(beside, value.strip().replace("\\", "/"))
+
+    def _look_for(self, beside: Path, name: str) -> Path:
+        if len(name) > _LONGEST_NAME or "\0" in name:
+            raise DataError(f"expected the name of an image, got {len(name):,} characters")
+        if (beside, name) not in self._found:
+            file, _, fragment = name.partition("#")
+            endings = ("", *PICTURES) if not file.lower().endswith(PICTURES) else ("",)
+            places = (folder / f"{file}{end}" for folder in (*self.folders, beside) for end in endings)
+            whole = next((folder / name for folder in (*self.folders, beside) if (folder / name).is_file()), None)
+            found = whole or next((place for place in places if place.is_file()), None)
+            if found is None:
+                raise DataError(f"no such image: {shown(name, 150)}; --images DIR says where images are")
+            self._found[beside, name] = found if whole or not fragment else found.with_name(f"{found.name}#{fragment}")
+        return self._found[beside, name]
+
+    def _keep(self, data: bytes) -> Path:
+        ending = ".dcm" if data[128:132] == b"DICM" else _SUFFIXES.get(data[:2], ".img")
+        path = self.out / (hashlib.sha256(data).hexdigest()[:20] + ending)
+        is_new = not path.is_file()
+        if is_new or path.read_bytes() != data:  # a name does not prove what is in the file
+            write_atomic(path, data)
+        if is_new:
+            self.written.append(path)
+        return path
+
+
+def look_at(images: Iterable[Path], tell: Callable[[int, int], None]) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Decode images: of those that open the hash of their file, of the others why not. `tell(done, total)` counts."""
+    images = list(images)
+    hashes: dict[Path, str] = {}
+    errors: dict[Path, str] = {}
+    for done, image in enumerate(images, start=1):
+        try:
+            load_image(image)
+            hashes[image] = content_hash(split_fragment(image)[0])
+        except DataError as error:
+            errors[image] = str(error)
+        tell(done, len(images))
+    return hashes, errors
+
+
+def _decoded(text: str) -> bytes:
+    _, comma, encoded = text.partition(",") if is_data_uri(text) else ("", ",", text)
+    try:
+        if not comma or (is_data_uri(text) and ";base64" not in text[:200].lower()):
+            raise ValueError
+        return b64decode("".join(encoded.split()), validate=True)
+    except (ValueError, binascii.Error):
+        raise DataError(f"expected an image in base 64, got {shown(text)}") from None
