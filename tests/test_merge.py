@@ -6,9 +6,11 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import LlavaProcessor, PreTrainedModel
@@ -26,6 +28,8 @@ from a3tune.vlm.encode import encode
 from a3tune.vlm.load import load_vlm
 
 PROMPTS = ["What organ is this?", "Is there a lesion in the liver?"]
+DEPRECATED = "`is_gradient_checkpointing` is deprecated"
+"""What PEFT 0.21 asks the model by."""
 SERVER = """
 import sys, torch
 from PIL import Image
@@ -146,6 +150,52 @@ def test_the_number_format_of_the_base_is_kept(vlm_folder: Path, tmp_path: Path)
     assert before.keys() == after.keys() and {value.dtype for value in after.values()} == {torch.bfloat16}
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if "language_model" in name and "_proj" in name}
+
+
+def plain(vlm_folder: Path, folder: Path, **options: Any) -> PeftModel:
+    """An adapter of plain PEFT, saved in `folder`."""
+    model = get_peft_model(load_vlm(vlm_folder, device="cpu").model, LoraConfig(r=2, **options))
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(str(folder))
+    return model.eval()
+
+
+@pytest.mark.filterwarnings(f"ignore:{DEPRECATED}")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`", "ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize("option", ["target_modules", "modules_to_save"])
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_a_head_that_is_also_the_embeddings_is_merged_alone(
+    vlm_folder: Path, tmp_path: Path, layer: str, option: str
+) -> None:
+    """Gemma 3, PaliGemma and small Qwen-VL have one matrix for both: what is added to it would change both."""
+    vlm = load_vlm(vlm_folder, device="cpu")
+    vlm.model.lm_head.weight = vlm.model.get_input_embeddings().weight
+    vlm.model.config.tie_word_embeddings = vlm.model.config.text_config.tie_word_embeddings = True
+    vlm.model.save_pretrained(tmp_path / "base")
+    vlm.processor.save_pretrained(tmp_path / "base")
+    assert not any("lm_head" in key for key in load_file(tmp_path / "base" / "model.safetensors"))
+    options = {"target_modules": ["q_proj"]} | {option: [layer]}
+    adapted = plain(tmp_path / "base", tmp_path / "adapter", **options)
+    merged = load_vlm(
+        merge(tmp_path / "adapter", tmp_path / "merged", base=str(tmp_path / "base")).folder, device="cpu"
+    )
+    ids = torch.arange(20, 28)[None]
+    with torch.no_grad():
+        difference = (merged.model(input_ids=ids).logits - adapted(input_ids=ids).logits).abs().max()
+    assert difference < 1e-4 and not merged.model.config.tie_word_embeddings
+
+
+@pytest.mark.filterwarnings(f"ignore:{DEPRECATED}")
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed", "ignore:Adapter .* have invalid shape")
+def test_a_bias_for_layers_that_have_none_is_refused(vlm_folder: Path, tmp_path: Path) -> None:
+    plain(vlm_folder, tmp_path / "adapter", target_modules=["q_proj"], lora_bias=True)
+    with pytest.raises(AdapterError, match="cannot be merged.* has no bias"):
+        merge(tmp_path / "adapter", tmp_path / "merged", base=str(vlm_folder))
+    assert not (tmp_path / "merged").exists()
 
 
 def test_settings_of_sampling_that_a_greedy_model_ignores_are_dropped(adapter, vlm_folder, tmp_path) -> None:

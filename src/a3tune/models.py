@@ -215,9 +215,9 @@ def read_adapter(folder: Path) -> dict[str, Any]:
                 f"{path}: {name!r:.60}: expected it empty, as a3tune and plain LoRA have it; other ways to adapt may "
                 "read files, import modules or change the base model. Use PEFT to load it."
             )
-    if settings.get("init_lora_weights", True) not in (True, False, "gaussian"):
+    if settings.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
         raise AdapterError(
-            f"{path}: init_lora_weights: expected true, false or gaussian, got "
+            f"{path}: init_lora_weights: expected true, false, gaussian or orthogonal, got "
             f"{settings['init_lora_weights']!r:.60}: others change the base model. Use PEFT to load it."
         )
     if not adapter_weights(folder).is_file():

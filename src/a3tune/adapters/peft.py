@@ -23,7 +23,7 @@ from a3tune.adapters.model import (
     language_linears,
     without_adapter_name,
 )
-from a3tune.compat.peft import check_target_module_exists, is_adapted, register, take_out
+from a3tune.compat.peft import check_target_module_exists, own_module, present_names, register, take_out
 from a3tune.config import AdapterConfig
 from a3tune.errors import A3TuneError, AdapterError, ConfigError
 from a3tune.machine.trial import patterns_end
@@ -82,7 +82,8 @@ def load_adapter(model: PreTrainedModel, folder: Path | str, *, trainable: bool 
     """
     folder = Path(folder)
     with _known_warnings(), _fitting(folder):
-        config, shapes = adapter_config(folder), _read_shapes(folder)
+        config = adapter_config(folder)
+        shapes = present_names(model, config, _read_shapes(folder))
         _check_patterns(config, [name for name, _ in model.named_modules()], folder)
         if isinstance(config, A3MoEConfig):
             check_base(config.base, model)
@@ -90,7 +91,10 @@ def load_adapter(model: PreTrainedModel, folder: Path | str, *, trainable: bool 
         _check_sizes(config, shapes, folder)
         with _as_it_was(model):
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-            check_tensors({*get_peft_model_state_dict(adapted, save_embedding_layers=False)}, {*shapes})
+            asked = {*get_peft_model_state_dict(adapted, save_embedding_layers=False)}
+            # PEFT also saves embeddings and output head, whole, where they are adapted or the vocabulary has grown.
+            embeddings = {*get_peft_model_state_dict(adapted, save_embedding_layers=True)} - asked
+            check_tensors(asked, {*shapes} - embeddings)
             return adapted
 
 
@@ -119,7 +123,7 @@ def _fitting(folder: Path) -> Iterator[None]:
 @contextmanager
 def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
     """A load that fails takes out again what PEFT has put into the base model by then."""
-    adapted_before = any(is_adapted(module) for module in model.modules())
+    adapted_before = any(own_module(module) for module in model.modules())
     try:
         yield
     except Exception:
@@ -132,9 +136,10 @@ def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
 def _known_warnings() -> Iterator[None]:
     """PEFT 0.21 asks the model by a name that transformers has deprecated; nobody but PEFT can mend that.
 
-    What it warns of when tensors are missing is an error here.
+    What it warns of when tensors are missing is an error here, and the one dimension of a bias (`lora_bias`) is right.
     """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Adapter .* LoRA tensor\(s\) have invalid shape")
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
@@ -185,27 +190,23 @@ def _check_sizes(config: PeftConfig, shapes: dict[str, list[int]], folder: Path)
 
 def _check_shapes(model: PreTrainedModel, config: PeftConfig, shapes: dict[str, list[int]], folder: Path) -> None:
     """AdapterError unless the adapter holds exactly the layers it would adapt in `model`, of fitting widths."""
-    linears = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and check_target_module_exists(config, name)
-    }
+    targets = {name: layer for name, layer in model.named_modules() if check_target_module_exists(config, name)}
     name = type(model).__name__
     adapted = {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in shapes if ".lora_" in key}
-    if adapted != set(linears):
-        stray = sorted(adapted ^ set(linears))[0]
+    if adapted != set(targets):
+        stray = sorted(adapted ^ set(targets))[0]
         raise AdapterError(
-            f"{folder}: adapter of another base model: it adapts {len(adapted)} layers, {name} has {len(linears)} to "
+            f"{folder}: adapter of another base model: it adapts {len(adapted)} layers, {name} has {len(targets)} to "
             f"adapt (first difference: {stray}). Load the base model that the adapter was trained on."
         )
     for key, shape in shapes.items():
         path, _, weight = key.removeprefix("base_model.model.").partition(".lora_")
-        linear = linears.get(path)
+        layer = targets.get(path)
         expected, got = None, None
-        if linear is not None and weight in ("A.weight", "experts.A.weight"):
-            expected, got = linear.in_features, shape[1]
-        elif linear is not None and weight in ("B.weight", "experts.B.weight"):
-            expected, got = linear.out_features, shape[0]
+        if isinstance(layer, nn.Linear) and weight in ("A.weight", "experts.A.weight"):
+            expected, got = layer.in_features, shape[1]
+        elif isinstance(layer, nn.Linear) and weight in ("B.weight", "experts.B.weight"):
+            expected, got = layer.out_features, shape[0]
         if expected != got:
             raise AdapterError(
                 f"{folder}: adapter of another base model: its layer {path} is {got} wide, that of {name} is "

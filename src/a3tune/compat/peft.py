@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from peft.helpers import disable_input_dtype_casting
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import Linear, LoraLayer, LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from torch import nn
 
 __all__ = ["Linear", "LoraLayer", "LoraModel", "check_target_module_exists", "disable_input_dtype_casting", "register"]
@@ -42,17 +45,32 @@ def has_forward_pre_hook(module: nn.Module, hook: Any) -> bool:
     return hook in module._forward_pre_hooks.values()
 
 
-def is_adapted(module: nn.Module) -> bool:
-    """Whether a module stands in the place of one that it adapts."""
-    return isinstance(module, BaseTunerLayer)
+def own_module(module: nn.Module) -> nn.Module | None:
+    """The model's own module that this one adapts, or trains a copy of; None where a module stands for itself."""
+    if isinstance(module, BaseTunerLayer):
+        return module.get_base_layer()
+    if isinstance(module, AuxiliaryTrainingWrapper):  # of `modules_to_save`
+        return module.original_module
+    return None
+
+
+def present_names(model: nn.Module, config: Any, shapes: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Tensors of an adapter's file and their shapes, by the names that this release of transformers has for the layers.
+
+    Its language models moved (`language_model.model.layers` is `model.language_model.layers` now); PEFT renames alike.
+    """
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    renamed = convert_peft_adapter_state_dict_for_transformers(model, config, tensors)
+    return {key: list(tensor.shape) for key, tensor in renamed.items()}
 
 
 def take_out(model: nn.Module, hooks: Sequence[Any]) -> None:
-    """Every adapted module's own module in its place again, and forward pre-hooks of these functions removed."""
+    """Every adapted or trained module's own in its place again, and forward pre-hooks of these functions removed."""
     for path, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer) and path:
+        own = own_module(module)
+        if own is not None and path:
             parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, module.get_base_layer())
+            setattr(model.get_submodule(parent), name, own)
     for module in model.modules():
         for number, hook in list(module._forward_pre_hooks.items()):
             if getattr(hook, "__func__", hook) in hooks:

@@ -140,10 +140,27 @@ def _merged(vlm: "Vlm", adapter: Path) -> Any:
     from a3tune.adapters import load_adapter
 
     model: Any = load_adapter(vlm.model, adapter)
+    _untie(model.get_base_model())
     try:
         return model.merge_and_unload(safe_merge=True)
-    except ValueError as error:  # PEFT found a weight that is no number
+    except (ValueError, RuntimeError) as error:  # a weight that is no number; a bias for a layer that has none
         raise AdapterError(f"{adapter}: cannot be merged: {error}") from error
+
+
+def _untie(model: Any) -> None:
+    """The output head gets weights of its own where it shares them with the embeddings and one of the two is adapted.
+
+    What is merged into a shared matrix would change both.
+    """
+    from torch.nn import Parameter
+
+    from a3tune.compat.peft import own_module
+
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if model.config.tie_word_embeddings and (own_module(words) or own_module(head)):
+        plain = own_module(head) or head
+        plain.weight = Parameter(plain.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
 
 
 def _write(model: Any, processor: Any, folder: Path) -> int:
