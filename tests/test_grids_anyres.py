@@ -89,7 +89,8 @@ def test_painting_a_tokens_box_changes_that_tokens_pixels(name: str, height: int
     changed = change(name, black, painted)
     assert np.array_equal(np.isnan(changed), np.isnan(found[:, 0]))
     covered = token_weights(painted[..., 0] > 0, found)
-    assert covered[np.nanargmax(changed)] > 0.75
+    # Of a small box whole pixels cover less.
+    assert covered[np.nanargmax(changed)] > min(0.75, 0.99 * covered[token])
     assert changed[token] > 0.75 * np.nanmax(changed)
 
 
