@@ -159,7 +159,7 @@ def _samples(folder: Path, scan: Scan, copy: _Copy, patient: str, number: int) -
             answer=question.answer,
             answer_type=question.answer_type,
             regions=_regions(question),
-            meta=meta | copy.meta,
+            meta={**meta, **copy.meta},
         )
 
 
