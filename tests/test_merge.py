@@ -193,7 +193,7 @@ def test_a_head_that_is_also_the_embeddings_is_merged_alone(
 @pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed", "ignore:Adapter .* have invalid shape")
 def test_a_bias_for_layers_that_have_none_is_refused(vlm_folder: Path, tmp_path: Path) -> None:
     plain(vlm_folder, tmp_path / "adapter", target_modules=["q_proj"], lora_bias=True)
-    with pytest.raises(AdapterError, match="cannot be merged.* has no bias"):
+    with pytest.raises(AdapterError, match=r"cannot be merged.* has no bias"):
         merge(tmp_path / "adapter", tmp_path / "merged", base=str(vlm_folder))
     assert not (tmp_path / "merged").exists()
 

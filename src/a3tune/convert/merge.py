@@ -158,7 +158,7 @@ def _untie(model: Any) -> None:
 
     words, head = model.get_input_embeddings(), model.get_output_embeddings()
     if model.config.tie_word_embeddings and (own_module(words) or own_module(head)):
-        plain = own_module(head) or head
+        plain: Any = own_module(head) or head
         plain.weight = Parameter(plain.weight.detach().clone(), requires_grad=False)
         model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
 
