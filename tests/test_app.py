@@ -354,6 +354,12 @@ def test_a_port_that_is_taken_is_told_before_models_are_loaded():
     host.check_host(host.LOOPBACK, taken)
 
 
+def test_an_address_of_ipv6_is_told_at_once():
+    for address in ("::", "::1"):
+        result = CliRunner().invoke(app, ["app", "--host", address])
+        assert result.exit_code == 2 and "address of IPv4" in " ".join(result.output.split())
+
+
 def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ModelError, match=r"a3tune\[app\]"):

@@ -78,6 +78,16 @@ def test_a_tokenizer_that_doubles_every_text(folder: Path):
     refused(folder, "times as long")
 
 
+def test_a_tokenizer_with_many_rules_that_do_not_meet(folder: Path):
+    """Nine of them lengthen a text by three at most, not by their product."""
+    rules = [{"type": "Replace", "pattern": {"String": old}, "content": old + "xy"} for old in "abcdefghi"]
+    change(
+        folder / "tokenizer.json",
+        lambda tokenizer: tokenizer.update(normalizer={"type": "Sequence", "normalizers": rules}),
+    )
+    check_claims(folder)
+
+
 def test_a_tokenizer_larger_than_any(folder: Path):
     with (folder / "tokenizer.json").open("ab") as file:
         file.truncate(200 * 2**20)

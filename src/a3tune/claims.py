@@ -24,13 +24,13 @@ MAX_HEADER = 2**25
 MAX_GROWTH = 64
 """Times that a tokenizer's rules may lengthen a text."""
 _LARGEST = {
-    "num_hidden_layers": 1000,
+    "num_hidden_layers": MAX_LAYERS,
     "num_attention_heads": 1000,
     "num_key_value_heads": 1000,
     "hidden_size": 10**6,
     "intermediate_size": 10**7,
     "vocab_size": 10**7,
-    "image_size": 10**5,
+    "image_size": MAX_SIDE,
     "patch_size": 10**4,
     "image_token_id": 10**9,
     "image_token_index": 10**9,
@@ -65,7 +65,7 @@ def check_claims(folder: Path) -> None:
         for place, part in parts:
             _check_scaling(f"{folder / place}", part, areas=areas)
     tokenizer = _read(folder / "tokenizer.json")
-    growth = _growth(tokenizer.get("normalizer")) * _growth(tokenizer.get("pre_tokenizer"))
+    growth = _growth(tokenizer)
     if growth > MAX_GROWTH:
         raise ModelError(
             f"{folder / 'tokenizer.json'}: its rules make a text up to {growth:.3g} times as long; expected at most "
@@ -141,25 +141,37 @@ def _parts(name: str, content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield from _parts(f"{name}: {key:.60}", value)
 
 
-def _growth(rules: Any) -> float:
-    """How many times as long some rules make a text at most; those that only split or lower it count once."""
+def _growth(tokenizer: Mapping[str, Any]) -> float:
+    """How many times as long a tokenizer's rules make a text at most.
+
+    From the last rule to the first: what a letter becomes is what the letters that replace it become after that.
+    """
+    rules = [*_replacements(tokenizer.get("normalizer")), *_replacements(tokenizer.get("pre_tokenizer"))]
+    grown: dict[str, float] = {}
+    others = 1.0  # of letters that no rule names
+    for old, content in reversed(rules):
+        length = sum(grown.get(letter, others) for letter in content)
+        if old is None:
+            # An expression may match any letter, and the empty places between letters.
+            others = max(others, 2 * length)
+            grown = {letter: max(value, 2 * length) for letter, value in grown.items()}
+        else:
+            grown |= {letter: max(grown.get(letter, others), length / len(old)) for letter in old}
+    return max([others, *grown.values()])
+
+
+def _replacements(rules: Any) -> Iterator[tuple[str | None, str]]:
+    """Texts and what takes their place, in order; None for an expression. Rules that only split or lower count not."""
     if isinstance(rules, list):
-        factor = 1.0
         for rule in rules:
-            factor *= _growth(rule)
-        return factor
-    if not isinstance(rules, dict):
-        return 1.0
-    factor = 1.0
-    for key in ("normalizers", "pretokenizers"):
-        factor *= _growth(rules.get(key))
-    if rules.get("type") == "Replace" and isinstance(rules.get("content"), str):
-        pattern = rules.get("pattern")
-        old = pattern.get("String") if isinstance(pattern, dict) else None
-        # An expression may match one letter, or the empty places between letters.
-        shortest = len(old) if isinstance(old, str) and old else 0.5
-        factor *= max(1.0, len(rules["content"]) / shortest)
-    return factor
+            yield from _replacements(rule)
+    elif isinstance(rules, dict):
+        for key in ("normalizers", "pretokenizers"):
+            yield from _replacements(rules.get(key))
+        if rules.get("type") == "Replace" and isinstance(rules.get("content"), str):
+            pattern = rules.get("pattern")
+            old = pattern.get("String") if isinstance(pattern, dict) else None
+            yield (old if isinstance(old, str) and old else None), rules["content"]
 
 
 def _count(value: Any) -> int:

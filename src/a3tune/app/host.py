@@ -54,10 +54,13 @@ def _same_place(origin: str, host: str) -> bool:
 def check_host(host: str, port: int | None) -> None:
     """Whether the page can be served there: told before models are loaded. `port`: None is any that is free.
 
-    Raises ModelError without the extra `app`, RunError for a port that is taken or an address that is not ours.
+    Raises ModelError without the extra `app`, RunError for a port that is taken, an address that is not ours, or one of
+    IPv6, which Gradio does not serve on.
     """
     if find_spec("gradio") is None:
         raise ModelError("the explorer needs gradio, which is not installed: pip install 'a3tune[app]'")
+    if ":" in host:
+        raise RunError(f"--host {host:.80}: expected a name or an address of IPv4, such as {LOOPBACK}")
     if port is None:
         return
     try:

@@ -6,12 +6,13 @@ Knows fields of processors and of generation settings; not what they mean to a f
 import math
 from typing import Any
 
+from a3tune.claims import MAX_SIDE
 from a3tune.errors import ModelError
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _FLAGS = ("do_sample", "use_cache", "output_attentions", "output_hidden_states", "output_scores")
-_LARGEST_SIDE, _LARGEST = 10**5, 10**9
-"""Pixels of a height or width; of what may count the pixels of an image, and ids of tokens."""
+_LARGEST = 10**9
+"""Of what may count the pixels of an image, and ids of tokens."""
 
 
 def check_generation(settings: Any, name: str) -> None:
@@ -38,7 +39,7 @@ def check_images(images: Any, name: str) -> None:
     for field in ("size", "crop_size"):
         sizes = getattr(images, field, None)
         for side, value in dict(sizes or {}).items():
-            most = _LARGEST_SIDE if side in ("height", "width") else _LARGEST
+            most = MAX_SIDE if side in ("height", "width") else _LARGEST
             if value is not None and (type(value) is not int or not 1 <= value <= most):
                 raise _wrong(name, file, f"{field}: {side}", f"an integer from 1 to {most:,}", value)
 
