@@ -33,7 +33,7 @@ from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig
 from a3tune.data.phantom import write_phantom
 from a3tune.data.phantom.dataset import MARK_TESTS, split_files
-from a3tune.data.rows import read_rows
+from a3tune.data.rows import read_rows, read_split
 from a3tune.demo.plan import plan_demo
 from a3tune.evaluation.evaluate import evaluate
 from a3tune.evaluation.results import scores
@@ -213,7 +213,8 @@ def markdown(study: Study, lines: Sequence[Mapping[str, Any]], split: str) -> st
 
 
 def _labels(study: Study, name: str) -> Iterator[str]:
-    quality = stored_quality(study.config(Cell(name, "A3Tune", 0, "validation")))
+    config = study.config(Cell(name, "A3Tune", 0, "validation"))
+    quality = stored_quality(config, read_split(config.data, "train"))
     if quality is not None:
         share = 100 * quality.overall.recall_at_k
         yield f"Weak labels: the true region is among the best {quality.top_k} for {share:.1f} % of the questions."
