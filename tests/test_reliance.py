@@ -16,6 +16,7 @@ from a3tune.evaluation.evaluate import evaluate
 from a3tune.evaluation.faithfulness import STEPS, deletion_curves
 from a3tune.evaluation.predictions import read_predictions
 from a3tune.evaluation.reliance_log import read_reliance
+from a3tune.machine.digests import sealed, unsealed
 from a3tune.metrics.reliance import Occluded, reliance_scores
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Region, Sample
@@ -143,7 +144,9 @@ def test_what_was_measured_otherwise_is_refused(vlm, tmp_path: Path):
     with pytest.raises(RunError, match="belongs to answers of another model or with other settings"):
         evaluate(vlm, samples, replace(HIDE, tau=0.5), out_folder=folder.path)
     assert folder.reliance.read_bytes() == before
-    folder.reliance.write_bytes(before.replace(b'"intact": "yes"', b'"intact": "no"'))
+    first, record = before.decode().splitlines()
+    other = sealed(unsealed(json.loads(record)) | {"intact": "no"})
+    folder.reliance.write_text(f"{first}\n{json.dumps(other)}\n")
     with pytest.raises(RunError, match="another answer to sample 'a'"):
         read_predictions(folder)
     head, _, rest = before.partition(b"\n")
