@@ -33,6 +33,7 @@ from a3tune import convert
 from a3tune.cli import main
 from a3tune.data.rows import write_rows
 from a3tune.labels import store
+from a3tune.machine.digests import DIGESTS
 from a3tune.machine.files import LOCK
 from a3tune.types import Region, Sample
 from checkpoints import llava_med_15
@@ -65,6 +66,8 @@ PRELOADED = (
     "transformers.models.llava.processing_llava",
     "transformers.integrations.integration_utils",
 )
+TIMED = ("predictions.jsonl", "results.json", "metrics.jsonl", "trainer_state.json")
+"""Files that say when and how fast they were made."""
 FLEETING = ("cost", "digest", "heads_overlap")
 """What may differ after an interruption: times and the digests over them, and a comparison with a step whose heads
 nobody keeps."""
@@ -275,9 +278,11 @@ def _lasting(path: Path) -> bytes:
     text = path.read_bytes()
     if path.name == LOCK:
         return b""
-    if path.name not in ("predictions.jsonl", "results.json", "metrics.jsonl", "trainer_state.json"):
+    if path.name not in TIMED and path.name != DIGESTS:
         return text
     try:
+        if path.name == DIGESTS:  # of files that say when they were made
+            return json.dumps([pair for pair in json.loads(text).items() if pair[0] not in TIMED]).encode()
         found = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
         return json.dumps(_strip(found)).encode()
     except ValueError:  # damaged

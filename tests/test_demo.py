@@ -146,7 +146,7 @@ def cheap(finished, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(demo, "fine_tune", train)
     monkeypatch.setattr(demo, "evaluate_run", evaluate)
-    monkeypatch.setattr(demo, "write_report", lambda runs, out, page: out.touch())
+    monkeypatch.setattr(demo, "write_report", lambda runs, out, *more: out.touch())
 
     def again(model: str) -> set[str]:
         own = plan_demo(tmp_path / "demo", [*tiny, f"model.path={model}"])

@@ -3,6 +3,7 @@
 Every stage is what a command of the CLI does (`commands.py`), over a `RunConfig`. Knows their order and places.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -55,7 +56,8 @@ def run_demo(demo: Demo, say: Callable[[str], None], bar: Bar) -> Path:
         evaluated = {name: _method(demo, name, stages, data, labels, bar) for name in demo.configs}
         stages.run("report", evaluated, [folder.report], lambda: _report(demo, folder.report, stages.seconds))
         numbers = summary(demo, stages.seconds)
-        folder.write_json(folder.summary.name, numbers)
+        # For whoever reads it: nothing but the numbers.
+        folder.write_text(folder.summary.name, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
     for line in _table(numbers):
         say(line)
     return folder.report
