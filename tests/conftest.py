@@ -17,6 +17,8 @@ from a3tune.data.phantom.questions import TEMPLATES
 from a3tune.machine import remembered
 from a3tune.vlm.tiny import IMAGE_SIZE, PATCH_SIZE, random_vlm, tiny_image_processor, tiny_processor, train_tokenizer
 
+# Jobs in the background of a shell are started to ignore Ctrl-C, which tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says nothing on a machine that does other work, too.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
