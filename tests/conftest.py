@@ -1,6 +1,7 @@
 """Models small enough for any test, saved as users have them: a random VLM and a random ranker in folders."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
