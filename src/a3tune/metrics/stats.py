@@ -86,8 +86,9 @@ def seeds_interval(
         means.append(np.divide(total_D, number_D, out=np.full(block, np.nan), where=number_D > 0))
     tail = (1 - level) / 2
     percentiles = np.nanquantile(np.concatenate(means), [tail, 1 - tail])
-    low, high = mean + _stretch(sums_SG, counts_SG, tail) * (percentiles - mean)
-    return Estimate(mean, max(float(low), np.nanmin(values_SN)), min(float(high), np.nanmax(values_SN)), count)
+    stretched = mean + _stretch(sums_SG, counts_SG, tail) * (percentiles - mean)
+    low, high = stretched.clip(np.nanmin(values_SN), np.nanmax(values_SN)).tolist()
+    return Estimate(mean, low, high, count)
 
 
 def paired_permutation_test(
