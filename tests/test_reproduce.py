@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +19,20 @@ from a3tune.reproduce.tables import Cell, Table, as_markdown
 SETTINGS = ("training.max_steps=1", "evaluation.max_new_tokens=2")
 
 
+FEW = {"train": 2, "validation": 1, "test": 1}
+"""Patients."""
+
+
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("paper")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("a3tune.data.phantom.DEMO_PATIENTS", FEW)
+        yield tmp_path_factory.mktemp("paper")
 
 
 @pytest.fixture(scope="module")
 def phantom(out: Path) -> Places:
-    return phantom_places(out, SETTINGS, lambda done, total: None, {"train": 2, "validation": 1, "test": 1})
+    return phantom_places(out, SETTINGS, lambda done, total: None, FEW)
 
 
 def test_every_table_and_figure_is_well_formed():
@@ -152,7 +159,7 @@ def test_answers_to_other_rows_are_not_written_as_the_outcome(phantom: Places, o
         other = [json.dumps(json.loads(first) | {"answer": "a kidney"}), *rest]
         path.write_text("\n".join(other) + "\n")
         with pytest.raises(RunError, match=rf"{split}.jsonl: is not what the stage 'vqa' wrote"):
-            phantom_places(moved, SETTINGS, lambda done, total: None, {"train": 2, "validation": 1, "test": 1})
+            phantom_places(moved, SETTINGS, lambda done, total: None, FEW)
         data = DataConfig(**{name: moved / "data" / "vqa" / f"{name}.jsonl" for name in ("train", "test")})
         own = [replace(job, run=replace(job.run, config=replace(job.run.config, data=data))) for job in jobs]
         with pytest.raises(RunError, match=r"other content: the answer of (sample|row 1)"):
