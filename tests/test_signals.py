@@ -82,7 +82,7 @@ def test_a_command_that_has_nothing_to_save_ends_with_one_line(number: str, code
     process.send_signal(getattr(signal, number))
     _, said = process.communicate(timeout=20)
     assert process.returncode == code
-    told = [line for line in said.splitlines() if not line.startswith("warning: the shipped ranker")]
+    told = [line for line in said.splitlines() if line and not line.startswith("warning: the shipped ranker")]
     assert told == ["a3tune: interrupted; the same command goes on from what is finished"]
 
 
@@ -222,7 +222,7 @@ def test_labelling_workers_end_with_their_parent_and_say_nothing(world: World, n
     os.killpg(running.pid, getattr(signal, number))
     ended, said = running.ended()
     assert ended == 128 + getattr(signal, number), said
-    told = [line for line in said.splitlines() if not line.startswith("warning: the shipped ranker")]
+    told = [line for line in said.splitlines() if line and not line.startswith("warning: the shipped ranker")]
     assert told == ["a3tune: interrupted; the same command goes on from what is finished"]
 
 
