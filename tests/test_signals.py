@@ -230,7 +230,6 @@ def test_labelling_workers_end_with_their_parent_and_say_nothing(world: World, n
     ("name", "change"),
     [
         ("label", "os.rename labels/similarities"),
-        ("train", "save run/checkpoints/checkpoint-1/optimizer.pt"),
         ("eval", "open run/predictions.jsonl"),
         ("convert", "os.rename .model.unfinished/new"),
         ("label export", "os.rename overlays/.00003"),
