@@ -27,7 +27,7 @@ from a3tune.decoding.opera import Opera  # noqa: E402
 from a3tune.decoding.strategy import Strategy, end_tokens  # noqa: E402
 from a3tune.vlm.encode import TOKEN_MASKS, encode, prepare  # noqa: E402
 from a3tune.vlm.load import Vlm  # noqa: E402
-from a3tune.vlm.tiny import random_vlm, tiny_processor, train_tokenizer  # noqa: E402
+from decoders import deep_vlm  # noqa: E402
 from ports.llava import PORTS, Port  # noqa: E402
 from ports.opera import Slow  # noqa: E402
 from zoo.checks import SIZES, noise  # noqa: E402
@@ -68,18 +68,6 @@ CASES = (
     Case("controlmllm", {"learning_rate": 0.05}, note="gentler: random weights have steep gradients"),
     Case("controlmllm", {"learning_rate": 0.01, "accumulate": True}, note="gentler"),
 )
-
-
-def make_model(layers: int) -> Vlm:
-    """Random weights look everywhere alike and say nothing clearly: peaked attention, loud values, a loud head."""
-    model = random_vlm(hidden=64, layers=layers, heads=4, kv_heads=2)
-    with torch.no_grad():
-        for name, weight in model.model.language_model.named_parameters():
-            if "proj" in name:
-                weight.mul_(6)
-        model.lm_head.weight.mul_(20)
-    use_capture(model)
-    return Vlm(model.double(), tiny_processor(train_tokenizer(TEXTS)), "random")
 
 
 def prompts(count: int) -> list[str]:
@@ -123,7 +111,8 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
-    vlm = make_model(4 if args.quick else 8)
+    vlm = deep_vlm(layers=4 if args.quick else 8, hidden=64)
+    vlm.model.double()
     rows, record = [], []
     for case in CASES:
         short = Case(case.method, case.settings, 3) if args.quick else case

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from a3tune.adapters import Routing
+from a3tune.attention.capture import use_capture
+from a3tune.data.phantom.questions import TEMPLATES
 from a3tune.vlm.encode import TOKEN_MASKS, Example, encode, end_token_id, pad, prepare
 from a3tune.vlm.load import Vlm
+from a3tune.vlm.tiny import random_vlm, tiny_processor, train_tokenizer
 from zoo import ZOO
 from zoo.checks import SIZES, adapted, load, noise
 
@@ -47,6 +50,20 @@ def _peaked(vlm: Vlm) -> Vlm:
     head: Any = vlm.model.get_output_embeddings()
     head.register_forward_hook(lambda module, args, output: 20 * output)
     return vlm
+
+
+def deep_vlm(layers: int, hidden: int) -> Vlm:
+    """A random LLaVA with grouped-query attention. Random weights look everywhere alike and say nothing clearly: peaked
+    attention, loud values, and a head so loud that layers disagree."""
+    model = random_vlm(hidden=hidden, layers=layers, heads=4, kv_heads=2)
+    with torch.no_grad():
+        for name, weight in model.model.language_model.named_parameters():
+            if "proj" in name:
+                weight.mul_(6)
+        model.lm_head.weight.mul_(20)
+    use_capture(model)
+    texts = [text for templates in TEMPLATES.values() for text in templates]
+    return Vlm(model, tiny_processor(train_tokenizer(texts)), "deep")
 
 
 def image(row: int) -> Any:

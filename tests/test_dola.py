@@ -7,16 +7,13 @@ import torch
 from torch import Tensor
 
 from a3tune.adapters import Routing
-from a3tune.attention.capture import use_capture
-from a3tune.data.phantom.questions import TEMPLATES
 from a3tune.decoding import generate
 from a3tune.decoding.dola import Dola
 from a3tune.decoding.strategy import Strategy
 from a3tune.errors import ModelError
 from a3tune.vlm.encode import TOKEN_MASKS, Example, pad
 from a3tune.vlm.load import Vlm
-from a3tune.vlm.tiny import random_vlm, tiny_processor, train_tokenizer
-from decoders import NEW, Models, batch, example, grown
+from decoders import NEW, Models, batch, deep_vlm, example, grown
 
 MODELS = ("llava_clip_224+adapter", "qwen2_5_vl", "gemma3", "idefics3+adapter")
 TWO = Dola(layers=(0, 1))
@@ -32,16 +29,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 @pytest.fixture(scope="module")
 def deep() -> Vlm:
-    """Seven layers, with a head loud enough that they disagree."""
-    model = random_vlm(hidden=32, layers=7, heads=4, kv_heads=2)
-    with torch.no_grad():
-        for name, weight in model.model.language_model.named_parameters():
-            if "proj" in name:
-                weight.mul_(6)
-        model.lm_head.weight.mul_(20)
-    use_capture(model)
-    texts = [text for templates in TEMPLATES.values() for text in templates]
-    return Vlm(model, tiny_processor(train_tokenizer(texts)), "deep")
+    return deep_vlm(layers=7, hidden=32)
 
 
 def slow_scores(dola: Dola, vlm: Vlm, of: Example) -> Tensor:

@@ -27,6 +27,7 @@ from a3tune.vlm.grids import token_boxes
 from a3tune.vlm.load import Vlm
 from a3tune.vlm.patches import members, token_weights
 from a3tune.vlm.tiny import random_vlm, tiny_processor, train_tokenizer
+from evaluations import stop_after
 
 PROMPTS = ("Is the liver normal?", "Which organ is shown in the upper left part of this image?", "What is it?")
 SHORT = EvaluationConfig(batch_size=2, max_new_tokens=4, rows="answer")
@@ -193,16 +194,6 @@ def test_chance_differs_between_batches_and_repeats(vlm, samples):
     )
     assert first == second
     assert len(set(first)) > 1
-
-
-def stop_after(calls: int):
-    def progress(done: int, total: int) -> None:
-        nonlocal calls
-        calls -= 1
-        if not calls:
-            raise KeyboardInterrupt
-
-    return progress
 
 
 def test_stopped_evaluation_goes_on_where_it_was(vlm, samples, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from a3tune.data.importing.splitting import split
 from a3tune.data.rows import read_rows
 from a3tune.errors import DataError
 from a3tune.types import Sample
+from rowfiles import written
 from test_tables import saved
 
 HEAD = ["file", "patient", "modality", "question", "answer"]
@@ -42,13 +43,6 @@ def table(path: Path, rows: list[list[object]], head: list[str] = HEAD, **option
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding=options.pop("encoding", "utf-8")) as file:
         csv.writer(file, **options).writerows([head, *rows])
-    return path
-
-
-def written(path: Path, data: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.suffix == ".jsonl" and isinstance(data, list)
-    path.write_text("\n".join(map(json.dumps, data)) if lines else json.dumps(data))
     return path
 
 

@@ -23,6 +23,7 @@ from a3tune.types import Prediction, Region, Sample
 from a3tune.vlm.encode import prepare
 from a3tune.vlm.load import Vlm
 from constructed import PROMPT, SIDE, reader
+from evaluations import stop_after
 
 PATCH = 6
 """Second row, third column."""
@@ -95,16 +96,6 @@ def test_a_batch_changes_nothing_and_samples_without_a_region_ride_along(vlm):
         assert dict(one.reliance) == pytest.approx(dict(other.reliance), abs=1e-4)
     # A dark patch stays dark, whatever stands in its place.
     assert together.predictions[3].reliance["reliance_inside"] == 0
-
-
-def stop_after(calls: int):
-    def progress(done: int, total: int) -> None:
-        nonlocal calls
-        calls -= 1
-        if not calls:
-            raise KeyboardInterrupt
-
-    return progress
 
 
 def test_stopped_it_goes_on_and_a_plain_evaluation_can_be_extended(vlm, tmp_path: Path):

@@ -21,6 +21,7 @@ from a3tune.data.sets.slake import asked_regions
 from a3tune.errors import DataError
 from a3tune.masks import region_mask
 from a3tune.types import Region
+from rowfiles import written
 
 DATA = Path(os.environ.get("A3TUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 real_slake = pytest.mark.skipif(not (DATA / "slake_questions").is_dir(), reason="needs SLAKE's questions (A3TUNE_DATA)")
@@ -30,13 +31,6 @@ real_vqa_rad = pytest.mark.skipif(not (DATA / "vqa_rad").is_dir(), reason="needs
 def picture(path: Path, size: tuple[int, int] = (8, 6), level: int = 9) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", size, level).save(path)
-    return path
-
-
-def written(path: Path, data: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.suffix == ".jsonl" and isinstance(data, list)
-    path.write_text("\n".join(map(json.dumps, data)) if lines else json.dumps(data))
     return path
 
 

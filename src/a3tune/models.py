@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from a3tune.claims import check_claims, check_header, check_shape
-from a3tune.errors import AdapterError, ModelError, in_short
+from a3tune.errors import AdapterError, ModelError, in_short, shown
 from a3tune.machine.digests import DIGESTS, check_digests
 from a3tune.machine.hashes import HASHING_THREADS, file_hashes, json_hash
 
@@ -147,8 +147,8 @@ def check_at_hand(name: str, where: Path) -> None:
     check_model(name)
     if name != "tiny" and not Path(name).is_dir() and cached_model(name) is None:
         raise ModelError(
-            f"{where}: names the base model {name!r:.200}, which is not on this machine, and nothing is downloaded "
-            "because a file says so. If you want it from the Hugging Face Hub, say so: model.path=NAME "
+            f"{where}: names the base model {shown(name, 200)}, which is not on this machine, and nothing is "
+            "downloaded because a file says so. If you want it from the Hugging Face Hub, say so: model.path=NAME "
             "(--model NAME with merge)"
         )
 
@@ -212,13 +212,13 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     for name, value in settings.items():
         if name not in _ADAPTER_SETTINGS and _says_something(value):
             raise AdapterError(
-                f"{path}: {name!r:.60}: expected it empty, as a3tune and plain LoRA have it; other ways to adapt may "
+                f"{path}: {shown(name)}: expected it empty, as a3tune and plain LoRA have it; other ways to adapt may "
                 "read files, import modules or change the base model. Use PEFT to load it."
             )
     if settings.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
         raise AdapterError(
             f"{path}: init_lora_weights: expected true, false, gaussian or orthogonal, got "
-            f"{settings['init_lora_weights']!r:.60}: others change the base model. Use PEFT to load it."
+            f"{shown(settings['init_lora_weights'])}: others change the base model. Use PEFT to load it."
         )
     if not adapter_weights(folder).is_file():
         there = ". Copy the adapter anew."

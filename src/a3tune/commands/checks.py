@@ -12,7 +12,7 @@ from a3tune.data.images import load_image
 from a3tune.data.rows import check_split, read_split
 from a3tune.decoding import check_name, make_strategy
 from a3tune.errors import ConfigError, LabelError
-from a3tune.evaluation.regions import region_source
+from a3tune.evaluation.regions import kind_of_regions
 from a3tune.labels.propose import check_proposer
 from a3tune.labels.rank import check_ranker, check_visual_prompt, format_query, ranker_folder
 from a3tune.labels.stored import none_found
@@ -73,7 +73,7 @@ def check_evaluate(models: Sequence[tuple[Path | None, RunConfig]], methods: Seq
         check_methods(config.evaluation, methods)
         if len(models) == len(methods) == 1:
             RunFolder.check(config.output)
-        if config.evaluation.occlude and region_source(read_split(config.data, "test")) == "weak":
+        if config.evaluation.occlude and kind_of_regions(read_split(config.data, "test")) == "weak":
             check_label_maker(config.labels)
 
 

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from a3tune.convert.stream import writing
 from a3tune.errors import AdapterError, ModelError, OutputError
 from a3tune.machine.digests import write_digests
 from a3tune.machine.files import replacing_folder
+from a3tune.machine.hashes import file_hash
 from a3tune.models import A3MOE, adapter_weights, check_at_hand, check_model, read_adapter
 from a3tune.run.folder import RunFolder
 
@@ -180,8 +180,8 @@ def _drop_unused_sampling(generation: "GenerationConfig") -> None:
 
 
 def _describe(folder: Path, adapter: Path, base: str, run: RunFolder | None, card: Card) -> None:
-    weights = adapter_weights(adapter).read_bytes()
-    about = {"a3tune": version("a3tune"), "base": public_name(base), "adapter_sha256": sha256(weights).hexdigest()}
+    content = file_hash(adapter_weights(adapter))
+    about = {"a3tune": version("a3tune"), "base": public_name(base), "adapter_sha256": content}
     with writing(folder):
         (folder / "README.md").write_text(card(base, run.read_config() if run else None), encoding="utf-8")
         (folder / MARKER).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

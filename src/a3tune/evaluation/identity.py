@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from a3tune.data.content import other_part, row_contents
-from a3tune.errors import RunError
+from a3tune.errors import RunError, shown
 from a3tune.machine.digests import unsealed
 from a3tune.machine.hashes import difference
 from a3tune.models import base_hashes, weights_hash
@@ -81,8 +81,8 @@ def refuse_other_rows(folder: RunFolder, samples: Sequence[Sample], *, images: b
     for sample, content in zip(samples, row_contents(samples, parts), strict=True):
         if part := other_part(parts, " ".join(then.get(sample.id, "").split()[: len(parts)]), content):
             raise RunError(
-                f"{folder.path}: the {part} of sample {sample.id!r:.80} is not the one that was evaluated. Put it "
-                "back as it was, or evaluate again with another output"
+                f"{folder.path}: the {part} of sample {shown(sample.id, 80)} is not the one that was evaluated. Put "
+                "it back as it was, or evaluate again with another output"
             )
 
 
@@ -122,7 +122,7 @@ def _other_base(then: Mapping[str, str], now: Mapping[str, str]) -> str | None:
 def _other_row(then: Mapping[str, str], now: Mapping[str, str]) -> str | None:
     for name, content in then.items():
         if name not in now:
-            return f"sample {name!r:.80} is not among those to evaluate"
+            return f"sample {shown(name, 80)} is not among those to evaluate"
         if part := other_part(PARTS, content, now[name]):
-            return f"the {part} of sample {name!r:.80} is another"
+            return f"the {part} of sample {shown(name, 80)} is another"
     return None

@@ -18,7 +18,7 @@ from a3tune.types import Sample
 Source = Literal["true", "weak"]
 
 
-def region_source(samples: Sequence[Sample]) -> Source:
+def kind_of_regions(samples: Sequence[Sample]) -> Source:
     """`true` if any sample has a region of its own, else `weak`: one number never mixes both.
 
     Raises DataError if there is nothing to hide: no sample has a region, and none leaves it open.
@@ -65,5 +65,5 @@ class RegionFinder:
 
 
 def region_finder(samples: Sequence[Sample], labels: LabelsConfig, device: str = "auto") -> RegionFinder:
-    """For these samples. Raises what `region_source` and `make_maker` raise."""
-    return RegionFinder(make_maker(labels, device) if region_source(samples) == "weak" else None, labels)
+    """For these samples. Raises what `kind_of_regions` and `make_maker` raise."""
+    return RegionFinder(make_maker(labels, device) if kind_of_regions(samples) == "weak" else None, labels)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from a3tune.errors import RunError
+from a3tune.errors import RunError, shown
 from a3tune.machine.digests import sealed, unsealed
 from a3tune.machine.files import append, write_atomic
 from a3tune.metrics.reliance import Hiding, Occluded, reliance_scores
@@ -91,8 +91,8 @@ def with_reliance(predictions: Sequence[Prediction], records: Mapping[str, Occlu
         record = records.get(prediction.id)
         if record is not None and record.intact != prediction.prediction:
             raise RunError(
-                f"reliance.jsonl: was measured of another answer to sample {prediction.id!r:.80} than the one in "
-                "predictions.jsonl; remove it, and evaluate with --occlude again"
+                f"reliance.jsonl: was measured of another answer to sample {shown(prediction.id, 80)} than the one "
+                "in predictions.jsonl; remove it, and evaluate with --occlude again"
             )
         scores = {} if record is None else reliance_scores(prediction, record)
         scored.append(replace(prediction, reliance=scores))

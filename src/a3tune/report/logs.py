@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from a3tune.errors import RunError, in_short
+from a3tune.errors import RunError, in_short, shown
 from a3tune.report.records import CURVES, Curve, ExpertUse
 
 
@@ -58,11 +58,11 @@ def experts_from_log(lines: Iterable[Mapping[str, Any]]) -> dict[Literal["query"
 
 def _finite(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"expected a number, got {value!r:.40}")
+        raise ValueError(f"expected a number, got {shown(value, 40)}")
     return float(value)
 
 
 def _bit(value: Any) -> int:
     if value not in ("0", "1", 0, 1):
-        raise ValueError(f"expected 0 or 1 for a head, got {value!r:.40}")
+        raise ValueError(f"expected 0 or 1 for a head, got {shown(value, 40)}")
     return int(value)

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from a3tune.config import RunConfig
 from a3tune.data.content import other_part, row_contents
-from a3tune.errors import RunError
+from a3tune.errors import RunError, shown
 from a3tune.labels.store import LabelStore
 from a3tune.machine.hashes import difference
 from a3tune.models import base_hashes
@@ -102,7 +102,7 @@ def _other_rows(then: TrainingIdentity, now: TrainingIdentity, samples: Sequence
     pairs = list(zip(then.rows, now.rows, samples, strict=False))
     number, what = next(
         (
-            (number, f"the {other_part(now.parts, old, new)} of row {number} (sample {sample.id!r:.80})")
+            (number, f"the {other_part(now.parts, old, new)} of row {number} (sample {shown(sample.id, 80)})")
             for number, (old, new, sample) in enumerate(pairs, start=1)
             if old != new
         ),
