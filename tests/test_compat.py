@@ -36,7 +36,8 @@ PRIVATE = {
     "adapters/model.py": set(peft.OVERRIDDEN[peft.LoraModel]),
     "attention/capture.py": {"_softmax_backward_data"},  # PyTorch's own derivative of softmax: test_capture.py
     "data/pictures.py": {"_replace"},  # of named tuples, documented
-    "machine/workers.py": {"_exit"},  # of `os`, documented
+    "machine/signals.py": {"_exit"},  # of `os`, documented
+    "machine/workers.py": {"_exit"},
     "training/checkpoint.py": {"_load_optimizer_and_scheduler", "_save_checkpoint"},
     "training/counting.py": {"_get_num_items_in_batch"},
 }

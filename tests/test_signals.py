@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ if sys.platform != "linux":
 import torch
 
 from a3tune.cli import main
-from a3tune.machine.signals import SIGNALS, Stopped, handling, held, stopping
+from a3tune.machine.signals import SIGNALS, Stopped, handling, held, leave_to_parent, stopping
 from injection import MAIN, Fault, World, context
 
 
@@ -230,6 +231,8 @@ def test_labelling_workers_end_with_their_parent_and_say_nothing(world: World, n
     ("name", "change"),
     [
         ("label", "os.rename labels/similarities"),
+        # Later, in a training of two steps, the last one is done before a stop is seen.
+        ("train", "os.rename run/.config.yaml"),
         ("eval", "open run/predictions.jsonl"),
         ("convert", "os.rename .model.unfinished/new"),
         ("label export", "os.rename overlays/.00003"),
@@ -253,3 +256,22 @@ def test_a_training_stopped_before_its_first_step_goes_on(world: World) -> None:
     ended, said = running.ended()
     assert ended == 143, said
     assert "goes on from" in said and "Traceback" not in said
+
+
+def _deaf(ready: Any) -> None:
+    leave_to_parent(terminable=False)
+    ready.set()
+    time.sleep(20)
+
+
+def test_a_process_that_loads_data_ends_by_its_parents_sigterm_alone() -> None:
+    ready = context.Event()
+    process = context.Process(target=_deaf, args=(ready,), daemon=True)
+    process.start()
+    assert ready.wait(20)
+    subprocess.run(["kill", "-TERM", str(process.pid)], check=True)
+    process.join(0.5)
+    assert process.is_alive()
+    process.terminate()
+    process.join(20)
+    assert process.exitcode == 0  # else torch, which watches its processes, raises an error somewhere

@@ -3,11 +3,13 @@
 A signal that this process was started to ignore, as `nohup` does with SIGHUP, stays ignored.
 """
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from typing import Any
 
 from a3tune.machine import processes
@@ -92,9 +94,19 @@ def held() -> Iterator[None]:
 def leave_to_parent(*, terminable: bool) -> None:
     """In a process that works for another: who asks a whole group to stop asks the parent, which ends its workers.
 
-    `terminable`: SIGTERM ends this process still, as whoever started it may want.
+    `terminable`: SIGTERM ends this process whoever sends it; else only its parent's does, where the system tells who
+    sent it (not on macOS).
     """
     for number in SIGNALS:
-        ignored = not (terminable and number == signal.SIGTERM)
-        signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if not terminable and (parent := parent_process()) is not None and hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for, args=(parent.pid,), daemon=True).start()
+
+
+def _end_for(parent: int) -> None:
+    """End this process, well, when its parent terminates it: Python does so with what is left when the parent ends."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from multiprocessing import active_children, parent_process
+from multiprocessing import parent_process
 from typing import Any
 
 import torch
@@ -60,18 +60,6 @@ def stopping_on_interrupt(stop: StopOnRequest, *, processes: int = 1) -> Iterato
     with handlers:
         handlers.enter_context(handling(request))
         yield
-
-
-@contextmanager
-def ending_its_processes() -> Iterator[None]:
-    """Data-loading processes end with the block: they are deaf to SIGTERM (`Undisturbed`), by which Python would end
-    them when this process ends, and then wait for them for ever."""
-    before = {*active_children()}
-    try:
-        yield
-    finally:
-        for process in {*active_children()} - before:
-            process.kill()
 
 
 class Undisturbed:

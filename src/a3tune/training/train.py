@@ -26,7 +26,7 @@ from a3tune.run.folder import RunFolder
 from a3tune.training.checkpoint import check_checkpoint, delete_others, last_checkpoint, samples_of_step, state_of
 from a3tune.training.collate import Collator, RegionSource
 from a3tune.training.identity import identity_of, is_recorded, record, refuse_other_content
-from a3tune.training.interrupt import Interrupted, StopOnRequest, ending_its_processes, stopping_on_interrupt
+from a3tune.training.interrupt import Interrupted, StopOnRequest, stopping_on_interrupt
 from a3tune.training.log import MetricsFile, ProgressBar
 from a3tune.training.nonfinite import NonFiniteError
 from a3tune.training.trainer import A3Trainer
@@ -93,7 +93,7 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
             folder.write_config(config)
             folder.write_environment()
             record(folder, identity, started=started)
-        with ending_its_processes(), _explaining(folder, trainer, stop):
+        with _explaining(folder, trainer, stop):
             weights = _learn(trainer, stop, folder, checkpoint)
             if args.process_index == 0:
                 _save_adapter(trainer.accelerator.unwrap_model(trainer.model), weights, config.model.path, folder)
