@@ -21,7 +21,7 @@ def token_weights(mask: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     rows, row_of_box = np.unique(boxes[:, [1, 3]], axis=0, return_inverse=True)
     y_overlap = _overlap(rows[:, 0], rows[:, 1], height)
     x_overlap = _overlap(boxes[:, 0], boxes[:, 2], width)
-    row_sums = y_overlap @ mask.astype(np.float32)
+    row_sums = y_overlap @ mask.astype(np.float64)
     covered = np.einsum("...nw,nw->...n", row_sums[..., row_of_box.ravel(), :], x_overlap)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return np.clip(covered / np.where(areas > 0, areas, 1), 0, 1).astype(np.float32)
@@ -63,10 +63,10 @@ def paint(values: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.nd
 
 
 def _overlap(start: np.ndarray, end: np.ndarray, size: int) -> np.ndarray:
-    """Length of every pixel `[p, p + 1]` that lies in `[start, end]`: float32 `[len(start), size]`."""
+    """Length of every pixel `[p, p + 1]` that lies in `[start, end]`: float64 `[len(start), size]`."""
     pixel = np.arange(size)
     overlap = np.minimum(end[:, None], pixel + 1) - np.maximum(start[:, None], pixel)
-    return np.clip(overlap, 0, None).astype(np.float32)
+    return np.clip(overlap, 0, None)
 
 
 def _placed(boxes: np.ndarray) -> np.ndarray:
