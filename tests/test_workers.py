@@ -124,8 +124,8 @@ from pathlib import Path
 from a3tune.machine.signals import Stopped, held, stopping
 from a3tune.machine.workers import become_worker, ending, until_stopped
 def work(path):
-    path.touch()
     try:
+        path.touch()
         time.sleep(60)
     except Stopped:
         path.with_suffix(".saved").touch()

@@ -64,13 +64,14 @@ def keeping() -> Iterator[dict[int, Any]]:
 
 
 @contextmanager
-def stopping() -> Iterator[None]:
-    """While this is open, the first signal raises `Stopped`; a second one ends the process at once."""
+def stopping(then: Any = signal.SIG_DFL) -> Iterator[None]:
+    """While this is open, the first signal raises `Stopped`; later ones have `then` as their handler, by default a
+    second one ends the process at once."""
 
     def stop(number: int, _: Any) -> None:
         for each in SIGNALS:
             if signal.getsignal(each) is stop:
-                signal.signal(each, signal.SIG_DFL)
+                signal.signal(each, then)
         raise Stopped(number=number)
 
     with handling(stop):

@@ -94,7 +94,8 @@ def until_stopped(work: Callable[[Task], Result], task: Task) -> Result:
     if _stopped:
         raise Stopped(number=signal.SIGTERM)
     try:
-        with stopping():
+        # Asked with its whole group, it is asked again by its parent while it saves.
+        with stopping(signal.SIG_IGN):
             return work(task)
     except Stopped:
         _stopped = True
