@@ -5,7 +5,8 @@
 Commands run on a few small images, in forked processes that begin their work at once. Faults strike at each change that
 a command makes to its files (`tests/injection.py`), at random times, to one process or to all of a command's, and, as
 root, on a small disk that is full. Writes docs/results/faults.json and faults.md. All faults take some 50 minutes of
-one processor; `--minutes` takes a seeded choice of them. Fails if one leaves something wrong. Bits: `damage.py`.
+one processor; `--minutes` takes a seeded choice of them, but for signals to all processes, which are all tried. Fails
+if one leaves something wrong. Bits: `damage.py`.
 """
 
 import argparse
@@ -119,7 +120,7 @@ def plan(world: World, name: str, kind: str) -> Iterator[Faults]:
 
 
 def try_command(name: str, folder: Path, seconds: float) -> list[Row]:
-    """All faults of a command in a random order, as many as the time allows."""
+    """All faults of a command in a random order, as many as the time allows; all of several processes."""
     world = World(folder / name.replace(", ", "_").replace(" ", "_"))
     kinds = _kinds(name)
     with small_disk(folder / f"{world.folder.name}_disk") as mounted:
@@ -134,7 +135,7 @@ def try_command(name: str, folder: Path, seconds: float) -> list[Row]:
         rows = {kind: Row(name, TITLES[kind], counts[kind]) for kind in worlds}
         start = time.monotonic()
         for kind, faults in trials:
-            if time.monotonic() - start > seconds:
+            if name not in PARALLEL and time.monotonic() - start > seconds:
                 break
             rows[kind].add(worlds[kind].after(name, faults))
     for row in rows.values():

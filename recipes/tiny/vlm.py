@@ -19,7 +19,7 @@ from texts import CAPTION_PROMPTS, caption, corpus, generic_question, look_quest
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, LlavaForConditionalGeneration
 
-from a3tune.data.phantom.questions import ORGAN_TYPES, ask
+from a3tune.data.phantom.questions import ask
 from a3tune.data.phantom.scan import Scan
 from a3tune.vlm.tiny import tiny_config, tiny_processor, train_tokenizer
 
@@ -31,11 +31,14 @@ STAGES = {
 """Odds of each task."""
 TASKS = {"generic": generic_question, "position": position_question, "look": look_question}
 LIT_PER_SCAN = 3
+READ_ODDS = {"presence": 0.1, "presence of kind": 0.15, "kind": 0.2, "size": 0.15, "position": 0.2, "count": 0.2}
+"""Of question types about what is lit: more of those that are harder to learn."""
 
 
 def lit_questions(scans: list[Scan], rng: np.random.Generator) -> tuple[list[np.ndarray], list[Text]]:
     """Localised questions about scans that are dark outside the region that decides the answer."""
-    drawn = [(scan, ask(scan, str(rng.choice(ORGAN_TYPES)), rng)) for scan in scans for _ in range(LIT_PER_SCAN)]
+    types = rng.choice(list(READ_ODDS), (len(scans), LIT_PER_SCAN), p=list(READ_ODDS.values()))
+    drawn = [(scan, ask(scan, str(kind), rng)) for scan, own in zip(scans, types, strict=True) for kind in own]
     asked = [(scan, question) for scan, question in drawn if question is not None and question.region is not None]
     images = [lit(scan.image, question.region) for scan, question in asked]
     return images, [(question.prompt, question.answer) for _, question in asked]
