@@ -64,7 +64,7 @@ def test_a_full_disk_while_a_checkpoint_is_saved_is_told(world: World) -> None:
     assert not trial.wrong
 
 
-@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("name", [*MAIN, "label export", "data prepare"])
 def test_a_read_only_folder_is_told(world: World, name: str) -> None:
     ended = world.after(name, [Fault("read-only", 0)]).broken[0]
     assert ended.code == 2

@@ -10,6 +10,7 @@ import pytest
 from a3tune.errors import OutputError, RunError
 from a3tune.machine.files import (
     LOCK,
+    all_or_none,
     append,
     locked,
     new_folder,
@@ -141,6 +142,27 @@ def test_a_message_about_a_lock_shows_little_of_it(tmp_path):
         with pytest.raises(RunError) as told, locked(tmp_path):
             pass
     assert len(str(told.value)) < 500
+
+
+def test_of_files_that_belong_together_none_is_left_when_one_fails(tmp_path):
+    earlier, folder = tmp_path / "train.jsonl", tmp_path / "images"
+    earlier.write_text("rows of before")
+    with pytest.raises(OutputError, match=r"validation\.jsonl"), all_or_none() as new:
+        write_atomic(new(new(folder) / "scan.png"), b"scan")
+        new(earlier)
+        raise OutputError("validation.jsonl: cannot be written")
+    assert list(tmp_path.iterdir()) == [earlier]
+    assert earlier.read_text() == "rows of before"
+
+
+def test_what_cannot_be_removed_hides_no_error(tmp_path, monkeypatch):
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OutputError, match="disk full"), all_or_none() as new:
+        write_atomic(new(tmp_path / "train.jsonl"), b"rows")
+        raise OutputError("disk full")
 
 
 def test_what_is_deleted_is_the_link(precious, tmp_path):

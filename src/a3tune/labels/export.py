@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from a3tune.data.images import load_image
 from a3tune.errors import DataError, LabelError
 from a3tune.labels.store import LabelStore, StoredImage
-from a3tune.machine.files import write_atomic
+from a3tune.machine.files import all_or_none, write_atomic
 from a3tune.masks import area, bounding_box, decode_mask
 from a3tune.types import Labels, Sample
 
@@ -82,8 +82,9 @@ def export_overlays(
     Raises:
         OutputError: a file cannot be written.
     """
-    done, files, is_new = Exported(), [], not out.exists()
-    try:
+    done = Exported()
+    with all_or_none() as new:  # some of the pictures would be in the way of the same command
+        new(out)
         for sample, labels, _ in labelled(store, samples, top_k, threshold, done):
             picture = drawn(load_image(sample.image), labels)
             done.images += 1
@@ -91,15 +92,7 @@ def export_overlays(
             content = io.BytesIO()
             picture.save(content, "PNG")
             name = re.sub(r"[^\w.-]+", "_", sample.id)
-            files.append(out / f"{done.images:05d}_{name[:80]}.png")
-            write_atomic(files[-1], content.getvalue())
-    except BaseException:
-        # Some of the pictures would be in the way of the same command.
-        for file in files:
-            file.unlink(missing_ok=True)
-        if is_new and out.is_dir():
-            out.rmdir()
-        raise
+            write_atomic(new(out / f"{done.images:05d}_{name[:80]}.png"), content.getvalue())
     return done
 
 

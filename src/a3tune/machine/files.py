@@ -48,13 +48,40 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
                 temporary.replace(path)
             except BaseException:
-                temporary.unlink(missing_ok=True)
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
                 raise
         sync_folder(path.parent)
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written: {error.strerror or error}; an earlier version of it is untouched"
         ) from error
+
+
+@contextmanager
+def all_or_none() -> Iterator[Callable[[Path], Path]]:
+    """Gives a function that takes, and returns, each path that the block is about to make.
+
+    If the block fails, those that were not there before are removed again; folders if they are empty. What the system
+    refuses to remove stays: what made the block fail is what is told.
+    """
+    made: list[Path] = []
+
+    def new(path: Path) -> Path:
+        if not path.exists():
+            made.append(path)
+        return path
+
+    try:
+        yield new
+    except BaseException:
+        for path in reversed(made):
+            with suppress(OSError):
+                if path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink()
+        raise
 
 
 def write_atomic(path: Path, data: bytes) -> Path:

@@ -18,6 +18,7 @@ from a3tune.data.importing.sources import SPLITS, Part, find_parts, read_part
 from a3tune.data.importing.splitting import Splits, leaks, split
 from a3tune.data.rows import write_rows
 from a3tune.errors import DataError, shown
+from a3tune.machine.files import all_or_none
 from a3tune.types import Sample
 
 Progress = Callable[[int, int], None]
@@ -72,15 +73,9 @@ def import_rows(
         DataError: the source is no table, columns are missing, or no row can be used.
         OutputError: the disk refuses.
     """
-    pictures = Pictures((images,) if images else (), out / "images")
-    try:
+    with all_or_none() as new:
+        pictures = Pictures((images,) if images else (), out / "images", new)
         return _import(source, out, columns or {}, pictures, prompt, shares, by, progress)
-    except BaseException:
-        for image in pictures.written:  # nothing half-written stays
-            image.unlink(missing_ok=True)
-        if pictures.written and not any(pictures.out.iterdir()):
-            pictures.out.rmdir()
-        raise
 
 
 def _import(
@@ -129,7 +124,7 @@ def _import(
     splits = {name: samples for name, samples in splits.items() if samples}
     files = {name: out / f"{name}.jsonl" for name in splits}
     for name, samples in splits.items():
-        write_rows(files[name], _unique_ids(samples, notes))
+        write_rows(pictures.new(files[name]), _unique_ids(samples, notes))
     return Imported(files, splits, became, read, tuple(left_out), tuple(notes))
 
 

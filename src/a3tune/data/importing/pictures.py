@@ -28,7 +28,8 @@ class Pictures:
     """Where names of images are looked for, in this order."""
     out: Path
     """Where images go that a table holds; by their content, each once."""
-    written: list[Path] = field(default_factory=list)
+    new: Callable[[Path], Path]
+    """Told what is about to be made; see `machine.files.all_or_none`."""
     _found: dict[tuple[Path, str], Path] = field(default_factory=dict)
 
     def find(self, beside: Path, value: Any) -> Path:
@@ -70,11 +71,9 @@ class Pictures:
     def _keep(self, data: bytes) -> Path:
         ending = ".dcm" if data[128:132] == b"DICM" else _SUFFIXES.get(data[:2], ".img")
         path = self.out / (hashlib.sha256(data).hexdigest()[:20] + ending)
-        is_new = not path.is_file()
-        if is_new or path.read_bytes() != data:  # a name does not prove what is in the file
-            write_atomic(path, data)
-        if is_new:
-            self.written.append(path)
+        if not path.is_file() or path.read_bytes() != data:  # a name does not prove what is in the file
+            self.new(self.out)
+            write_atomic(self.new(path), data)
         return path
 
 

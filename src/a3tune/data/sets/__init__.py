@@ -10,7 +10,7 @@ from a3tune.data.rows import write_rows
 from a3tune.data.sets import cares, hub, iu_xray, mimic_cxr, omni_med_vqa, path_vqa, slake, vqa_rad
 from a3tune.data.sets.reading import Problem, Progress, Reading, Splits
 from a3tune.errors import DataError, shown
-from a3tune.machine.files import write_atomic
+from a3tune.machine.files import all_or_none, write_atomic
 from a3tune.types import Sample
 
 _LISTED = 10
@@ -184,16 +184,10 @@ def prepare(
         raise DataError(
             f"{folder}: expected a complete {checked.title}; `a3tune data check` lists all:\n{listed}{rest}"
         )
-    files: dict[str, Path] = {}
-    try:
+    files = {split: out / f"{split}.jsonl" for split in splits}
+    with all_or_none() as new:  # some of its splits are no data set, and would be in the way of the same command
         for split, samples in splits.items():
-            files[split] = out / f"{split}.jsonl"
-            write_rows(files[split], [_on_disk(sample, out / "images") for sample in samples])
-    except BaseException:
-        # Some of its splits are no data set, and would be in the way of the same command.
-        for file in files.values():
-            file.unlink(missing_ok=True)
-        raise
+            write_rows(new(files[split]), [_on_disk(sample, out / "images") for sample in samples])
     return files
 
 
