@@ -32,24 +32,24 @@ def main(adapters: list[str]) -> None:
 
 
 def report(browser: Browser, runs: list[Path], page: Path) -> None:
-    """The first results of the demo's report."""
+    """The first screen of the demo's report."""
     write_report(runs, page, Page("A3Tune demo", COMMAND, TITLES, synthetic=True))
     browser.send("Emulation.setScrollbarsHidden", hidden=True)
-    browser.open(page.as_uri(), 1200, 670)
+    browser.open(page.as_uri(), 1200, 860)
     browser.wait("document.querySelector('#glossary')")
-    browser.run("document.querySelector('#results').scrollIntoView({behavior: 'instant'})")
     save(browser, "report.png", full=False)
 
 
 def explorer(browser: Browser, adapters: list[str], folder: Path) -> None:
     arguments = [argument for adapter in adapters for argument in ("--adapter", str(Path(adapter).resolve()))]
     with served(folder, *arguments) as server:
-        browser.open(server.url, 1200, 900)
+        browser.open(server.url, 1400, 900)
         ask(browser)
         word(browser)
         browser.click("#find")
         browser.wait("document.querySelector('#picks li')")
         save(browser, "explorer.png")
+        browser.forget()
         browser.open(server.url, 390, 844, touch=True)
         ask(browser)
         word(browser)
@@ -72,7 +72,8 @@ def word(browser: Browser) -> None:
 
 def save(browser: Browser, name: str, *, full: bool = True) -> None:
     IMAGES.mkdir(exist_ok=True)
-    Image.open(io.BytesIO(browser.screenshot(full=full))).convert("RGB").save(IMAGES / name, optimize=True)
+    shown = Image.open(io.BytesIO(browser.screenshot(full=full))).convert("RGB")
+    shown.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(IMAGES / name, optimize=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import copy
+import gc
 import io
 import json
 import socket
@@ -20,8 +21,9 @@ from a3tune.app import model as app_model
 from a3tune.app.examples import examples
 from a3tune.app.hidden import Hidden, ask_hidden
 from a3tune.app.model import BASE, WHOLE, Answer, Asker, load_models, token_texts
-from a3tune.app.regions import Segmenter, box_region
+from a3tune.app.regions import ChosenRegion, Segmenter, box_region
 from a3tune.app.session import LARGEST, Session
+from a3tune.app.visitors import Visitors
 from a3tune.cli import app
 from a3tune.cli import explorer as command
 from a3tune.config import AdapterConfig, EvaluationConfig, LabelsConfig, ModelConfig, load_config
@@ -211,14 +213,64 @@ def test_the_question_picks_segments_of_the_image(image: Image.Image):
 def test_scores_are_measured_against_the_region(image: Image.Image, answer: Answer):
     session = session_of(image, answer)
     assert view.attention_scores(session, answer, "selected", WHOLE, SHORT) == {}
-    session.set_region(np.ones((image.height, image.width), bool), "everything")
+    session.set_region(ChosenRegion(np.ones((image.height, image.width), bool), "everything"))
     assert view.attention_scores(session, answer, "selected", WHOLE, SHORT)["attention_mass"] == pytest.approx(1)
     box = token_boxes_of_the_peak(answer)
-    session.set_region(box_region(box, image), "peak")
+    session.set_region(box_region(box, image))
     found = view.attention_scores(session, answer, "selected", WHOLE, SHORT)
     assert found["coverage"] == found["intensity"] == 1.0 and 0 < (found["attention_mass"] or 0) < 1
     shown = Tags(view.looked(session, 0, "selected", WHOLE, SHORT)).text
     assert "Coverage100.0 %" in shown and "Intensity1.000" in shown and "Intensity1.000 %" not in shown
+
+
+def test_an_answer_is_not_scored_against_the_region_of_another_question(image: Image.Image, answer: Answer):
+    session = session_of(image, answer)
+    mask = box_region((10, 20, 50, 60), image).mask
+    session.set_region(ChosenRegion(mask, "spleen", "Is there a lesion in the spleen?"))
+    assert view.attention_scores(session, answer, "selected", WHOLE, SHORT) == {}
+    shown = Tags(view.looked(session, 0, "selected", WHOLE, SHORT))
+    assert "Not scored: the region (spleen) is that of “Is there a lesion in the spleen?”" in shown.text
+    assert "Coverage" not in shown.text and not any(own.get("class") == "region" for _, own in shown.found)
+    found = json.loads(view.as_json(session, "selected", [WHOLE], SHORT))
+    assert found["region"]["question"] == "Is there a lesion in the spleen?"
+    assert set(found["answers"][0]["chosen"]) == {"word"}
+    session.set_region(ChosenRegion(mask, "liver", QUESTION))
+    shown = Tags(view.looked(session, 0, "selected", WHOLE, SHORT))
+    assert "Against the region: liver, left 10, top 20, right 50, bottom 60. Coverage counts" in shown.text
+    assert any(own.get("class") == "region" for _, own in shown.found)
+
+
+def test_nothing_is_hidden_or_told_for_another_question(asker: Asker, image: Image.Image, answer: Answer):
+    session = session_of(image, answer)
+    session.set_region(replace(box_region((10, 20, 50, 60), image), question="Another?"))
+    assert list(ask_hidden(asker, session, answer, "mean")) == [] and session.region_of(QUESTION) is None
+    session.set_region(replace(box_region((10, 20, 50, 60), image), question=QUESTION))
+    assert session.region_of(QUESTION) is session.region
+
+
+def test_an_answer_names_its_question_its_settings_and_what_it_was_told(asker: Asker, image: Image.Image):
+    *_, told = asker.ask(BASE, "controlmllm", image, QUESTION, box_region((10, 10, 60, 60), image))
+    assert isinstance(told, Answer)
+    assert Tags(view.answered(told, SHORT)).text.startswith(
+        f"“{QUESTION}”{BASE} · controlmllm · at most 12 tokens · seed 0 · told to look at: box"
+    )
+    *_, free = asker.ask(BASE, "greedy", image, QUESTION, box_region((10, 10, 60, 60), image))
+    assert "told" not in Tags(view.answered(free, SHORT)).text
+
+
+def test_a_tab_that_comes_back_finds_its_own_and_no_other(image: Image.Image, answer: Answer):
+    visitors, begin = Visitors(), Session(image)
+    first = visitors.arrive(None, begin)
+    first.answers[0] = answer
+    again = visitors.arrive(first.key, begin)
+    assert again.answers == {0: answer} and again.key != first.key
+    again.answers.clear()  # what one tab does is not seen in one that was doubled
+    assert first.answers and begin.answers == {}
+    assert visitors.arrive("guessed", begin).answers == {}
+    key = first.key
+    del first, again
+    gc.collect()
+    assert visitors.arrive(key, begin).answers == {}  # nobody keeps it
 
 
 def token_boxes_of_the_peak(answer: Answer) -> tuple[float, ...]:
@@ -229,8 +281,9 @@ def test_large_images_are_shown_small_and_measured_in_full(asker: Asker, image: 
     large = image.resize((1500, 900))
     found = ask(asker, large)
     session = session_of(large, found)
-    session.set_region(box_region((0, 0, 750, 900), large), "left half")
-    assert session.shown().shape == (384, LARGEST, 3) and session.shown_mask(session.region).mean() == 0.5
+    half = box_region((0, 0, 750, 900), large)
+    session.set_region(half)
+    assert session.shown().shape == (384, LARGEST, 3) and session.shown_mask(half.mask).mean() == 0.5
     np.testing.assert_array_equal(found.boxes, token_boxes(asker.models[BASE], 900, 1500))
     assert Image.open(io.BytesIO(view.png(session, 0, "all", WHOLE))).size == (LARGEST, 384)
     assert json.loads(view.as_json(session, "all", [WHOLE], SHORT))["region"]["box"] == [0, 0, 750, 900]
@@ -262,14 +315,19 @@ def test_whatever_people_and_models_write_is_text(image: Image.Image, answer: An
         answer.selected_LH,
         answer.boxes,
     )
-    session = Session(image, HOSTILE, {0: hostile}, np.ones((image.height, image.width), bool), HOSTILE)
+    everything = np.ones((image.height, image.width), bool)
+    session = Session(image, HOSTILE, {0: hostile}, region=ChosenRegion(everything, HOSTILE, HOSTILE))
+    elsewhere = Session(image, HOSTILE, {0: hostile}, region=ChosenRegion(everything, HOSTILE, f"{HOSTILE}?"))
     session.picks = Segmenter(LabelsConfig()).pick(image, "liver")
     session.picks = replace(session.picks, question=HOSTILE)
     session.hidden[0] = [Hidden("inside", "mean", HOSTILE, True, session.shown())]
     parts = [
-        view.answer_text(HOSTILE, HOSTILE, HOSTILE, done=False),
+        view.answering(HOSTILE, HOSTILE, HOSTILE, HOSTILE, SHORT),
+        view.answered(replace(hostile, told=HOSTILE), SHORT),
+        view.failed(HOSTILE, HOSTILE, HOSTILE, HOSTILE, SHORT),
         view.words(hostile, 0),
         view.looked(session, 0, "selected", 1, SHORT),
+        view.looked(elsewhere, 0, "selected", 1, SHORT),
         view.scan(session),
         view.hidden(session, 0),
         view.region_line(session),
@@ -294,7 +352,7 @@ def test_the_picture_says_in_words_what_it_shows(image: Image.Image, answer: Ans
 
 def test_the_json_holds_the_numbers_and_nothing_else(image: Image.Image, answer: Answer):
     session = session_of(image, answer)
-    session.set_region(box_region((10, 20, 50, 60), image), "box")
+    session.set_region(box_region((10, 20, 50, 60), image))
     found = json.loads(view.as_json(session, "selected", [2], SHORT))
     assert set(found) == {"image", "region", "settings", "answers"} and found["answers"][0]["hidden"] == []
     (own,) = found["answers"]
@@ -307,10 +365,10 @@ def test_the_json_holds_the_numbers_and_nothing_else(image: Image.Image, answer:
 def test_a_question_is_asked_again_with_parts_hidden(asker: Asker, image: Image.Image, answer: Answer):
     session = session_of(image, answer)
     assert list(ask_hidden(asker, session, answer, "mean")) == []  # without a region
-    session.set_region(box_region((10, 20, 50, 60), image), "box")
+    session.set_region(box_region((10, 20, 50, 60), image))
     found = session.hidden[0] = list(ask_hidden(asker, session, answer, "mean"))
     assert [one.part for one in found] == ["inside", "elsewhere", "outside"]
-    for one, hidden in zip(found, hidden_parts(image, session.region, SHORT.dilation).values(), strict=False):
+    for one, hidden in zip(found, hidden_parts(image, session.region.mask, SHORT.dilation).values(), strict=False):
         assert one.changed == (normalise(one.text) != normalise(answer.text))
         if one.part == "inside":
             again = ask(asker, occlude(image, hidden, "mean"))

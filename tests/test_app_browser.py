@@ -48,7 +48,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture
 def page(server: Server, browser: Browser) -> Browser:
     """A new visitor."""
-    browser.open(server.url)
+    return visit(browser, server)
+
+
+def visit(browser: Browser, server: Server, width: int = 1200, height: int = 900, *, touch: bool = False) -> Browser:
+    browser.forget()
+    browser.open(server.url, width, height, touch=touch)
     browser.wait("document.querySelector('.stage svg.panel')")
     return browser
 
@@ -109,7 +114,7 @@ def test_an_uploaded_dicom_is_asked_about_without_its_names(page: Browser, serve
     html = page.run("document.documentElement.outerHTML")
     assert "Mustermann" not in html and "Erika" not in html
     assert not [kept for kept in server.folder.rglob("*") if kept.is_file() and kept.stat().st_size]
-    page.open(server.url)  # another visitor
+    visit(page, server)  # another one
     page.wait("document.querySelector('.stage')?.dataset.width === '120'")
     assert page.run("document.querySelector('.stage image').getAttribute('href')") != before
 
@@ -147,6 +152,8 @@ def test_segments_become_regions_and_numbers_are_saved(page: Browser, tmp_path_f
 
 def test_the_same_question_with_the_region_hidden(page: Browser):
     page.click("#hide input")
+    page.click("#no-region")
+    page.wait("document.querySelector('#region').innerText.includes('No region')")
     assert "no region to hide" in (answer(page) and page.run(STATUS))
     page.drag(".stage", (0.25, 0.25), (0.5, 0.5))
     page.wait("document.querySelector('#region').innerText.includes('box')")
@@ -159,6 +166,122 @@ def test_the_same_question_with_the_region_hidden(page: Browser):
     page.drag(".stage", (0.5, 0.5), (0.75, 0.75))  # another region: what was hidden is not this one
     page.wait("!document.querySelector('#pane-0 .pictures')")
     assert page.console == []
+
+
+def choose(page: Browser, number: int) -> None:
+    """One of the suggested questions; its region is set then."""
+    page.click(f"#suggestion label:nth-of-type({number}) input")
+    page.wait(f"{STATUS}.includes('true answer')")
+
+
+PANE = "document.querySelector('#pane-0').innerText"
+OUTLINED = "Boolean(document.querySelector('#pane-0 .look path.region'))"
+FIRST, SECOND = "What is the abnormality in the stomach?", "What is the number of lesions in the liver?"
+
+
+def test_an_answer_is_never_scored_against_the_region_of_another_question(page: Browser):
+    assert "No answer yet." in page.run(PANE)
+    answer(page)  # the question that stands there at the beginning is the one that is chosen: it has a region
+    assert f"“{FIRST}”" in page.run(PANE) and "base model · greedy · at most 12 tokens · seed 0" in page.run(PANE)
+    page.wait(f"{PANE}.includes('Against the region: stomach') && {PANE}.includes('Coverage') && {OUTLINED}")
+    choose(page, 2)
+    page.wait(f"{PANE}.includes('Not scored: the region (liver) is that of “{SECOND}”.') && !({OUTLINED})")
+    assert f"“{FIRST}”" in page.run(PANE) and not page.run("document.querySelector('#pane-0 .facts')")
+    choose(page, 1)
+    page.wait(f"{PANE}.includes('Against the region: stomach') && {OUTLINED}")
+    page.type("#question textarea", "Is there a fracture?")
+    page.wait("!document.querySelector('#suggestion input:checked')")
+    answer(page)
+    page.wait(f"{PANE}.includes('“Is there a fracture?”') && {PANE}.includes('Not scored: the region (stomach)')")
+    assert page.console == []
+
+
+def test_who_asks_again_meanwhile_gets_the_answer_to_the_last_question(tmp_path: Path):
+    slow = ("evaluation.decode=opera", "evaluation.max_new_tokens=64")
+    with served(tmp_path, *slow) as server, chromium(tmp_path / "browser") as page:
+        visit(page, server)
+        page.click("#ask")
+        page.wait(f"{STATUS}.includes('is answering')")
+        choose(page, 2)
+        page.click("#ask")
+        page.wait(f"{STATUS}.includes('Answered') && {PANE}.includes('“{SECOND}”')")
+        page.wait(f"{PANE}.includes('Against the region: liver')")
+        assert FIRST not in page.run(PANE)
+
+
+def test_passing_by_layer_and_head_changes_nothing(page: Browser):
+    disabled = "[...document.querySelectorAll('#layer input, #head input')].map(own => own.disabled).join()"
+    chosen = "document.querySelector('#mode input:checked').value"
+    answer(page)
+    assert page.run(disabled) == "true,true"
+    page.run("document.querySelector('#mode input').focus()")
+    for _ in range(5):
+        page.key("Tab", 9)
+    page.click("#mode label:nth-of-type(2) input")
+    page.wait("document.querySelector('#pane-0 .look figcaption').innerText.includes('all heads')")
+    assert page.run(chosen) == "all" and page.run(disabled) == "true,true"
+    page.click("#mode label:nth-of-type(3) input")
+    page.wait(f"{disabled} === 'false,false'")
+
+
+@pytest.mark.parametrize(("width", "height", "touch"), [(1400, 900, False), (390, 844, True)])
+def test_an_answer_comes_into_sight(page: Browser, server: Server, width: int, height: int, touch: bool):
+    visit(page, server, width, height, touch=touch)
+    page.run("document.querySelector('#ask').click()")
+    page.wait(f"{STATUS}.includes('Answered')")
+    inside = "(own => own.top >= 0 && own.bottom <= innerHeight)(document.querySelector({!r}).getBoundingClientRect())"
+    page.wait(inside.format("#pane-0 .said"))
+    if width > height:
+        assert page.run(inside.format(".stage")) and page.run("scrollY") == 0  # beside the image
+
+
+def test_loading_the_page_again_forgets_nothing(page: Browser, server: Server):
+    choose(page, 2)
+    answer(page)
+    page.click("#mode label:nth-of-type(3) input")
+    page.wait("document.querySelector('#pane-0 .look figcaption').innerText.includes('layer 1, head 1')")
+    before = page.run(PANE)
+    page.run("window.old = true")
+    page.send("Page.reload")
+    page.wait("!window.old && document.querySelector('#pane-0 .said')")
+    assert page.wait(PANE) == before
+    assert page.run("document.querySelector('#question textarea').value") == SECOND
+    assert page.run("document.querySelector('#suggestion input:checked').value") == SECOND
+    assert "liver" in page.run("document.querySelector('#region').innerText")
+    answer(page)
+    visit(page, server)  # another one
+    assert "No answer yet." in page.run(PANE)
+
+
+def test_an_answer_that_cannot_be_given_says_so_in_its_pane(page: Browser):
+    page.click("#no-region")
+    page.click("#pane-0 .who-asks [aria-label='Decoding A']")
+    page.click("[role=option][aria-label='controlmllm']")
+    page.click("#ask")
+    page.wait(f"{STATUS}.includes('needs the true regions')")
+    assert "Error: controlmllm: needs the true regions" in page.run(PANE) and f"“{FIRST}”" in page.run(PANE)
+    assert not page.run("document.querySelector('#pane-0 .look, #pane-0 .typing')")
+    page.wait("document.querySelector('#pane-1 .said')?.innerText")  # the other one is answered
+    page.click("#save-json")
+    assert page.console == []
+
+
+def test_a_visit_that_is_forgotten_is_told_and_not_another_one_shown(page: Browser):
+    answer(page)
+    others = """(async () => {
+      for (let number = 0; number < 40; number++) {
+        const visit = `visit${number}`;
+        await fetch('gradio_api/queue/join', {
+          method: 'POST', headers: { 'content-type': 'application/json' },
+          body: JSON.stringify({ data: [null], fn_index: 0, session_hash: visit }),
+        });
+        await (await fetch(`gradio_api/queue/data?session_hash=${visit}`)).text();
+      }
+    })()"""
+    page.run(others)
+    page.click("#no-region")
+    page.wait(f"{STATUS}.includes('load the page again')")
+    assert "No region" not in page.run("document.querySelector('#region').innerText")
 
 
 def test_mistakes_are_said_on_the_page(page: Browser, tmp_path: Path):
@@ -201,8 +324,7 @@ def test_a_file_of_200_megabytes_is_refused(page: Browser, server: Server, tmp_p
 
 
 def test_the_page_fits_a_phone_and_has_a_name_for_every_control(page: Browser, server: Server):
-    page.open(server.url, 390, 844, touch=True)
-    page.wait("document.querySelector('.stage svg.panel')")
+    visit(page, server, 390, 844, touch=True)
     assert page.run("document.documentElement.scrollWidth") <= 390
     nameless = page.run(
         "[...document.querySelectorAll('input:not([type=file]):not([hidden]), textarea, button, [role=img]')]"

@@ -28,7 +28,7 @@ from a3tune.report.records import (
     RunResult,
     View,
 )
-from a3tune.report.summary import number, summary
+from a3tune.report.summary import headline, number, summary
 from a3tune.report.table import comparison_table
 
 NAN = float("nan")
@@ -171,7 +171,7 @@ def test_pictures_and_tables_speak() -> None:
         if tag == "th":
             assert attributes.get("scope") in ("col", "row")
     tables = sum(tag == "table" for tag, _ in page.tags)
-    assert tables == 6 == sum(tag == "caption" for tag, _ in page.tags)
+    assert tables == 9 == sum(tag == "caption" for tag, _ in page.tags)
     for word in (
         "right: ",
         "partly: ",
@@ -195,8 +195,61 @@ def test_summary_says_what_is_and_what_is_not_significant() -> None:
     text = " ".join(summary(_data()))
     assert "A3TUNE is significantly higher in open recall (60.0 against 50.0 %)" in text
     assert "no significant difference in closed accuracy" in text
-    assert "One training run per method says little" in text and "2,000 questions" in text
+    assert "2,000 questions" in text
     assert "BASE is" not in text
+
+
+def _headline(**differences: Comparison) -> str:
+    results = (_result("lora", 0.5), _result("a3tune", 0.6, differences), _result("other", 0.1))
+    return headline(_data(results=results, shown="a3tune"))
+
+
+UP, DOWN, OPEN = Comparison(_estimate(0.05)), Comparison(_estimate(-0.05)), Comparison(_estimate(0.01))
+AGAINST = "A3TUNE against LORA, on the same 2,000 questions (synthetic scans): "
+
+
+def test_the_first_sentence_says_what_got_better_and_worse_by_how_much_and_how_sure() -> None:
+    assert _headline(open_recall=UP, hallucination=DOWN, coverage=DOWN, intensity=OPEN, pointing=OPEN) == (
+        f"{AGAINST}better in words of the right answer that are said (60.0 instead of 50.0 %; 95 % interval +3.0 to "
+        "+7.0 points), also in hallucination; worse in part of the right region that is looked at (60.0 instead of "
+        "50.0 %; 95 % interval -7.0 to -3.0 points); in 2 other measures nothing that could not be chance."
+    ).replace("-", "\N{MINUS SIGN}")
+    assert _headline(patch_auroc=UP).endswith(
+        "better in patch AUROC (0.600 instead of 0.500; 95 % interval +0.030 to +0.070); nothing got worse for sure."
+    )
+
+
+def test_the_first_sentence_hides_nothing_and_claims_nothing() -> None:
+    nothing = f"{AGAINST}none of the 2 measures shows a difference that could not be chance."
+    assert _headline(open_recall=OPEN, coverage=Comparison(_estimate(0.05), p=0.2)) == nothing
+    assert _headline(open_recall=OPEN).endswith("the one measure does not show a difference that could not be chance.")
+    worse = _headline(**dict.fromkeys(("open_recall", "closed_accuracy", "coverage", "intensity", "pointing"), DOWN))
+    assert "better in" not in worse
+    assert worse.endswith("also in closed accuracy, coverage, intensity and pointing; nothing got better for sure.")
+    assert _headline() == _headline(open_recall=Comparison(Estimate(NAN, NAN, NAN, 0)))
+    assert _headline() == "A3TUNE answered 2,000 questions (synthetic scans)."
+    page = _Page(render(_data())).text
+    assert page.index("could not be chance") < page.index("One training run per method says little")
+    assert page.index("says little") < page.index("Dots are means") < page.index("Open recall", page.index("Dots are"))
+
+
+def test_no_column_is_the_same_in_every_row() -> None:
+    def result(name: str, recall: float) -> RunResult:
+        return RunResult(name, name, {"open_recall": _estimate(recall), "hallucination": _estimate(0.0, 0.0)})
+
+    text = render(_data(results=(result("lora", 0.4), result("a3tune", 0.5))))
+    assert list(_tables(text)[0]["lora"]) == ["Open recall"]
+    assert "The same for all: Hallucination, %: 0.0 [0.0, 0.0]." in _Page(text).text
+    (one,) = (_tables(render(_data(results=(result("lora", 0.4),))))[0],)
+    assert list(one["lora"]) == ["Open recall", "Hallucination"]  # of a single run nothing is the same
+
+
+def test_a_kind_of_metrics_has_a_table_of_its_own() -> None:
+    columns = [list(next(iter(table.values()))) for table in _tables(render(_data()))[:6]]
+    assert max(map(len, columns)) <= 7
+    assert columns[0][:2] == ["Open recall", "Closed accuracy"] and ["Coverage", "Intensity"] in [
+        c[:2] for c in columns
+    ]
 
 
 @pytest.mark.parametrize(
@@ -355,7 +408,8 @@ def test_what_answers_rest_on_is_told_against_the_control() -> None:
     tables = _tables(render(_data(results=results)))
     table = next(table for table in tables if "Accuracy, region hidden, %" in next(iter(table.values())))
     assert set(table) == {"LoRA", "A3Tune", "Odd", "Large"}  # the base was not asked
-    assert table["A3Tune"]["Accuracy, region hidden, %"] == "40.0 [38.0, 42.0]" and table["LoRA"]["Questions"] == "120"
+    assert table["A3Tune"]["Accuracy, region hidden, %"] == "40.0 [38.0, 42.0]" and "Questions" not in table["LoRA"]
+    assert "120 questions each" in said
     spoken = [attributes.get("aria-label") or "" for tag, attributes in page.tags if tag == "svg"]
     assert any("region hidden: LoRA 30.0 %, A3Tune 50.0 %" in label for label in spoken)
     assert any("hidden by attention -2.00 and at random -1.00" in label for label in spoken)

@@ -33,14 +33,14 @@ class Hidden:
 
 
 def ask_hidden(asker: Asker, session: Session, answer: Answer, filling: Filling) -> Iterator[Hidden]:
-    """The question of an answer once for each part in `TITLES` that the session's region leaves.
+    """The question of an answer once for each part in `TITLES` that its region in the session leaves.
 
     Raises what `Asker.ask` raises.
     """
-    region, settings = session.region, asker.settings
-    if region is None or not region.any():
+    region, settings = session.region_of(answer.question), asker.settings
+    if region is None or not region.mask.any():
         return
-    parts = hidden_parts(session.image, region, settings.dilation)
+    parts = hidden_parts(session.image, region.mask, settings.dilation)
     for part in TITLES:
         if part not in parts:
             continue

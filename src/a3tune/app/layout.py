@@ -7,10 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from a3tune.app import view
 from a3tune.app.examples import examples
 from a3tune.app.model import WHOLE
-from a3tune.app.session import Session
 from a3tune.evaluation.occlusion import FILLINGS
 
 NOTHING = "(nothing)"
@@ -45,6 +43,9 @@ class Pane:
     """Beside `looked`, so that it stays unfolded when another word is chosen."""
     save: gr.Button
 
+    def parts(self) -> list[Any]:
+        return [self.model, self.method, *self.answer_parts()]
+
     def answer_parts(self) -> list[Any]:
         return [self.said, self.words, self.row, self.looked, self.hidden, self.ratios, self.save]
 
@@ -52,37 +53,43 @@ class Pane:
 class Layout:
     """All components, made inside an open `gr.Blocks`."""
 
-    def __init__(
-        self, begin: Session, models: Sequence[str], methods: Sequence[str], method: str, shape: tuple[int, int]
-    ) -> None:
+    def __init__(self, models: Sequence[str], methods: Sequence[str], method: str, shape: tuple[int, int]) -> None:
         """`models` and `methods` can be chosen, `method` is chosen first; `shape`: layers, heads of a layer.
 
-        There is a pane per model, and two at least.
+        There is a pane per model, and two at least. What a session says is filled in when the page is loaded.
         """
-        self.session = gr.State(begin, time_to_live=SESSION_SECONDS)
+        self.session = gr.State(time_to_live=SESSION_SECONDS)
+        self.key = gr.Textbox(visible=False)
+        self.turn = gr.Number(precision=0, visible=False)
         self.file = gr.JSON(visible=False)
         gr.HTML(ABOUT)
         self.status = gr.HTML(elem_id="status")
-        with gr.Row(elem_classes="columns"):
-            with gr.Column(scale=2, min_width=300):
-                self._lay_out_image(begin)
-            with gr.Column(scale=3, min_width=300):
+        # In a phone's order; where there is room, `page.css` puts the first and the last on the left.
+        with gr.Row(elem_classes="parts"):
+            with gr.Column(elem_classes="aside"):
+                self._lay_out_image()
+            with gr.Column():
                 self._lay_out_question()
-                self._lay_out_region(begin)
-        self._lay_out_heads(*shape)
-        with gr.Row(elem_classes="panes"):
-            self.panes = [_pane(number, models, methods, method) for number in range(max(2, len(models)))]
-        self.save_json = gr.Button("Save answers and maps (JSON)", size="sm", elem_id="save-json")
+            with gr.Column(elem_id="answer"):
+                gr.HTML("<h2>Answer</h2>")
+                with gr.Row(elem_classes="panes"):
+                    self.panes = [_pane(number, models, methods, method) for number in range(max(2, len(models)))]
+                gr.HTML(SCALE)
+                self._lay_out_heads(*shape)
+                self.save_json = gr.Button("Save answers and maps (JSON)", size="sm", elem_id="save-json")
+            with gr.Column(elem_classes="aside"):
+                self._lay_out_region()
 
-    def _lay_out_image(self, begin: Session) -> None:
-        gr.HTML("<h2>1. Image</h2>")
-        self.scan = gr.HTML(view.scan(begin), js_on_load=script("box.js"), elem_id="scan")
+    def _lay_out_image(self) -> None:
+        gr.HTML("<h2>Image</h2>")
+        self.scan = gr.HTML(js_on_load=script("box.js"), elem_id="scan")
+        self.region = gr.HTML(elem_id="region")
         titles = [example.title for example in examples()]
-        self.example = gr.Radio(titles, value=begin.title, label="Synthetic scans", elem_id="example")
+        self.example = gr.Radio(titles, label="Synthetic scans", elem_id="example")
         self.upload = gr.UploadButton("Open an image: PNG, JPEG, TIFF, DICOM", size="md", elem_id="upload")
 
-    def _lay_out_region(self, begin: Session) -> None:
-        gr.HTML("<h2>3. Region, if you like</h2>")
+    def _lay_out_region(self) -> None:
+        gr.HTML("<h2>Region, if you like</h2>")
         gr.HTML(
             '<p class="quiet">Where the answer is to be found. Drag a box over the image (with a finger: tap two '
             "corners), type its corners in pixels, or let the question pick segments.</p>"
@@ -96,22 +103,16 @@ class Layout:
             self.take_box = gr.Button("Use this box", size="sm", min_width=90, elem_id="take-box")
             self.no_region = gr.Button("No region", size="sm", min_width=90, elem_id="no-region")
             self.find = gr.Button("Find segments", size="sm", min_width=90, elem_id="find")
-        self.region = gr.HTML(view.region_line(begin), elem_id="region")
         self.picks = gr.HTML(elem_id="picks")
         self.rank = gr.Radio([], label="Use a segment as the region", visible=False, elem_id="rank")
-        with gr.Row(elem_classes="hide"):
-            self.hide = gr.Checkbox(label="Ask again with the region hidden", scale=3, min_width=180, elem_id="hide")
-            self.filling = gr.Dropdown(
-                list(FILLINGS), value="mean", label="In its place", scale=2, min_width=100, elem_id="filling"
-            )
+        self.hide = gr.Checkbox(label="Ask again with the region hidden", elem_id="hide")
+        self.filling = gr.Dropdown(list(FILLINGS), value="mean", label="In its place", elem_id="filling")
 
     def _lay_out_question(self) -> None:
-        gr.HTML("<h2>2. Question</h2>")
-        prompts = [question.prompt for question in examples()[0].questions]
-        self.suggestion = gr.Radio(prompts, label="Questions with known answers", elem_id="suggestion")
+        gr.HTML("<h2>Question</h2>")
+        self.suggestion = gr.Radio([], label="Questions with known answers", elem_id="suggestion")
         with gr.Row(elem_classes="ask"):
             self.question = gr.Textbox(
-                prompts[0],
                 label="Your question",
                 max_length=LONGEST,
                 scale=4,
@@ -121,12 +122,16 @@ class Layout:
             self.ask = gr.Button("Ask", variant="primary", scale=1, min_width=80, elem_id="ask")
 
     def _lay_out_heads(self, layers: int, heads: int) -> None:
-        gr.HTML("<h2>4. Answer</h2>" + SCALE)
         modes = [("Selected heads (averaged)", "selected"), ("All heads (averaged)", "all"), ("One head", "one")]
         with gr.Row(elem_classes="heads"):
-            self.mode = gr.Radio(modes, value="selected", label="Attention of", elem_id="mode", scale=2)
-            self.layer = gr.Dropdown(_counted(layers), value=0, label="Layer", min_width=80, elem_id="layer")
-            self.head = gr.Dropdown(_counted(heads), value=0, label="Head", min_width=80, elem_id="head")
+            self.mode = gr.Radio(modes, value="selected", label="Attention of", elem_id="mode", scale=5)
+            # A drop-down that is passed by with Tab says that it was used.
+            self.layer, self.head = (
+                gr.Dropdown(
+                    _counted(count), value=0, label=label, min_width=80, interactive=False, elem_id=label.lower()
+                )
+                for label, count in (("Layer", layers), ("Head", heads))
+            )
 
 
 def script(name: str) -> str:

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from a3tune.adapters import load_adapter
+from a3tune.app.regions import ChosenRegion
 from a3tune.attention.capture import capture_request, stack
 from a3tune.attention.heads import HeadSelector
 from a3tune.config import AlignmentConfig, EvaluationConfig, ModelConfig
-from a3tune.decoding import generate
+from a3tune.decoding import DECODERS, generate
 from a3tune.vlm.encode import TOKEN_MASKS, Example, prepare
 from a3tune.vlm.load import Vlm, load_vlm
 from a3tune.vlm.look import answer_text, look, model_inputs
@@ -58,6 +59,8 @@ class Answer:
     """The R heads with the highest ratio (Eq. 9)."""
     boxes: NDArray[np.float64]
     """`[N, 4]`: where each image token looks, in pixels of the image."""
+    told: str = ""
+    """Name of the region that the method was told to look at; empty: none."""
 
     def attention(self, heads: Heads = "selected", row: int = WHOLE) -> NDArray[np.float32]:
         """float32 `[N]`: the attention of a row, averaged over these heads."""
@@ -100,13 +103,13 @@ class Asker:
         method: str,
         image: Image.Image,
         question: str,
-        region: NDArray[np.bool_] | None = None,
+        region: ChosenRegion | None = None,
     ) -> Iterator[str | Answer]:
         """The answer so far, again and again where the method allows it; at the end the `Answer`.
 
         Args:
             model: a name in `models`; `method`: one in `decoding.DECODERS`.
-            region: bool `[H, W]` of the image, for methods that are told where to look.
+            region: for methods that are told where to look.
 
         Raises ConfigError, DataError or ModelError for what cannot be asked.
         """
@@ -134,7 +137,7 @@ class Asker:
         method: str,
         image: Image.Image,
         question: str,
-        region: NDArray[np.bool_] | None,
+        region: ChosenRegion | None,
         tell: Callable[[str], None],
     ) -> Answer:
         vlm, settings = self.models[name], self.settings
@@ -142,7 +145,7 @@ class Asker:
         inputs, _ = model_inputs(vlm, [asked], "left")
         held = None
         if region is not None:
-            held = torch.from_numpy(members(token_weights(region, asked.boxes)))[None].to(vlm.device)
+            held = torch.from_numpy(members(token_weights(region.mask, asked.boxes)))[None].to(vlm.device)
         # The settings of evaluation.decoding are those of evaluation.decode alone.
         method_settings = settings.decoding if method == settings.decode else {}
         with _watched(vlm, tell if method in STREAMED else None):
@@ -157,9 +160,9 @@ class Asker:
                 regions_BN=held,
             )
         tokens = generated.tokens[0]
-        return _look(
-            vlm, replace(asked, input_ids=torch.cat([asked.input_ids, tokens])), name, method, question, settings
-        )
+        answered = replace(asked, input_ids=torch.cat([asked.input_ids, tokens]))
+        told = region.name if region is not None and getattr(DECODERS[method], "needs_regions", False) else ""
+        return replace(_look(vlm, answered, name, method, question, settings), told=told)
 
 
 @torch.no_grad()

@@ -8,13 +8,15 @@ from typing import Any
 import gradio as gr
 
 from a3tune.app import view
-from a3tune.app.examples import examples
+from a3tune.app.examples import Example, examples
 from a3tune.app.hidden import ask_hidden
 from a3tune.app.layout import NOTHING, Layout, Pane, script
 from a3tune.app.model import WHOLE, Answer, Asker, Heads
-from a3tune.app.regions import Segmenter, box_region
+from a3tune.app.regions import ChosenRegion, Segmenter, box_region
 from a3tune.app.session import Session
+from a3tune.app.visitors import Visitors
 from a3tune.data.images import load_image
+from a3tune.data.phantom.questions import Question
 from a3tune.decoding import DECODERS
 from a3tune.errors import A3TuneError, DataError
 from a3tune.types import Filling
@@ -32,25 +34,24 @@ class Page:
 
     def __init__(self, asker: Asker, segmenter: Segmenter) -> None:
         self._asker, self._segmenter, self._settings = asker, segmenter, asker.settings
-        names, first = list(asker.models), examples()[0]
+        self._visitors = Visitors()
+        names = list(asker.models)
         config = asker.models[names[0]].model.config.text_config
         shape = (config.num_hidden_layers, config.num_attention_heads)
-        # Gradio gives every visitor a copy of this session.
-        begin = Session(first.image, first.title)
         with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 600)) as self.blocks:
-            self.ui = Layout(begin, names, list(DECODERS), self._settings.decode, shape)
-            self._connect_image()
+            self.ui = Layout(names, list(DECODERS), self._settings.decode, shape)
+            self._connect_sessions()
             self._connect_region()
             self._connect_answers()
 
-    def _connect_image(self) -> None:
+    def _connect_sessions(self) -> None:
         ui = self.ui
-        cleared = [ui.session, ui.scan, ui.status, ui.region, ui.picks, ui.rank, ui.suggestion, ui.question, ui.example]
-        cleared += [part for pane in ui.panes for part in pane.answer_parts()]
-        self._on(ui.example.input, self._open_example, [ui.example, ui.session], cleared)
-        self._on(ui.upload.upload, self._open_upload, [ui.upload, ui.session], cleared)
-        known = [ui.question, ui.scan, ui.region, ui.status, *self._looks()]
-        self._on(ui.suggestion.input, self._suggest, [ui.suggestion, *self._views()], known)
+        shown = [ui.session, ui.scan, ui.status, ui.region, ui.picks, ui.rank, ui.suggestion, ui.question, ui.example]
+        shown += [ui.mode, ui.layer, ui.head, *(part for pane in ui.panes for part in pane.parts())]
+        loaded = self._on(self.blocks.load, self._arrive, [ui.key], [ui.key, *shown], js=script("key.js"))
+        loaded.then(None, [ui.key], None, js="(key) => sessionStorage.setItem('a3tune', key)")
+        self._on(ui.example.input, self._open_example, [ui.example, ui.session], shown)
+        self._on(ui.upload.upload, self._open_upload, [ui.upload, ui.question, ui.session], shown)
 
     def _connect_region(self) -> None:
         ui, views = self.ui, self._views()
@@ -60,18 +61,25 @@ class Page:
         self._on(ui.no_region.click, self._use_nothing, views, drawn)
         self._on(ui.rank.input, self._use_segment, [ui.rank, *views], drawn)
         self._on(ui.find.click, self._find, [ui.question, ui.session], [ui.scan, ui.picks, ui.rank, ui.status])
+        known = [ui.question, ui.picks, ui.rank, *drawn]
+        self._on(ui.suggestion.input, self._suggest, [ui.suggestion, *views], known)
+        # What is typed is another question than the chosen one.
+        ui.question.change(None, [ui.question], [ui.suggestion], js="(question) => question")
 
     def _connect_answers(self) -> None:
         ui, views = self.ui, self._views()
-        asked = [ui.question, *(pane.model for pane in ui.panes), *(pane.method for pane in ui.panes)]
+        asked = [ui.turn, ui.question, *(pane.model for pane in ui.panes), *(pane.method for pane in ui.panes)]
         asked += [ui.hide, ui.filling, *views]
         shown = [ui.session, ui.status, *(part for pane in ui.panes for part in pane.answer_parts())]
+        one_by_one = {"concurrency_id": MODEL, "concurrency_limit": 1, "trigger_mode": "multiple"}
         for event in (ui.ask.click, ui.question.submit):
-            self._on(event, self._answer, asked, shown, concurrency_id=MODEL, concurrency_limit=1)
-        looks = [pane.looked for pane in ui.panes]
-        self._on(ui.mode.input, self._look_again, views, looks, trigger_mode="always_last")
-        for control in (ui.layer, ui.head):
-            self._on(control.input, self._one_head, views, [ui.mode, *looks], trigger_mode="always_last")
+            turn = [ui.turn, ui.status]
+            taken = self._on(event, self._take_turn, [ui.question, ui.session], turn, trigger_mode="multiple")
+            taken.then(None, [ui.turn], None, js=script("answer.js"))
+            self._on(taken.then, self._answer, asked, shown, **one_by_one)
+        looks = [ui.layer, ui.head, *(pane.looked for pane in ui.panes)]
+        for control in (ui.mode, ui.layer, ui.head):
+            self._on(control.input, self._choose_heads, views, looks, trigger_mode="always_last")
         for number, pane in enumerate(ui.panes):
             how = [ui.mode, ui.layer, ui.head, ui.session]
             look = self._look_at(number)
@@ -92,6 +100,8 @@ class Page:
         @wraps(step)
         def run(*arguments: Any) -> Iterator[Shown]:
             try:
+                if arguments[-1] is None and step not in (self._arrive, self._open_example, self._open_upload):
+                    raise DataError("this visit: forgotten, as after an hour without a question; load the page again")
                 shown = step(*arguments)
                 yield from [shown] if isinstance(shown, dict) else shown
             except A3TuneError as error:
@@ -107,43 +117,78 @@ class Page:
         """Inputs of `_look_again`: the word chosen in each pane, the heads, and the session as the last."""
         return [*(pane.row for pane in self.ui.panes), self.ui.mode, self.ui.layer, self.ui.head, self.ui.session]
 
-    def _open_example(self, title: str, before: Session) -> Shown:
-        example = next(one for one in examples() if one.title == title)
-        prompts = [question.prompt for question in example.questions]
-        return self._opened(Session(example.image, title), before) | {
-            self.ui.suggestion: gr.update(choices=prompts, value=None, visible=True),
-            self.ui.question: prompts[0],
-            self.ui.status: "",
-        }
+    def _arrive(self, key: str | None) -> Shown:
+        """A visitor opens the page, or loads it again."""
+        session = self._visitors.arrive(key, _session(examples()[0]))
+        return self._shown(session) | {self.ui.key: session.key}
 
-    def _open_upload(self, path: str, before: Session) -> Shown:
+    def _open_example(self, title: str, before: Session | None) -> Shown:
+        return self._opened(_session(_example(title)), before)
+
+    def _open_upload(self, path: str, question: str, before: Session | None) -> Shown:
         file = Path(path)
         try:
             # As bytes: what is said of an image must not name its file.
             image = load_image(file.read_bytes())
         finally:
             file.unlink(missing_ok=True)
-        return self._opened(Session(image), before) | {
-            self.ui.suggestion: gr.update(value=None, visible=False),
-            self.ui.example: None,
-            self.ui.status: view.notice(f"Image of {image.width} by {image.height} pixels opened."),
-        }
+        told = view.notice(f"Image of {image.width} by {image.height} pixels opened.")
+        return self._opened(Session(image, question=question), before) | {self.ui.status: told}
 
-    def _opened(self, session: Session, before: Session) -> Shown:
-        before.closed = True
-        shown: Shown = {self.ui.session: session, self.ui.picks: "", self.ui.rank: gr.update(value=None, visible=False)}
-        for pane in self.ui.panes:
-            shown |= {pane.said: "", **_empty(pane)}
-        return shown | {self.ui.scan: view.scan(session), self.ui.region: view.region_line(session)}
+    def _opened(self, session: Session, before: Session | None) -> Shown:
+        if before is not None:
+            before.closed = True
+            session.key, session.heads = before.key, before.heads
+            self._visitors.keep(session)
+        return self._shown(session)
+
+    def _shown(self, session: Session) -> Shown:
+        """A session, from nothing."""
+        ui, prompts = (
+            self.ui,
+            [question.prompt for question in _example(session.title).questions] if session.title else [],
+        )
+        shown = {
+            ui.session: session,
+            ui.status: "",
+            ui.example: session.title or None,
+            ui.suggestion: gr.update(choices=prompts, value=_one_of(prompts, session.question), visible=bool(prompts)),
+            ui.question: session.question,
+            ui.scan: view.scan(session),
+            ui.region: view.region_line(session),
+            **self._picked(session),
+            **self._whose(session.heads),
+        }
+        for number, pane in enumerate(ui.panes):
+            answer = session.answers.get(number)
+            shown |= {pane.said: view.no_answer(), **_empty(pane)}
+            if answer is not None:
+                shown |= {pane.model: answer.model, pane.method: answer.method, **self._answered(pane, number, session)}
+        return shown
+
+    def _picked(self, session: Session) -> Shown:
+        ranks = [(str(rank + 1), rank) for rank in range(len(session.picks.best))] if session.picks else []
+        rank = gr.update(choices=ranks, value=None, visible=bool(ranks))
+        return {self.ui.picks: view.picks_list(session), self.ui.rank: rank}
+
+    def _whose(self, heads: Heads) -> Shown:
+        if isinstance(heads, str):
+            return {self.ui.mode: heads, **self._one_head(heads)}
+        layer, head = (gr.update(value=value, interactive=True) for value in heads)
+        return {self.ui.mode: "one", self.ui.layer: layer, self.ui.head: head}
+
+    def _one_head(self, mode: str) -> Shown:
+        """Layer and head can be chosen if there is one."""
+        return {control: gr.update(interactive=mode == "one") for control in (self.ui.layer, self.ui.head)}
 
     def _suggest(self, prompt: str, *views: Any) -> Shown:
         session: Session = views[-1]
-        example = next(one for one in examples() if one.title == session.title)
-        question = next(one for one in example.questions if one.prompt == prompt)
+        question = next(one for one in _example(session.title).questions if one.prompt == prompt)
+        session.question, session.picks = prompt, None
+        session.set_region(_region(question))
         where = question.organ or "none, it is about the whole image"
-        session.set_region(question.region, question.organ)
         told = view.notice(f"The true answer is “{question.answer}”. Its region is set: {where}.")
-        return self._drawn(*views) | {self.ui.question: prompt, self.ui.status: told}
+        return self._drawn(*views) | self._picked(session) | {self.ui.question: prompt, self.ui.status: told}
 
     def _draw_box(self, event: gr.EventData, *views: Any) -> Shown:
         corners = tuple(getattr(event, side) for side in ("left", "top", "right", "bottom"))
@@ -151,7 +196,7 @@ class Page:
 
     def _use_box(self, *values: Any) -> Shown:
         session: Session = values[-1]
-        session.set_region(box_region(values[:4], session.image), "box")
+        session.set_region(box_region(values[:4], session.image))
         return self._drawn(*values[4:])
 
     def _use_nothing(self, *views: Any) -> Shown:
@@ -161,7 +206,7 @@ class Page:
     def _use_segment(self, rank: int, *views: Any) -> Shown:
         session: Session = views[-1]
         if session.picks is not None:
-            session.set_region(session.picks.mask(rank), f"segment {rank + 1}")
+            session.set_region(session.picks.region(rank))
         return self._drawn(*views)
 
     def _drawn(self, *views: Any) -> Shown:
@@ -176,57 +221,87 @@ class Page:
         session.picks = self._segmenter.pick(session.image, _asked(question))
         if session.closed:
             return
-        ranks = [(str(rank + 1), rank) for rank in range(len(session.picks.best))]
         yield {
             self.ui.scan: view.scan(session),
-            self.ui.picks: view.picks_list(session),
-            self.ui.rank: gr.update(choices=ranks, value=None, visible=bool(ranks)),
+            **self._picked(session),
             self.ui.status: view.notice(f"{len(session.picks.ranked.segments)} segments found."),
         }
 
-    def _answer(self, question: str, *values: Any) -> Iterator[Shown]:
+    def _take_turn(self, question: str, session: Session) -> Iterator[Shown]:
+        """From now on no other question is being answered."""
+        yield {self.ui.turn: None}
+        session.question = _asked(question)
+        session.turn += 1
+        yield {self.ui.turn: session.turn, self.ui.status: view.notice("Asking …")}
+
+    def _answer(self, turn: int | None, question: str, *values: Any) -> Iterator[Shown]:
         count = len(self.ui.panes)
         models, methods, (hide, filling) = values[:count], values[count : 2 * count], values[2 * count : 2 * count + 2]
-        mode, layer, head, session = values[-4:]
-        question, heads = _asked(question), _heads(mode, layer, head)
-        for number, (pane, model, method) in enumerate(zip(self.ui.panes, models, methods, strict=True)):
-            session.answers.pop(number, None)
-            session.hidden.pop(number, None)
-            yield {pane.said: "", **_empty(pane)}
+        session: Session = values[-1]
+        if turn is None or not session.waits_for(turn):
+            return
+        session.heads = _heads(*values[-4:-1])
+        session.answers.clear()
+        session.hidden.clear()
+        for pane in self.ui.panes:
+            yield {pane.said: view.no_answer(), **_empty(pane)}
+        mistakes = []
+        for number, (model, method) in enumerate(zip(models, methods, strict=True)):
             if model == NOTHING:
                 continue
             yield {self.ui.status: view.notice(f"{model} is answering …")}
-            for said in self._asker.ask(model, method, session.image, question, session.region):
-                if session.closed:
-                    return
-                if isinstance(said, Answer):
-                    session.answers[number] = said
-                    yield self._answered(pane, number, session, heads)
-                else:
-                    yield {pane.said: view.answer_text(said, model, method, done=False)}
-            if hide:
-                yield from self._ask_hidden(pane, number, session, filling)
-        told = "Answered." if not hide or session.region is not None else "Answered; there is no region to hide."
+            asked = (question.strip(), model, method)
+            try:
+                yield from self._ask(number, session, turn, asked)
+                if hide:
+                    yield from self._ask_hidden(number, session, turn, filling)
+            except A3TuneError as error:
+                mistakes.append(f"{model}, {method}: {error}")
+                yield {self.ui.panes[number].said: view.failed(*asked, str(error), self._settings)}
+            if not session.waits_for(turn):
+                return
+        region = session.region_of(question.strip())
+        told = "Answered." if not hide or region is not None else "Answered; there is no region to hide."
+        status = view.notice("; ".join(mistakes), "error") if mistakes else view.notice(told)
         # Given back so that Gradio counts the visitor's hour from here.
-        yield {self.ui.session: session, self.ui.status: view.notice(told)}
+        yield {self.ui.session: session, self.ui.status: status}
 
-    def _ask_hidden(self, pane: Pane, number: int, session: Session, filling: Filling) -> Iterator[Shown]:
-        region = session.region
-        for said in ask_hidden(self._asker, session, session.answers[number], filling):
-            if session.closed or session.region is not region:
+    def _ask(self, number: int, session: Session, turn: int, asked: tuple[str, str, str]) -> Iterator[Shown]:
+        question, model, method = asked
+        pane = self.ui.panes[number]
+        for said in self._asker.ask(model, method, session.image, question, session.region_of(question)):
+            if not session.waits_for(turn):
+                return
+            if isinstance(said, Answer):
+                session.answers[number] = said
+                yield self._answered(pane, number, session)
+            else:
+                yield {pane.said: view.answering(*asked, said, self._settings)}
+
+    def _ask_hidden(self, number: int, session: Session, turn: int, filling: Filling) -> Iterator[Shown]:
+        region, answer = session.region, session.answers.get(number)
+        for said in ask_hidden(self._asker, session, answer, filling) if answer else ():
+            if not session.waits_for(turn) or session.region is not region:
                 return
             session.hidden.setdefault(number, []).append(said)
-            yield {pane.hidden: view.hidden(session, number)}
+            yield {self.ui.panes[number].hidden: view.hidden(session, number)}
 
-    def _answered(self, pane: Pane, number: int, session: Session, heads: Heads) -> Shown:
+    def _answered(self, pane: Pane, number: int, session: Session) -> Shown:
         answer = session.answers[number]
         return {
-            pane.said: view.answer_text(answer.text, answer.model, answer.method, done=True),
+            pane.said: view.answered(answer, self._settings),
             pane.words: view.words(answer, number),
-            pane.looked: view.looked(session, number, heads, WHOLE, self._settings),
+            pane.row: WHOLE,
+            pane.looked: view.looked(session, number, session.heads, WHOLE, self._settings),
+            pane.hidden: view.hidden(session, number),
             pane.ratios: view.ratios(answer, number),
             pane.save: gr.update(visible=True),
         }
+
+    def _choose_heads(self, *views: Any) -> Shown:
+        *_, mode, layer, head, session = views
+        session.heads = _heads(mode, layer, head)
+        return self._one_head(mode) | self._look_again(*views)
 
     def _look_again(self, *views: Any) -> Shown:
         *rows, mode, layer, head, session = views
@@ -235,10 +310,6 @@ class Page:
             pane.looked: view.looked(session, number, heads, row, self._settings)
             for number, (pane, row) in enumerate(zip(self.ui.panes, rows, strict=True))
         }
-
-    def _one_head(self, *views: Any) -> Shown:
-        *rows, _, layer, head, session = views
-        return {self.ui.mode: "one"} | self._look_again(*rows, "one", layer, head, session)
 
     def _look_at(self, number: int) -> Callable[..., Shown]:
         def look(event: gr.EventData, mode: str, layer: int, head: int, session: Session) -> Shown:
@@ -279,3 +350,21 @@ def _asked(question: str) -> str:
     if not question.strip():
         raise DataError("question: expected some text, got none")
     return question.strip()
+
+
+def _example(title: str) -> Example:
+    return next(one for one in examples() if one.title == title)
+
+
+def _session(example: Example) -> Session:
+    """An example with its first question."""
+    first = example.questions[0]
+    return Session(example.image, example.title, question=first.prompt, region=_region(first))
+
+
+def _region(question: Question) -> ChosenRegion | None:
+    return None if question.region is None else ChosenRegion(question.region, question.organ, question.prompt)
+
+
+def _one_of(choices: Sequence[str], wanted: str) -> str | None:
+    return wanted if wanted in choices else None

@@ -16,6 +16,21 @@ from a3tune.types import Sample
 
 
 @dataclass(frozen=True, eq=False)
+class ChosenRegion:
+    """Where the answer is to be found."""
+
+    mask: NDArray[np.bool_]
+    """bool `[H, W]` of the image."""
+    name: str
+    question: str = ""
+    """The one that it answers; empty: it was drawn, for whatever is asked."""
+
+    def answers(self, question: str) -> bool:
+        """Whether what is said to a question can be scored against it."""
+        return self.question in ("", question)
+
+
+@dataclass(frozen=True, eq=False)
 class Picks:
     """The segments of an image, and which of them a question picks."""
 
@@ -27,6 +42,10 @@ class Picks:
     def mask(self, rank: int) -> NDArray[np.bool_]:
         """bool `[H, W]` of the segment of a rank, counted from 0."""
         return decode_mask(self.ranked.segments[self.best[rank]].mask)
+
+    def region(self, rank: int) -> ChosenRegion:
+        """That segment, for the question that picks it."""
+        return ChosenRegion(self.mask(rank), f"segment {rank + 1}", self.question)
 
 
 class Segmenter:
@@ -48,8 +67,8 @@ class Segmenter:
         return Picks(question, ranked, tuple(best.tolist()))
 
 
-def box_region(corners: tuple[float | None, ...], image: Image.Image) -> NDArray[np.bool_]:
-    """bool `[H, W]` of a box (left, top, right, bottom) in pixels of the image.
+def box_region(corners: tuple[float | None, ...], image: Image.Image) -> ChosenRegion:
+    """A box (left, top, right, bottom) in pixels of the image.
 
     Raises DataError for a missing number or a box without inside, LabelError for one outside the image.
     """
@@ -61,4 +80,4 @@ def box_region(corners: tuple[float | None, ...], image: Image.Image) -> NDArray
             f"box: expected left < right and top < bottom, got left {left:g}, right {right:g}, top {top:g}, "
             f"bottom {bottom:g}"
         )
-    return box_mask((left, top, right, bottom), image.height, image.width)
+    return ChosenRegion(box_mask((left, top, right, bottom), image.height, image.width), "box")

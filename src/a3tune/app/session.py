@@ -1,14 +1,14 @@
 """What one visitor has on the page."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from a3tune.app.model import Answer
-from a3tune.app.regions import Picks
+from a3tune.app.model import Answer, Heads
+from a3tune.app.regions import ChosenRegion, Picks
 
 if TYPE_CHECKING:
     from a3tune.app.hidden import Hidden
@@ -30,18 +30,37 @@ class Session:
     """Of a synthetic scan; empty for a visitor's image, whose file name is nobody's business."""
     answers: dict[int, Answer] = field(default_factory=dict)
     """By pane of the page."""
-    region: NDArray[np.bool_] | None = None
-    """bool `[H, W]` of the image: where the answer is to be found."""
-    region_name: str = ""
+    question: str = ""
+    """Last chosen or asked."""
+    heads: Heads = "selected"
+    """Whose attention is shown."""
+    region: ChosenRegion | None = None
     picks: Picks | None = None
     hidden: "dict[int, list[Hidden]]" = field(default_factory=dict)
     """By pane: what was said with parts of the image hidden, of the region as it is."""
     closed: bool = False
     """The visitor has gone on to another image: what is still on its way is not wanted any more."""
+    turn: int = 0
+    """How often was asked: only the last one is still to be answered."""
+    key: str = ""
+    """By which a tab that is loaded again is known (`visitors`)."""
 
-    def set_region(self, region: NDArray[np.bool_] | None, name: str = "") -> None:
-        self.region, self.region_name = region, name
+    def set_region(self, region: ChosenRegion | None) -> None:
+        self.region = region
         self.hidden.clear()
+
+    def region_of(self, question: str) -> ChosenRegion | None:
+        """The region, unless it is that of another question."""
+        return self.region if self.region is not None and self.region.answers(question) else None
+
+    def waits_for(self, turn: int) -> bool:
+        """Whether what was asked then is still wanted."""
+        return not self.closed and turn == self.turn
+
+    def copied(self, key: str) -> "Session":
+        """The same for another tab; what is done there stays there."""
+        hidden = {pane: list(said) for pane, said in self.hidden.items()}
+        return replace(self, answers=dict(self.answers), hidden=hidden, key=key)
 
     @property
     def scale(self) -> float:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from a3tune.app.hidden import TITLES, Hidden
 from a3tune.app.model import WHOLE, Answer, Heads
+from a3tune.app.regions import ChosenRegion
 from a3tune.app.session import Session
 from a3tune.config import EvaluationConfig
-from a3tune.metrics.catalogue import attention_metrics, describe, in_order
+from a3tune.metrics.catalogue import SCALED, attention_metrics, describe, in_order
 from a3tune.report.figures import case_panel, head_grid, overlay, scan_definition
 from a3tune.report.summary import number
 from a3tune.text import visible
@@ -78,19 +79,22 @@ def scan(session: Session) -> Html:
     width, height = session.image.size
     alt = f"{session.title or 'Your image'}, {width} by {height} pixels"
     if session.region is not None:
-        alt += f"; region: {session.region_name}, {_place(session.region)}"
-    region = None if session.region is None else session.shown_mask(session.region)
-    panel = case_panel("scan-image", session.shown_size, visible(alt), region=region, labels=labels)
+        alt += f"; region: {session.region.name}, {_place(session.region.mask)}"
+    panel = case_panel(
+        "scan-image", session.shown_size, visible(alt), region=_outline(session, session.region), labels=labels
+    )
     stage = Html('<div class="stage" data-width="{}" data-height="{}">{}{}<div class="band" hidden></div></div>')
     return stage.format(width, height, scan_definition(session.shown(), "scan-image"), panel)
 
 
 def region_line(session: Session) -> Html:
-    """The region in words."""
-    if session.region is None:
+    """The region in words, and of which question it is."""
+    region = session.region
+    if region is None:
         return Html('<p class="quiet">No region: Coverage and Intensity need one.</p>')
-    share = 100 * session.region.mean()
-    text = f"{session.region_name}: {_place(session.region)}, {share:.1f} % of the image"
+    text = f"{region.name}: {_place(region.mask)}, {100 * region.mask.mean():.1f} % of the image"
+    if region.question:
+        text += f", of the question “{region.question}”"
     return Html('<p class="quiet"><span class="solid" aria-hidden="true"></span> {}</p>').format(text)
 
 
@@ -108,13 +112,35 @@ def picks_list(session: Session) -> Html:
     return line.format(heading, rows)
 
 
-def answer_text(text: str, model: str, method: str, *, done: bool) -> Html:
-    """An answer, or what there is of it so far."""
-    state = "" if done else Html('<span class="typing" aria-hidden="true">▍</span>')
-    shown = text or ("(empty answer)" if done else "")
-    return Html('<p class="who">{} · {}</p><p class="said" aria-live="polite" aria-busy="{}">{}{}</p>').format(
-        model, method, "false" if done else "true", shown, state
-    )
+def no_answer() -> Html:
+    """What stands in a pane that has none."""
+    return Html('<p class="quiet">No answer yet.</p>')
+
+
+def asked(question: str, model: str, method: str, settings: EvaluationConfig, told: str = "") -> Html:
+    """What an answer is to, and how it is made; `told` as in `Answer`."""
+    how = [model, method, f"at most {settings.max_new_tokens} tokens", f"seed {settings.seed}"]
+    how += [f"told to look at: {told}"] if told else []
+    return Html('<p class="asked">“{}”</p><p class="who">{}</p>').format(question, " · ".join(how))
+
+
+def answering(question: str, model: str, method: str, text: str, settings: EvaluationConfig) -> Html:
+    """What there is of an answer so far."""
+    said = Html(
+        '<p class="said" aria-live="polite" aria-busy="true">{}<span class="typing" aria-hidden="true">▍</span></p>'
+    ).format(text)
+    return asked(question, model, method, settings) + said
+
+
+def answered(answer: Answer, settings: EvaluationConfig) -> Html:
+    """An answer, under its question."""
+    said = Html('<p class="said" aria-live="polite">{}</p>').format(answer.text or "(empty answer)")
+    return asked(answer.question, answer.model, answer.method, settings, answer.told) + said
+
+
+def failed(question: str, model: str, method: str, error: str, settings: EvaluationConfig) -> Html:
+    """Why there is no answer."""
+    return asked(question, model, method, settings) + notice(error, "error")
 
 
 def looked(session: Session, pane: int, heads: Heads, row: int, settings: EvaluationConfig) -> Html:
@@ -124,12 +150,12 @@ def looked(session: Session, pane: int, heads: Heads, row: int, settings: Evalua
         return Html()
     heat = _heat(session, answer, heads, row)
     alt = f"Attention of {_quoted(answer, row)}, {heads_name(heads, answer)}: {_peak(heat)}"
-    region = None if session.region is None else session.shown_mask(session.region)
+    region = session.region_of(answer.question)
     # Panes and the scan of the left column stand on one page, so ids must differ.
     name = f"scan-{pane}"
-    panel = case_panel(name, session.shown_size, visible(alt), heat=heat, region=region)
+    panel = case_panel(name, session.shown_size, visible(alt), heat=heat, region=_outline(session, region))
     figure = Html('<figure class="look">{}{}<figcaption>{}</figcaption></figure>{}')
-    scores = _scores(session, answer, heads, row, settings)
+    scores = _scores(session, answer, heads, row, settings) + _scored(session, region, settings)
     return figure.format(scan_definition(session.shown(), name), panel, alt, scores)
 
 
@@ -142,7 +168,7 @@ def hidden(session: Session, pane: int) -> Html:
                 f"hidden-{pane}-{one.part}",
                 session.shown_size,
                 f"{TITLES[one.part]}, {one.filling} in its place: “{one.text}”",
-                region=None if session.region is None else session.shown_mask(session.region),
+                region=_outline(session, session.region),
             ),
             TITLES[one.part],
             one.text or "(empty answer)",
@@ -167,10 +193,11 @@ def ratios(answer: Answer, pane: int) -> Html:
 def attention_scores(
     session: Session, answer: Answer, heads: Heads, row: int, settings: EvaluationConfig
 ) -> dict[str, float | None]:
-    """Attention metrics of a row against the region; None where undefined, empty without a region."""
-    if session.region is None:
+    """Attention metrics of a row against the region; None where undefined, empty without one of its question."""
+    region = session.region_of(answer.question)
+    if region is None:
         return {}
-    map_1N, region_1N = answer.attention(heads, row)[None], answer.holds(session.region)[None]
+    map_1N, region_1N = answer.attention(heads, row)[None], answer.holds(region.mask)[None]
     values = attention_metrics(map_1N, region_1N, tau=settings.tau, normalisation=settings.normalisation)
     return {
         name: float(values[name][0]) if np.isfinite(values[name][0]) else None
@@ -193,7 +220,7 @@ def as_json(session: Session, heads: Heads, rows: Sequence[int], settings: Evalu
     """
     content = {
         "image": {"width": session.image.width, "height": session.image.height},
-        "region": None if session.region is None else {"name": session.region_name, "box": _box(session.region)},
+        "region": None if session.region is None else _region_record(session.region),
         "settings": {
             "heads": heads if isinstance(heads, str) else {"layer": heads[0] + 1, "head": heads[1] + 1},
             "dilation": settings.dilation,
@@ -224,6 +251,7 @@ def _record(session: Session, answer: Answer, heads: Heads, row: int, settings: 
         "model": answer.model,
         "decoding": answer.method,
         "question": answer.question,
+        "told_to_look_at": answer.told or None,
         "answer": answer.text,
         "tokens": list(answer.tokens),
         "selected_heads": [[int(layer) + 1, int(head) + 1] for layer, head in zip(layers, numbers, strict=True)],
@@ -233,6 +261,10 @@ def _record(session: Session, answer: Answer, heads: Heads, row: int, settings: 
         "map_per_token": [_numbers(answer.attention(heads, index + 1)) for index in range(len(answer.tokens))],
         "chosen": {"word": word(answer, row), **attention_scores(session, answer, heads, row, settings)},
     }
+
+
+def _region_record(region: ChosenRegion) -> Mapping[str, Any]:
+    return {"name": region.name, "box": _box(region.mask), "question": region.question or None}
 
 
 def _hidden_record(one: Hidden) -> Mapping[str, Any]:
@@ -246,6 +278,22 @@ def _scores(session: Session, answer: Answer, heads: Heads, row: int, settings: 
         for name, value in scores.items()
     )
     return Html('<dl class="facts">{}</dl>').format(cells) if scores else Html()
+
+
+def _scored(session: Session, region: ChosenRegion | None, settings: EvaluationConfig) -> Html:
+    """What the scores above were measured against, or why there are none."""
+    if region is not None:
+        line = f"Against the region: {region.name}, {_place(region.mask)}. Coverage counts what is at least "
+        line += f"{settings.tau:g}, {SCALED[settings.normalisation]}."
+    elif session.region is not None:
+        line = f"Not scored: the region ({session.region.name}) is that of “{session.region.question}”."
+    else:
+        line = "Not scored: there is no region."
+    return Html('<p class="quiet against">{}</p>').format(line)
+
+
+def _outline(session: Session, region: ChosenRegion | None) -> NDArray[np.bool_] | None:
+    return None if region is None else session.shown_mask(region.mask)
 
 
 def _shown(name: str, value: float | None) -> str:

@@ -62,6 +62,9 @@ class Metric:
     by_question: bool = True
     """If it is of answers and in the main tables: the report also shows it by question type, modality and organ."""
 
+    plain: str = ""
+    """What goes up or down, for readers who know none of this; empty: the title says it."""
+
     @property
     def heading(self) -> str:
         """The title with the unit, for columns and axes."""
@@ -96,6 +99,7 @@ METRICS: dict[str, Metric] = {
         "Share of the words of the reference answer that stand in the model's answer, averaged over the open "
         "questions. Both are lower-cased, without punctuation and articles, number words as digits (as LLaVA-Med).",
         vqa.of_type("open", vqa.open_recall),
+        plain="words of the right answer that are said",
     ),
     "open_recall_clipped": Metric(
         "Open recall (clipped)",
@@ -104,7 +108,10 @@ METRICS: dict[str, Metric] = {
         main=False,
     ),
     "closed_accuracy": Metric(
-        "Closed accuracy", "Share of the yes/no questions that are answered right.", vqa.published_closed
+        "Closed accuracy",
+        "Share of the yes/no questions that are answered right.",
+        vqa.published_closed,
+        plain="yes/no questions answered right",
     ),
     "closed_accuracy_strict": Metric(
         "Closed accuracy (strict)",
@@ -117,6 +124,7 @@ METRICS: dict[str, Metric] = {
         "Choice accuracy",
         "Share of the multiple-choice questions whose answer is most like the right option.",
         vqa.published_choice,
+        plain="multiple-choice questions answered right",
     ),
     "choice_accuracy_strict": Metric(
         "Choice accuracy (strict)",
@@ -129,6 +137,7 @@ METRICS: dict[str, Metric] = {
         vqa.hallucination,
         lower_is_better=True,
         by_question=False,
+        plain="findings claimed that are not there",
     ),
     "bleu": Metric("BLEU", "Sentence BLEU-4 of the reports (smoothing method 4), averaged.", bleu, "radiology"),
     "rouge_l": Metric("ROUGE-L", "F1 of the longest common subsequence of words, stemmed.", rouge_l, "radiology"),
@@ -182,6 +191,7 @@ METRICS: dict[str, Metric] = {
         "with a true region. A map that is bright everywhere covers everything: read it with the attention mass.",
         lambda map_BN, region_BN, tau, how: attention.coverage(map_BN, region_BN, tau=tau, normalisation=how),
         "attention",
+        plain="part of the right region that is looked at",
     ),
     "intensity": Metric(
         "Intensity",
@@ -189,6 +199,7 @@ METRICS: dict[str, Metric] = {
         lambda map_BN, region_BN, tau, how: attention.intensity(map_BN, region_BN, normalisation=how),
         "attention",
         percent=False,
+        plain="brightness of the attention in the right region",
     ),
     "attention_mass": Metric(
         "Attention mass",
@@ -196,12 +207,14 @@ METRICS: dict[str, Metric] = {
         "share of the image.",
         lambda map_BN, region_BN, tau, how: attention.attention_mass(map_BN, region_BN),
         "attention",
+        plain="attention that falls inside the right region",
     ),
     "pointing": Metric(
         "Pointing",
         "How often the patch with the most attention lies inside the true region (the pointing game).",
         lambda map_BN, region_BN, tau, how: attention.pointing(map_BN, region_BN),
         "attention",
+        plain="images where the brightest spot is inside the right region",
     ),
     "patch_auroc": Metric(
         "Patch AUROC",

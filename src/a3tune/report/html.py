@@ -13,15 +13,37 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from a3tune.metrics.catalogue import describe
+from a3tune.metrics.catalogue import Kind, describe
 from a3tune.report import figures
 from a3tune.report.records import CURVES, Case, ReportData, RunResult, View
 from a3tune.report.reliance import reliance
-from a3tune.report.summary import NOTHING, glossary, limits, summary, typographic
-from a3tune.report.table import Cell, Column, Table, comparison_table, ranked_cells
+from a3tune.report.summary import NOTHING, glossary, headline, limits, summary, trust, typographic
+from a3tune.report.table import Cell, Column, Row, Table, comparison_table, ranked_cells
 from a3tune.text import visible
 
+KINDS: dict[Kind, str] = {
+    "answer": "Answers",
+    "radiology": "Radiology reports",
+    "attention": "Attention",
+    "reliance": "Reliance",
+    "unknown": "Others",
+}
+"""Titles of the tables: one for each kind of metrics, so that all columns have room."""
+CASES_OPEN = 2
+"""The other cases are folded away."""
 EXPERT_KINDS = {"query": "Q-MoE: routed by the prompt", "key": "K-MoE: routed by each image token"}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Columns of one kind, without those that are the same in every row."""
+
+    title: str
+    columns: tuple[Column, ...]
+    same: tuple[tuple[str, Cell], ...]
+    """Title and cell of the others."""
+    changes: tuple[Row, ...]
+    """Rows in which these columns are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +89,19 @@ def render(data: ReportData) -> str:
     results, baseline = data.results, data.question_only
     table = comparison_table(results, data.reference, unlike=data.unlike)
     without_image = comparison_table([baseline], baseline.name) if baseline else None
+    groups = tuple(_groups(table))
     page = environment.get_template("report.html.j2").render(
         data=data,
         command=public_command(data.command),
+        headline=headline(data),
+        trust=trust(data.seeds),
         summary=summary(data),
         table=table,
+        groups=groups,
         slots={result.name: slot for slot, result in enumerate(results)},
-        compared=[row for row in table.rows if any(cell.change for cell in row.cells.values())],
-        interval_figures=[_interval_figure(table, column, without_image) for column in table.main],
+        interval_figures=[
+            _interval_figure(table, column, without_image) for group in groups for column in group.columns
+        ],
         reliance=reliance(results),
         breakdowns=[_breakdown(data, name) for name in results[0].breakdown],
         tested=any(c.p is not None for result in results for c in result.differences.values()),
@@ -85,6 +112,7 @@ def render(data: ReportData) -> str:
         kept_figures=list(_curve_figures(results, ("heads_overlap",))),
         baseline=without_image,
         cases=[_case(position, case) for position, case in enumerate(data.cases.cases, 1)] if data.cases else [],
+        cases_open=CASES_OPEN,
         settings=_grouped(data.settings),
         total=sum(data.seconds.values()),
         limits=limits(data),
@@ -115,6 +143,18 @@ def duration(seconds: float) -> str:
 def public_command(command: str) -> str:
     """A command line whose paths are cut down to their last part."""
     return re.sub(r"[^\s=\"']*/([^\s/\"']*)", r"…/\1", command)
+
+
+def _groups(table: Table) -> Iterator[Group]:
+    for kind, title in KINDS.items():
+        columns = [column for column in table.main if column.metric.kind == kind]
+        cells = {column.name: [row.cells[column.name] for row in table.rows] for column in columns}
+        same = {name for name, own in cells.items() if len(own) > 1 and len({(c.text, c.interval) for c in own}) == 1}
+        varying = tuple(column for column in columns if column.name not in same)
+        changes = tuple(row for row in table.rows if any(row.cells[column.name].change for column in varying))
+        if columns:
+            alike = tuple((column.metric.heading, cells[column.name][0]) for column in columns if column.name in same)
+            yield Group(title, varying, alike, changes)
 
 
 def _interval_figure(table: Table, column: Column, baseline: Table | None) -> Figure:

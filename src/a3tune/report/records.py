@@ -162,6 +162,8 @@ class ReportData:
     """Wall-clock time by stage."""
     tau: float
     normalisation: Normalisation
+    shown: str = ""
+    """Name of the run that the page is about: its first sentence, its cases. Empty: the last."""
     question_only: RunResult | None = None
     """Answers without the image; only the metrics of answers."""
     labels: LabelQuality | None = None

@@ -34,6 +34,8 @@ class Reliance:
     sentences: tuple[str, ...]
     columns: tuple[Column, ...]
     rows: tuple[RelianceRow, ...]
+    count: int
+    """Questions of every run; 0: they differ."""
     bars: Markup
     curves: tuple[tuple[str, Markup], ...]
     """Title of a run, and its deletion curves."""
@@ -59,6 +61,7 @@ def reliance(results: Sequence[RunResult]) -> Reliance | None:
         tuple(map(_sentence, measured)),
         tuple(Column(name, describe(name)) for name in shown),
         tuple(rows),
+        rows[0].count if len({row.count for row in rows}) == 1 else 0,
         _bars(results),
         tuple(_curves(results)),
     )

@@ -38,7 +38,7 @@ class Page:
     reference: str | None = None
     """Run that the others are compared with; None is the first."""
     shown: str | None = None
-    """Run whose cases are drawn; None is the last."""
+    """Run that the first sentence and the cases are about; None is the last."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     synthetic: bool = False
 
@@ -86,6 +86,7 @@ def write_report(
         title=page.title,
         results=run_results(evaluated, samples, reference, unlike=differ),
         reference=reference,
+        shown=shown,
         counts=counts(samples),
         seeds=1,
         command=page.command,
