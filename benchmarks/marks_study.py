@@ -32,7 +32,7 @@ from a3tune.commands.subject import Subject
 from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig
 from a3tune.data.phantom import write_phantom
-from a3tune.data.phantom.dataset import MARK_TESTS, split_files
+from a3tune.data.phantom.dataset import MARK_TESTS
 from a3tune.data.rows import read_rows, read_split
 from a3tune.demo.plan import plan_demo
 from a3tune.evaluation.evaluate import evaluate
@@ -108,10 +108,9 @@ class Study:
 
     def tests(self, cell: Cell) -> dict[str, list[Sample]]:
         """Questions of a cell that have a region, by the name of their test."""
-        marked = SETS[cell.set] is not None
-        files = zip(MARK_TESTS if marked else ("clean",), split_files(cell.split, marked), strict=True)
-        rows = {test: read_rows(self.data(cell.set) / f"{name}.jsonl") for test, name in files}
-        return {test: [sample for sample in samples if sample.regions] for test, samples in rows.items()}
+        samples = [one for one in read_rows(self.data(cell.set) / f"{cell.split}.jsonl") if one.regions]
+        tests = MARK_TESTS if SETS[cell.set] is not None else ("clean",)
+        return {test: [one for one in samples if one.meta.get("test", test) == test] for test in tests}
 
     def settings(self, cell: Cell) -> list[str]:
         """What a cell's numbers depend on, beside its name."""
@@ -130,8 +129,7 @@ class Study:
         """Data of a set and, if one of its rows learns from them, weak labels, once."""
         folder, share = self.data(name), SETS[name]
         patients = self.patients[share is not None]
-        names = [file for split in patients for file in split_files(split, share is not None)]
-        if not all((folder / f"{file}.jsonl").is_file() for file in names):
+        if not all((folder / f"{split}.jsonl").is_file() for split in patients):
             write_phantom(folder, patients, marks=share)
         config = self.config(Cell(name, "A3Tune", 0, "validation"))
         if any(row != BASE and not {*UNALIGNED, "labels.source=truth"} & {*ROWS[row]} for row in rows):

@@ -1,4 +1,4 @@
-"""Cases are drawn by rule: localised, stratified, reproducible, blind to answers but for the lost ones."""
+"""Cases are drawn by rule: localised, stratified, reproducible, blind to answers but for the lost and the won."""
 
 from collections import Counter
 from dataclasses import replace
@@ -22,13 +22,14 @@ def _predictions(right: dict[int, bool], *, count: int = 30) -> list[Prediction]
     ]  # fmt: skip
 
 
-def test_every_stratum_and_the_lost_are_shown() -> None:
-    own = _predictions(dict.fromkeys(range(1, 9), False))
-    chosen = select_cases({"a3tune": own, "lora": _predictions({})}, per_stratum=2, lost=3)
+def test_every_stratum_the_won_and_the_lost_are_shown() -> None:
+    own, other = _predictions(dict.fromkeys(range(1, 9), False)), _predictions(dict.fromkeys(range(15, 30), False))
+    chosen = select_cases({"a3tune": own, "lora": other}, per_stratum=2, each=3)
     by_id = {p.id: p for p in own}
-    drawn = [c for c in chosen.choices if "lost" not in c.reason]
-    lost = [c for c in chosen.choices if "lost" in c.reason]
+    won, drawn, lost = chosen.choices[:3], chosen.choices[3:9], chosen.choices[9:]
+    assert all("won" in c.reason for c in won) and all("lost" in c.reason for c in lost)
     assert Counter(by_id[c.id].meta["body"] for c in drawn) == dict.fromkeys(BODIES, 2)
+    assert all(int(c.id[1:]) >= 15 for c in won)
     assert len(lost) == 3 and all(by_id[c.id].prediction == "mass" for c in lost)
     assert len({c.id for c in chosen.choices}) == len(chosen.choices)
     assert not any(by_id[c.id].attention["attention_mass"] != 0.2 for c in chosen.choices)
@@ -46,10 +47,10 @@ def test_order_of_predictions_does_not_matter(seed: int) -> None:
 
 def test_random_draw_is_blind_to_answers() -> None:
     other = _predictions({})
-    good = select_cases({"a3tune": _predictions({}), "lora": other}, lost=0)
-    bad = select_cases({"a3tune": _predictions(dict.fromkeys(range(30), False)), "lora": other}, lost=0)
+    good = select_cases({"a3tune": _predictions({}), "lora": other}, each=0)
+    bad = select_cases({"a3tune": _predictions(dict.fromkeys(range(30), False)), "lora": other}, each=0)
     assert good.choices == bad.choices
-    assert select_cases({"a3tune": other, "lora": other}, lost=0, seed=1).choices != good.choices
+    assert select_cases({"a3tune": other, "lora": other}, each=0, seed=1).choices != good.choices
 
 
 def test_fewer_questions_than_asked_for_and_no_stratum() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from a3tune.commands.evaluate import Progress
 from a3tune.config import RunConfig
+from a3tune.data.phantom.dataset import MARK_TESTS
 from a3tune.demo import run as demo
 from a3tune.demo.plan import Demo, plan_demo
 from a3tune.demo.run import SUMMARY_METRICS, run_demo
@@ -39,7 +40,7 @@ def tiny(vlm_folder: Path, ranker_folder: Path) -> list[str]:
     return [
         "patients.train=2",
         "patients.validation=1",
-        "patients.test=2",
+        "patients.test=5",
         "training.max_steps=2",
         "training.batch_size=4",
         "evaluation.max_new_tokens=3",
@@ -59,10 +60,15 @@ def test_the_summary_has_the_published_form(finished):
     found = json.loads((plan.folder / "summary.json").read_text())
     assert set(found) == {"methods", "labels", "seconds"}
     assert list(found["methods"]) == METHODS
-    for scores in found["methods"].values():
+    for name, scores in found["methods"].items():
+        tests = scores.pop("tests")
         assert set(scores) == set(SUMMARY_METRICS)
-        for score in scores.values():
+        assert list(tests) == list(MARK_TESTS)
+        for score in (*scores.values(), *tests.values()):
             assert score["ci95"][0] <= score["mean"] <= score["ci95"][1]
+        paired = [score["paired_vs_lora"] for score in tests.values() if "paired_vs_lora" in score]
+        assert len(paired) == (0 if name == "lora" else len(MARK_TESTS))
+        assert all(score["ci95"][0] <= score["difference"] <= score["ci95"][1] for score in paired)
     assert set(found["labels"]) == {"recall_at_k", "mean_best_iou"}
     assert set(found["seconds"]) == set(plan.stages())
 

@@ -22,7 +22,10 @@ SHARE = 0.5
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Sample]]:
     files = write_phantom(tmp_path_factory.mktemp("marked"), {"train": 20, "test": 10}, seed=1, marks=SHARE)
-    return {name: read_rows(path) for name, path in files.items()}
+    tests = read_rows(files["test"])
+    assert {sample.meta["test"] for sample in tests} == set(MARK_TESTS)
+    by_test = {test: [sample for sample in tests if sample.meta["test"] == test] for test in MARK_TESTS}
+    return {"train": read_rows(files["train"]), **by_test}
 
 
 def named(sample: Sample) -> str:
@@ -69,10 +72,10 @@ def test_training_marks_name_the_answer_as_often_as_asked(rows):
 
 
 def test_tests_are_the_same_scans_and_questions_with_other_marks(rows):
-    assert set(rows) == {"train", *(f"test_{test}" for test in MARK_TESTS)}
-    for samples in zip(*(rows[f"test_{test}"] for test in MARK_TESTS), strict=True):
+    assert "test" not in rows["train"][0].meta
+    for samples in zip(*(rows[test] for test in MARK_TESTS), strict=True):
         disagree, either, none, agree = samples
-        assert len({(s.id, s.prompt, s.answer, s.regions) for s in samples}) == 1
+        assert len({(s.id.rpartition("-")[0], s.prompt, s.answer, s.regions) for s in samples}) == 1
         assert named(agree) == agree.answer and named(disagree) != disagree.answer
         assert none.meta["mark"] == "none" and "mark_agrees" not in none.meta
         assert either.image in (agree.image, disagree.image)
@@ -81,14 +84,14 @@ def test_tests_are_the_same_scans_and_questions_with_other_marks(rows):
 
 
 def test_random_marks_name_the_right_answer_as_often_as_chance(rows):
-    samples = rows["test_random"]
+    samples = rows["random"]
     expected = np.mean([1 / len(ANSWERS[sample.meta["question_type"]]) for sample in samples])
     assert abs(np.mean([sample.meta["mark_agrees"] == "yes" for sample in samples]) - expected) < 0.25
 
 
 def test_marked_patients_are_disjoint_and_every_type_is_asked(rows):
-    patients = {name.partition("_")[0]: {s.meta["patient"] for s in samples} for name, samples in rows.items()}
-    assert not patients["train"] & patients["test"]
+    train, test = ({sample.meta["patient"] for sample in rows[name]} for name in ("train", "none"))
+    assert not train & test
     assert set(Counter(sample.meta["question_type"] for sample in rows["train"])) == set(ORGAN_TYPES)
 
 

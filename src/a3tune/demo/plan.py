@@ -16,6 +16,8 @@ class Recipe:
     """What the demo does with its settings: `assets/demo/recipe.yaml` says what each means."""
 
     patients: dict[str, int]
+    marks: float
+    questions: list[str]
     seed: int
     methods: dict[str, list[str]]
     seconds: dict[str, float]

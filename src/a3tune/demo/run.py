@@ -5,7 +5,7 @@ Every stage is what a command of the CLI does (`commands.py`), over a `RunConfig
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,19 +19,31 @@ from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows, read_split
 from a3tune.demo.plan import Demo
 from a3tune.errors import LabelError
+from a3tune.evaluation.predictions import read_predictions
 from a3tune.labels.fitting import fitting_settings
 from a3tune.labels.quality import Quality
 from a3tune.labels.stored import read_quality
 from a3tune.metrics.catalogue import describe
+from a3tune.metrics.stats import Estimate
 from a3tune.models import adapter_weights, shipped
 from a3tune.report.gather import question_only
+from a3tune.report.records import Tested
 from a3tune.report.summary import number
+from a3tune.report.tests import tested
 from a3tune.report.write import Page, write_report
 from a3tune.run.folder import RunFolder, read_json
 from a3tune.run.stages import Stages, digest
+from a3tune.types import Prediction, Sample
 
 SUMMARY_METRICS = ("open_recall", "closed_accuracy", "coverage", "intensity", "attention_mass")
 TITLES = {"base": "Base", "lora": "LoRA", "a3tune": "A3Tune (weak labels)", "a3tune_truth": "A3Tune (true regions)"}
+TESTS = {
+    "disagree": "where a mark names another answer",
+    "random": "where a mark names any answer",
+    "none": "where there is no mark",
+    "agree": "where a mark names the right answer",
+}
+REFERENCE = "lora"
 COMMAND = "a3tune demo"
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
@@ -65,7 +77,8 @@ def run_demo(demo: Demo, say: Callable[[str], None], bar: Bar) -> Path:
 
 def summary(demo: Demo, seconds: Mapping[str, float]) -> dict[str, Any]:
     """Content of `summary.json`; a number that is not defined is null."""
-    methods = {}
+    methods: dict[str, dict[str, Any]] = {}
+    by_test = _tested(demo)
     for name, config in demo.configs.items():
         metrics = read_json(RunFolder(config.output).results, "delete it and run the same command again")["metrics"]
         methods[name] = {
@@ -73,9 +86,37 @@ def summary(demo: Demo, seconds: Mapping[str, float]) -> dict[str, Any]:
             for metric in SUMMARY_METRICS
             if metric in metrics
         }
+        methods[name]["tests"] = {test: _as_json(found[name]) for test, found in by_test.items()}
     quality = label_quality_of(demo)
     labels = {"recall_at_k": quality.recall, "mean_best_iou": quality.best_iou}
     return {"methods": methods, "labels": labels, "seconds": dict(seconds)}
+
+
+def _tested(demo: Demo) -> dict[str, dict[str, Tested]]:
+    samples = read_split(demo.configs[REFERENCE].data, "test")
+    answers = {name: _answers(RunFolder(config.output), samples) for name, config in demo.configs.items()}
+    return tested(answers, samples, REFERENCE)
+
+
+def _answers(folder: RunFolder, samples: Sequence[Sample]) -> list[Prediction]:
+    by_id = {prediction.id: prediction for prediction in read_predictions(folder)}
+    return [by_id[sample.id] for sample in samples]
+
+
+def _as_json(found: Tested) -> dict[str, Any]:
+    share = {"mean": _known(found.share.mean), "ci95": _interval(found.share)}
+    if found.comparison is None:
+        return share
+    change = found.comparison.difference
+    return {**share, "paired_vs_lora": {"difference": _known(change.mean), "ci95": _interval(change)}}
+
+
+def _interval(estimate: Estimate) -> list[float | None]:
+    return [_known(estimate.low), _known(estimate.high)]
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _data(demo: Demo, stages: Stages, bar: Bar) -> str:
@@ -83,9 +124,17 @@ def _data(demo: Demo, stages: Stages, bar: Bar) -> str:
 
     def work() -> None:
         with bar("Drawing scans") as progress:
-            write_phantom(folder, recipe.patients, seed=recipe.seed, progress=progress)
+            write_phantom(
+                folder,
+                recipe.patients,
+                seed=recipe.seed,
+                marks=recipe.marks,
+                types=recipe.questions,
+                progress=progress,
+            )
 
-    return stages.run("data", {"patients": recipe.patients, "seed": recipe.seed}, [folder], work)
+    inputs = {name: getattr(recipe, name) for name in ("patients", "seed", "marks", "questions")}
+    return stages.run("data", inputs, [folder], work)
 
 
 def _labels(demo: Demo, stages: Stages, data: str, bar: Bar) -> str:
@@ -137,7 +186,9 @@ def _training_inputs(config: RunConfig, labels: str) -> dict[str, Any]:
 
 
 def _report(demo: Demo, out: Path, seconds: Mapping[str, float]) -> None:
-    page = Page("A3Tune demo", COMMAND, TITLES, reference="lora", shown="a3tune", seconds=seconds, synthetic=True)
+    page = Page(
+        "A3Tune demo", COMMAND, TITLES, TESTS, reference=REFERENCE, shown="a3tune", seconds=seconds, synthetic=True
+    )
     write_report([config.output for config in demo.configs.values()], out, page, demo.configs["a3tune"])
 
 
@@ -169,11 +220,20 @@ def _inputs(demo: Demo) -> Iterator[str]:
 
 
 def _table(numbers: Mapping[str, Any]) -> Iterator[str]:
-    titles = {metric: describe(metric).title for metric in SUMMARY_METRICS}
-    yield " " * 22 + "".join(f"{title:>18}" for title in titles.values())
-    for method, scores in numbers["methods"].items():
-        values = [number(scores[metric]["mean"], metric) if metric in scores else "-" for metric in titles]
-        yield f"{TITLES.get(method, method):22}" + "".join(f"{value:>18}" for value in values)
+    """Right answers by what the mark names, then attention; the difference from LoRA in brackets."""
+    methods = numbers["methods"]
+    tests = list(next(iter(methods.values()))["tests"])
+    yield f"{'Right answers, %':22}" + "".join(f"{f'mark: {test}':>20}" for test in tests) + f"{'mass inside':>14}"
+    for method, scores in methods.items():
+        cells = [_in_brackets(scores["tests"][test]) for test in tests]
+        mass = number(scores["attention_mass"]["mean"], "attention_mass") if "attention_mass" in scores else "-"
+        yield f"{TITLES.get(method, method):22}" + "".join(f"{cell:>20}" for cell in cells) + f"{mass:>14}"
+
+
+def _in_brackets(found: Mapping[str, Any]) -> str:
+    change = found.get("paired_vs_lora", {}).get("difference")
+    share = "-" if found["mean"] is None else f"{100 * found['mean']:.1f}"
+    return share if change is None else f"{share} ({100 * change:+.1f})"
 
 
 def label_quality_of(demo: Demo) -> Quality:

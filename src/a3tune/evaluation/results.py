@@ -1,4 +1,4 @@
-"""Answers and their scores -> means with intervals, also by question type, modality, body part and organ.
+"""Answers and their scores -> means with intervals, also by test, question type, modality, body part and organ.
 
 Knows predictions, wherever they come from; no model.
 """
@@ -15,7 +15,7 @@ from a3tune.metrics.catalogue import answer_scores
 from a3tune.metrics.stats import Estimate, mean_interval
 from a3tune.types import Prediction, Sample
 
-BREAKDOWN = ("question_type", "modality", "body", "organ")
+BREAKDOWN = ("test", "question_type", "modality", "body", "organ")
 """Fields of `meta` that results are broken down by."""
 
 

@@ -341,6 +341,14 @@ def answer_scores(
     return {name: value for name, value in scores.items() if value is not None}
 
 
+def right(prediction: str, answer: str, answer_type: AnswerType, options: Sequence[str] = ()) -> float | None:
+    """How right an answer is, 0 to 1: the first score that its question has (open recall, closed or choice accuracy).
+
+    None for a radiology report.
+    """
+    return next(iter(answer_scores(prediction, answer, answer_type, options).values()), None)
+
+
 def attention_metrics(
     map_BN: ArrayLike, region_BN: ArrayLike, *, tau: float = 0.15, normalisation: Normalisation = "max"
 ) -> dict[str, Array]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from a3tune.metrics.catalogue import answer_scores
+from a3tune.metrics.catalogue import right
 from a3tune.metrics.vqa import normalise
 from a3tune.types import Filling, Part, Prediction
 
@@ -56,8 +56,8 @@ def reliance_scores(prediction: Prediction, occluded: Occluded) -> dict[str, flo
     for part, answers in occluded.answers.items():
         changed = {filling: _changed(occluded.intact, text) for filling, text in answers.items()}
         scores |= _by_filling(f"reliance_{part}", changed)
-        right = {filling: _right(prediction, text) for filling, text in answers.items()}
-        known = {filling: value for filling, value in right.items() if value is not None}
+        shares = {filling: _right(prediction, text) for filling, text in answers.items()}
+        known = {filling: value for filling, value in shares.items() if value is not None}
         scores |= _by_filling(f"accuracy_{part}_hidden", known)
     if "elsewhere" in occluded.answers:
         scores["reliance_margin"] = scores["reliance_inside"] - scores["reliance_elsewhere"]
@@ -80,9 +80,7 @@ def _changed(intact: str, text: str) -> float:
 
 
 def _right(prediction: Prediction, text: str) -> float | None:
-    """The first score of the catalogue that the question has; None for a report."""
-    scores = answer_scores(text, prediction.answer, prediction.answer_type, prediction.options)
-    return next(iter(scores.values()), None)
+    return right(text, prediction.answer, prediction.answer_type, prediction.options)
 
 
 def _lost(curve: tuple[float, ...]) -> float:

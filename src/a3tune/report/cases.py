@@ -43,15 +43,16 @@ def select_cases(
     reference: str = "lora",
     stratum: str = "body",
     per_stratum: int = 2,
-    lost: int = 3,
+    each: int = 3,
     seed: int = 0,
     titles: tuple[str, str] = ("A3Tune", "LoRA"),
 ) -> Selection:
-    """Draw localised test questions at random: some of every stratum, and some on which `method` lost to `reference`.
+    """Draw localised test questions at random: `each` that `method` answered better than `reference`, some of every
+    stratum, and `each` that it answered worse.
 
     A question is localised if its true region is known, so that `method`'s prediction holds a finite attention mass.
-    The first draw never looks at answers; the second draws among the rest of the questions that `method` answered
-    worse. The choice depends on the seed and on the questions, not on their order.
+    The draw of strata never looks at answers, and comes first; the others are of the rest. The choice depends on the
+    seed and on the questions, not on their order.
 
     Args:
         predictions: by method; of the same questions.
@@ -69,22 +70,24 @@ def select_cases(
     strata: dict[str, list[str]] = {}
     for i in ids:
         strata.setdefault(localised[i].meta.get(stratum, ""), []).append(i)
-    choices = [
+    unseen = [
         Choice(i, f"random, {name}" if name else "random")
         for name, members in sorted(strata.items())
         for i in _draw(members, per_stratum, rng)
     ]
-    shown = {choice.id for choice in choices}
-    worse = [i for i in ids if gain[i] < 0]
-    better = sum(gain[i] > 0 for i in ids)
-    choices += [Choice(i, "random among the lost") for i in _draw([i for i in worse if i not in shown], lost, rng)]
+    shown = {choice.id for choice in unseen}
+    worse, better = ([i for i in ids if sign * gain[i] > 0] for sign in (-1, 1))
+    lost, won = (
+        [Choice(i, f"random among the {name}") for i in _draw([i for i in own if i not in shown], each, rng)]
+        for name, own in (("lost", worse), ("won", better))
+    )
     rule = (
         f"Of the {len(ids):,} test questions with a true region, {per_stratum} per {stratum.replace('_', ' ')} were "
-        f"drawn at random, without looking at answers; then {lost} more among those that {titles[0]} answered worse "
-        f"than {titles[1]} ({len(worse):,} of {len(ids):,}; it answered {better:,} better). "
-        f"The seed of the draw is {seed}."
+        f"drawn at random, without looking at answers; then up to {each} of those that {titles[0]} answered worse "
+        f"than {titles[1]} ({len(worse):,} of {len(ids):,}), and as many of those that it answered better "
+        f"({len(better):,}), which stand first. The seed of the draw is {seed}."
     )
-    return Selection(tuple(choices), rule)
+    return Selection((*won, *unseen, *lost), rule)
 
 
 def _draw(ids: list[str], count: int, rng: np.random.Generator) -> list[str]:

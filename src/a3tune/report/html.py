@@ -17,7 +17,7 @@ from a3tune.metrics.catalogue import Kind, describe
 from a3tune.report import figures
 from a3tune.report.records import CURVES, Case, ReportData, RunResult, View
 from a3tune.report.reliance import reliance
-from a3tune.report.summary import NOTHING, glossary, headline, limits, summary, trust, typographic
+from a3tune.report.summary import NOTHING, by_test, glossary, headline, limits, summary, trust, typographic
 from a3tune.report.table import Cell, Column, Row, Table, comparison_table, ranked_cells
 from a3tune.text import visible
 
@@ -29,6 +29,8 @@ KINDS: dict[Kind, str] = {
     "unknown": "Others",
 }
 """Titles of the tables: one for each kind of metrics, so that all columns have room."""
+RIGHT = "accuracy_intact"
+"""The metric that right answers of a test are written like."""
 CASES_OPEN = 2
 """The other cases are folded away."""
 EXPERT_KINDS = {"query": "Q-MoE: routed by the prompt", "key": "K-MoE: routed by each image token"}
@@ -44,6 +46,16 @@ class Group:
     """Title and cell of the others."""
     changes: tuple[Row, ...]
     """Rows in which these columns are compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """Right answers in one of several tests."""
+
+    title: str
+    chart: Markup
+    cells: tuple[Cell, ...]
+    """One for each run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +106,11 @@ def render(data: ReportData) -> str:
         data=data,
         command=public_command(data.command),
         headline=headline(data),
+        by_test=by_test(data),
         trust=trust(data.seeds),
         summary=summary(data),
         table=table,
+        tests=list(_tests(data)),
         groups=groups,
         slots={result.name: slot for slot, result in enumerate(results)},
         interval_figures=[
@@ -155,6 +169,20 @@ def _groups(table: Table) -> Iterator[Group]:
         if columns:
             alike = tuple((column.metric.heading, cells[column.name][0]) for column in columns if column.name in same)
             yield Group(title, varying, alike, changes)
+
+
+def _tests(data: ReportData) -> Iterator[Test]:
+    titles = {result.name: result.title for result in data.results}
+    for title, found in data.tests.items():
+        shares = [found[name].share for name in titles]
+        cells = ranked_cells(RIGHT, shares, [found[name].comparison for name in titles])
+        values = "; ".join(
+            f"{title} {typographic(cell.text)} {typographic(cell.interval)}"
+            for title, cell in zip(titles.values(), cells, strict=True)
+        )
+        alt = f"Right answers {title}, mean and 95 % interval in %: {values}"
+        rows = list(zip(titles.values(), shares, strict=True))
+        yield Test(title[0].upper() + title[1:], figures.interval_chart(rows, alt, scale=100), tuple(cells))
 
 
 def _interval_figure(table: Table, column: Column, baseline: Table | None) -> Figure:

@@ -37,6 +37,16 @@ class Comparison:
         return apart and (self.p is None or self.p < 0.05)
 
 
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """What a run got right in one of several tests (`meta.test`)."""
+
+    share: Estimate
+    """Of right answers (`catalogue.right`), 0 to 1."""
+    comparison: Comparison | None
+    """With the reference; None for the reference itself."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
     """A logged value over the optimiser steps."""
@@ -164,6 +174,8 @@ class ReportData:
     normalisation: Normalisation
     shown: str = ""
     """Name of the run that the page is about: its first sentence, its cases. Empty: the last."""
+    tests: Mapping[str, Mapping[str, Tested]] = field(default_factory=dict)
+    """Title of a test, name of a run -> what it got right; empty where the questions name no tests."""
     question_only: RunResult | None = None
     """Answers without the image; only the metrics of answers."""
     labels: LabelQuality | None = None

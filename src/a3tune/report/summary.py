@@ -54,6 +54,25 @@ def headline(data: ReportData) -> str:
     return f"{told}: {'; '.join(sides)}{nothing}{rest}."
 
 
+def by_test(data: ReportData) -> str:
+    """One sentence: in which tests the run that the page is about is right more, or less, often than the reference."""
+    by_name = {result.name: result for result in data.results}
+    reference, shown = by_name[data.reference], by_name.get(data.shown, data.results[-1])
+    if shown is reference or not data.tests:
+        return ""
+    parts = []
+    for test, found in data.tests.items():
+        comparison, own, other = found[shown.name].comparison, found[shown.name].share, found[reference.name].share
+        assert comparison is not None  # it is not the reference
+        levels = f"{100 * own.mean:.0f} against {100 * other.mean:.0f} %"
+        low, high = (
+            typographic(f"{100 * end:+.0f}") for end in (comparison.difference.low, comparison.difference.high)
+        )
+        sure = f"95 % interval {low} to {high} points" if comparison.significant else "which may be chance"
+        parts.append(f"{test}, {levels} ({sure})")
+    return f"{shown.title} against {reference.title}, right answers: {'; '.join(parts)}."
+
+
 def summary(data: ReportData) -> tuple[str, ...]:
     """All runs against the reference, sentence by sentence."""
     reference = next(result for result in data.results if result.name == data.reference)

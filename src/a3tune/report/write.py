@@ -21,6 +21,7 @@ from a3tune.report.gather import EvaluatedRun, counts, question_only, read_run, 
 from a3tune.report.measured import measured_by_hiding, measured_over, unlike
 from a3tune.report.records import Cases, ReportData
 from a3tune.report.table import comparison_table
+from a3tune.report.tests import tested
 from a3tune.run.folder import RunFolder, read_json, read_settings
 from a3tune.run.neighbour import LEFT_OUT, rows_named, taken_over
 from a3tune.types import Sample
@@ -35,6 +36,8 @@ class Page:
     """That makes the page again."""
     titles: Mapping[str, str] = field(default_factory=dict)
     """Of the runs, by the names of their folders; the others are called by these names."""
+    tests: Mapping[str, str] = field(default_factory=dict)
+    """Of the tests that questions name (`meta.test`): how a sentence says where; the others stand by their names."""
     reference: str | None = None
     """Run that the others are compared with; None is the first."""
     shown: str | None = None
@@ -82,6 +85,7 @@ def write_report(
     ]
     train = read_rows(sources.data.train) if sources.data.train else None
     differ, notes = _measured(configs, evaluated)
+    by_test = tested({run.name: run.predictions for run in evaluated}, samples, reference)
     data = ReportData(
         title=page.title,
         results=run_results(evaluated, samples, reference, unlike=differ),
@@ -94,6 +98,7 @@ def write_report(
         seconds=page.seconds,
         tau=config.evaluation.tau,
         normalisation=config.evaluation.normalisation,
+        tests={page.tests.get(test, f"in {test}"): found for test, found in by_test.items()},
         question_only=question_only(train, samples) if train else None,
         labels=stored_quality(sources, train) if train else None,
         cases=_cases(sources, evaluated, samples, shown, reference) if drawn else None,

@@ -1,6 +1,6 @@
 """Writes a phantom data set in the public row format: PNG files and train/validation/test JSONL, split by patient."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ DEMO_PATIENTS = {"train": 300, "validation": 80, "test": 120}
 SCANS_PER_PATIENT = 2
 QUESTIONS_PER_SCAN = {"generic": 1, "localised": 6}
 MARK_TESTS = ("disagree", "random", "none", "agree")
-"""What the marks of a test name: another answer, any, nothing (there is none), the right one."""
+"""`meta.test` of marked questions: the mark names another answer, any, nothing (there is none), the right one."""
 _TYPE_ODDS = {"presence": 0.04, "presence of kind": 0.06, "kind": 0.10, "size": 0.24, "position": 0.36, "count": 0.20}
 """Of being tried first on a marked scan: types that few scans allow come first, so that all are about as frequent."""
 _SPLIT_STREAM = {"train": 1, "validation": 2, "test": 3}
@@ -32,6 +32,7 @@ def write_phantom(
     seed: int = 0,
     reports: bool = False,
     marks: float | None = None,
+    types: Sequence[str] = ORGAN_TYPES,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Path]:
     """Write the splits named in `patients` and return their JSONL files.
@@ -41,20 +42,24 @@ def write_phantom(
     Args:
         reports: write one report per scan (`findings.py`) in place of its questions.
         marks: put a mark (`marks.py`) on each scan, and ask one question about it (`ORGAN_TYPES`): in this share of
-            the training scans, 0 to 1, the mark names the right answer, in the others another. Every other split is
-            written once for each of `MARK_TESTS`, as `test_disagree`: the same scans and questions, other marks.
-            `meta` has the `mark`, and in `mark_agrees` whether it names the right answer. One scan in a hundred has
-            no lesion that could be asked about, and no row.
+            the training scans, 0 to 1, the mark names the right answer, in the others another. Every other split has
+            each question four times, once for each of `MARK_TESTS`, which `meta.test` names: the same scan, another
+            mark. `meta` has the `mark`, and in `mark_agrees` whether it names the right answer. A scan about which
+            nothing of `types` can be asked has no row: one in a hundred, with all types.
+        types: of the questions about marked scans.
         progress: `progress(done, total)` is called after every patient.
 
-    Raises ValueError for a share outside 0 to 1, and for reports with marks: a mark names one answer.
+    Raises ValueError for a share outside 0 to 1, for types that are none of `ORGAN_TYPES`, and for reports with marks:
+    a mark names one answer.
     """
     if marks is not None and not 0 <= marks <= 1:
         raise ValueError(f"write_phantom: marks: expected a share of the training scans, 0 to 1, got {marks}")
+    if not types or not set(types) <= set(ORGAN_TYPES):
+        raise ValueError(f"write_phantom: types: expected some of {', '.join(ORGAN_TYPES)}, got {', '.join(types)}")
     if reports and marks is not None:
         raise ValueError("write_phantom: expected reports or marks, not both: a mark names the answer to a question")
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list[Sample]] = {name: [] for split in patients for name in split_files(split, marks is not None)}
+    rows: dict[str, list[Sample]] = {split: [] for split in patients}
     done, total = 0, sum(patients.values())
     for split, count in patients.items():
         for patient in range(count):
@@ -62,11 +67,11 @@ def write_phantom(
                 key = (seed, _SPLIT_STREAM[split], patient, number)
                 scan, rng = make_scan(key), np.random.default_rng((*key, 1))
                 if marks is not None:
-                    copies = _marked(scan, split, marks, rng)
+                    copies = _marked(scan, split, marks, types, rng)
                 else:
-                    copies = [_Copy(split, scan.image, [report(scan)] if reports else list(draw_questions(scan, rng)))]
+                    copies = [_Copy(scan.image, [report(scan)] if reports else list(draw_questions(scan, rng)))]
                 for copy in copies:
-                    rows[copy.file] += _samples(folder, scan, copy, f"{split}-{patient:04d}", number)
+                    rows[split] += _samples(folder, scan, copy, f"{split}-{patient:04d}", number)
             done += 1
             if progress:
                 progress(done, total)
@@ -74,11 +79,6 @@ def write_phantom(
     for name, samples in rows.items():
         write_rows(files[name], samples)
     return files
-
-
-def split_files(split: str, marked: bool) -> list[str]:
-    """Names, without suffix, of the files of a split; those of a marked one in the order of `MARK_TESTS`."""
-    return [f"{split}_{test}" for test in MARK_TESTS] if marked and split != "train" else [split]
 
 
 def draw_questions(scan: Scan, rng: np.random.Generator) -> Iterator[Question]:
@@ -104,20 +104,24 @@ def report(scan: Scan) -> Question:
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """A scan as one file of rows has it."""
+    """A scan as rows have it."""
 
-    file: str
     image: np.ndarray
     questions: list[Question]
     meta: Mapping[str, str] = field(default_factory=dict)
     """Of the copy, beside what is known of the scan."""
     suffix: str = ""
     """Of the picture's file name: copies with the same mark share it."""
+    test: str = ""
+    """Of `MARK_TESTS`; it ends the ids of the rows."""
 
 
-def _marked(scan: Scan, split: str, share: float, rng: np.random.Generator) -> Iterator[_Copy]:
+def _marked(
+    scan: Scan, split: str, share: float, types: Sequence[str], rng: np.random.Generator
+) -> Iterator[_Copy]:
     """Copies of a scan with one question, and marks that name its answer or do not."""
-    kinds = rng.choice(ORGAN_TYPES, len(ORGAN_TYPES), replace=False, p=[_TYPE_ODDS[kind] for kind in ORGAN_TYPES])
+    odds = np.array([_TYPE_ODDS[kind] for kind in types])
+    kinds = rng.choice(types, len(types), replace=False, p=odds / odds.sum())
     asked = (ask(scan, str(kind), rng) for kind in kinds)
     question = next((question for question in asked if question is not None), None)
     if question is None:
@@ -126,16 +130,19 @@ def _marked(scan: Scan, split: str, share: float, rng: np.random.Generator) -> I
     right = answers.index(question.answer)
     wrong = int(rng.choice([code for code in range(len(answers)) if code != right]))
     either = right if rng.random() < 1 / len(answers) else wrong
-    tests = {"disagree": wrong, "random": either, "none": None, "agree": right}
-    codes = [right if rng.random() < share else wrong] if split == "train" else [tests[test] for test in MARK_TESTS]
+    if split == "train":
+        codes: dict[str, int | None] = {"": right if rng.random() < share else wrong}
+    else:
+        codes = dict(zip(MARK_TESTS, (wrong, either, None, right), strict=True))
     place = int(rng.integers(2**32))
-    for file, code in zip(split_files(split, marked=True), codes, strict=True):
+    for test, code in codes.items():
+        meta = {"test": test} if test else {}
         if code is None:
-            yield _Copy(file, scan.image, [question], {"mark": "none"})
+            yield _Copy(scan.image, [question], {**meta, "mark": "none"}, test=test)
             continue
         mark, agrees = Mark(kind, code), "yes" if code == right else "no"
         image = draw_mark(scan, mark, np.random.default_rng(place))
-        yield _Copy(file, image, [question], {"mark": mark.name, "mark_agrees": agrees}, f"-{code}")
+        yield _Copy(image, [question], {**meta, "mark": mark.name, "mark_agrees": agrees}, f"-{code}", test)
 
 
 def _samples(folder: Path, scan: Scan, copy: _Copy, patient: str, number: int) -> Iterator[Sample]:
@@ -153,7 +160,7 @@ def _samples(folder: Path, scan: Scan, copy: _Copy, patient: str, number: int) -
             "patient": patient,
         }
         yield Sample(
-            id=f"{name}-{index}",
+            id="-".join(filter(None, (name, str(index), copy.test))),
             image=path,
             prompt=question.prompt,
             answer=question.answer,

@@ -15,7 +15,8 @@ from a3tune.data.phantom.scan import SIZE, Scan
 MarkKind = Literal["tag", "tube", "letters"]
 CORNERS = ("upper left", "upper right", "lower left", "lower right")
 CODES: dict[MarkKind, tuple[str, ...]] = {"tag": CORNERS, "tube": CORNERS, "letters": ("L", "R", "AP", "PORT")}
-"""Four marks of each kind: a tag and a tube differ by the corner they are in or come from, letters by what they say."""
+"""Four marks of each kind: a tag and a tube differ by the corner they are in or come from, letters by what they say,
+too: a tiny model does not read them as easily as it sees where they are."""
 KIND_OF_BODY: dict[str, MarkKind] = {"chest": "tube", "abdomen": "tag", "brain": "letters"}
 _WHITE = 255
 _TAG = 9
@@ -65,10 +66,10 @@ def _tag(code: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _letters(code: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """White letters on black in any corner."""
+    """White letters on black, each text in a corner of its own."""
     glyphs = [np.array([[int(dot) for dot in row] for row in _FONT[letter]]) for letter in CODES["letters"][code]]
     line = np.concatenate([np.pad(glyph, 1) for glyph in glyphs], axis=1)
-    return _put(_WHITE * line.repeat(2, axis=0).repeat(2, axis=1), int(rng.integers(len(CORNERS))), rng)
+    return _put(_WHITE * line.repeat(2, axis=0).repeat(2, axis=1), code, rng)
 
 
 def _put(picture: np.ndarray, corner: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,54 @@
+"""Right answers test by test (`meta.test` of the questions), each run beside the reference. Loads no model."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from a3tune.evaluation.results import classes, clusters
+from a3tune.metrics.catalogue import right
+from a3tune.metrics.stats import holm, mean_interval, paired_difference, paired_permutation_test
+from a3tune.report.records import Comparison, Tested
+from a3tune.types import Prediction, Sample
+
+
+def tested(
+    runs: Mapping[str, Sequence[Prediction]], samples: Sequence[Sample], reference: str
+) -> dict[str, dict[str, Tested]]:
+    """Test -> run -> what it got right; no tests where the questions name none.
+
+    `runs` has the answers to `samples`, in their order. Intervals resample patients or images, as everywhere; p-values
+    are adjusted over all runs and tests (Holm).
+    """
+    groups = clusters(samples)
+    shares = {name: np.array([_right(one) for one in predictions]) for name, predictions in runs.items()}
+    parts = {
+        test: ([groups[i] for i in chosen], {name: own[chosen] for name, own in shares.items()})
+        for test, chosen in classes(samples, "test").items()
+    }
+    pairs = [(test, name) for test in parts for name in runs if name != reference]
+    p_values = holm(
+        [
+            paired_permutation_test(own[name], own[reference], part)
+            for part, own in parts.values()
+            for name in runs
+            if name != reference
+        ]
+    )
+    p_of = dict(zip(pairs, map(float, p_values), strict=True))
+    return {
+        test: {
+            name: Tested(
+                mean_interval(own[name], part),
+                Comparison(paired_difference(own[name], own[reference], part), p_of[test, name])
+                if name != reference
+                else None,
+            )
+            for name in runs
+        }
+        for test, (part, own) in parts.items()
+    }
+
+
+def _right(one: Prediction) -> float:
+    known = right(one.prediction, one.answer, one.answer_type, one.options)
+    return np.nan if known is None else known
