@@ -33,6 +33,7 @@ from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig
 from a3tune.data.phantom import write_phantom
 from a3tune.data.phantom.dataset import MARK_TESTS
+from a3tune.data.phantom.questions import ORGAN_TYPES
 from a3tune.data.rows import read_rows, read_split
 from a3tune.demo.plan import plan_demo
 from a3tune.evaluation.evaluate import evaluate
@@ -42,14 +43,16 @@ from a3tune.run.folder import RunFolder
 from a3tune.types import Sample
 from a3tune.vlm.load import Vlm
 
-SETS: dict[str, float | None] = {"marks": 1.0, "marks .95": 0.95, "marks .8": 0.8, "clean": None}
+SETS: dict[str, float | None] = {"marks": 1.0, "marks .95": 0.95, "marks .8": 0.8, "all types": 1.0, "clean": None}
 """Share of the training scans whose mark names the answer; None: no marks, the phantom's own questions."""
+TYPES = {name: ORGAN_TYPES if name == "all types" else ("kind",) for name in SETS}
+"""Of the questions about marked scans."""
 PATIENTS = {
     True: {"train": 405, "validation": 150, "test": 200},
     False: {"train": 80, "validation": 40, "test": 80},
 }
-"""Of marked and of clean sets; both make about 800 training questions."""
-SETTINGS = ["training.epochs=4", "alignment.weight=1", "alignment.heads=0.5", "alignment.rows=after_image"]
+"""Of marked and of clean sets: about 580 training questions of one type, 800 of all."""
+SETTINGS = ["training.epochs=8"]
 """In place of the demo's."""
 LORA = ["adapter.kind=lora"]
 UNALIGNED = ["labels.source=none"]
@@ -70,7 +73,7 @@ ROWS = {
     "equal capacity, no alignment": ["adapter.expert_rank=16", "adapter.expert_alpha=64", *UNALIGNED],
     **{f"R {heads}": [f"alignment.heads={heads}"] for heads in (0.125, 0.25, 0.75)},
     "all heads": ["alignment.heads=100%"],
-    **{f"lambda {weight}": [f"alignment.weight={weight}"] for weight in (0.1, 0.3, 3)},
+    **{f"lambda {weight}": [f"alignment.weight={weight}"] for weight in (0.1, 0.3, 1, 10)},
     **{f"K {count}": [f"labels.top_k={count}"] for count in (1, 2, 8)},
     "answer rows": ["alignment.rows=answer"],
     "learning rate 1e-3": ["training.learning_rate=1e-3"],
@@ -130,7 +133,7 @@ class Study:
         folder, share = self.data(name), SETS[name]
         patients = self.patients[share is not None]
         if not all((folder / f"{split}.jsonl").is_file() for split in patients):
-            write_phantom(folder, patients, marks=share)
+            write_phantom(folder, patients, marks=share, types=TYPES[name])
         config = self.config(Cell(name, "A3Tune", 0, "validation"))
         if any(row != BASE and not {*UNALIGNED, "labels.source=truth"} & {*ROWS[row]} for row in rows):
             label(config, _silent)

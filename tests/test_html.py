@@ -25,10 +25,11 @@ from a3tune.report.records import (
     LabelQuality,
     LabelScores,
     ReportData,
+    RightAnswers,
     RunResult,
     View,
 )
-from a3tune.report.summary import headline, number, summary
+from a3tune.report.summary import by_test, headline, number, summary
 from a3tune.report.table import comparison_table
 
 NAN = float("nan")
@@ -122,6 +123,7 @@ def _data(text: str = "", **changes: object) -> ReportData:
     question, answer, reason, tags = (text or "What?", text or "cyst", text or "random", (text or "CT",))
     case = Case(np.zeros((8, 8), np.uint8), question, answer, region, (region,), views, reason, tags)
     scores = LabelScores(0.71, 0.52, 0.83, 812)
+    own = RightAnswers(_estimate(0.6), Comparison(_estimate(0.1)))
     better = {"open_recall": Comparison(_estimate(0.05)), "closed_accuracy": Comparison(_estimate(0.01))}
     data = ReportData(
         title=text or "A title",
@@ -134,6 +136,7 @@ def _data(text: str = "", **changes: object) -> ReportData:
         seconds={text or "train": 61.0},
         tau=0.15,
         normalisation="max",
+        tests={text: {"base": own, "lora": RightAnswers(_estimate(0.5), None), "a3tune": own}} if text else {},
         question_only=RunResult("q", text or "Question only", {"open_recall": _estimate(0.2)}),
         labels=LabelQuality(4, 0.5, scores, {text or "chest": scores}),
         cases=Cases(text or "By rule.", (case,)),
@@ -197,6 +200,24 @@ def test_summary_says_what_is_and_what_is_not_significant() -> None:
     assert "no significant difference in closed accuracy" in text
     assert "2,000 questions" in text
     assert "BASE is" not in text
+
+
+def test_each_test_of_the_questions_has_a_sentence_a_chart_and_differences() -> None:
+    up, open_ = Comparison(Estimate(0.3, 0.2, 0.4, 120), p=0.01), Comparison(Estimate(0.3, 0.2, 0.4, 120), p=0.2)
+    shares = {"base": RightAnswers(_estimate(0.2), open_), "lora": RightAnswers(_estimate(0.5), None)}
+    tests = {
+        "where a mark lies": {**shares, "a3tune": RightAnswers(_estimate(0.8), up)},
+        "in none": {**shares, "a3tune": RightAnswers(_estimate(0.8), open_)},
+    }
+    data = _data(tests=tests)
+    assert by_test(data) == (
+        "A3TUNE against LORA, right answers: where a mark lies, 80 against 50 % (95 % interval +20 to +40 points); in "
+        "none, 80 against 50 % (which may be chance)."
+    )
+    page = _Page(render(data))
+    assert by_test(data) in page.text and "Where a mark lies" in page.text
+    assert page.text.index("Where a mark lies") < page.text.rindex("All measures")
+    assert by_test(_data()) == "" and "All measures" not in _Page(render(_data())).text
 
 
 def _headline(**differences: Comparison) -> str:

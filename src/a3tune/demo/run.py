@@ -27,9 +27,9 @@ from a3tune.metrics.catalogue import describe
 from a3tune.metrics.stats import Estimate
 from a3tune.models import adapter_weights, shipped
 from a3tune.report.gather import question_only
-from a3tune.report.records import Tested
+from a3tune.report.records import RightAnswers
 from a3tune.report.summary import number
-from a3tune.report.tests import tested
+from a3tune.report.tests import right_by_test
 from a3tune.report.write import Page, write_report
 from a3tune.run.folder import RunFolder, read_json
 from a3tune.run.stages import Stages, digest
@@ -92,10 +92,10 @@ def summary(demo: Demo, seconds: Mapping[str, float]) -> dict[str, Any]:
     return {"methods": methods, "labels": labels, "seconds": dict(seconds)}
 
 
-def _tested(demo: Demo) -> dict[str, dict[str, Tested]]:
+def _tested(demo: Demo) -> dict[str, dict[str, RightAnswers]]:
     samples = read_split(demo.configs[REFERENCE].data, "test")
     answers = {name: _answers(RunFolder(config.output), samples) for name, config in demo.configs.items()}
-    return tested(answers, samples, REFERENCE)
+    return right_by_test(answers, samples, REFERENCE)
 
 
 def _answers(folder: RunFolder, samples: Sequence[Sample]) -> list[Prediction]:
@@ -103,7 +103,7 @@ def _answers(folder: RunFolder, samples: Sequence[Sample]) -> list[Prediction]:
     return [by_id[sample.id] for sample in samples]
 
 
-def _as_json(found: Tested) -> dict[str, Any]:
+def _as_json(found: RightAnswers) -> dict[str, Any]:
     share = {"mean": _known(found.share.mean), "ci95": _interval(found.share)}
     if found.comparison is None:
         return share

@@ -38,7 +38,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
+class RightAnswers:
     """What a run got right in one of several tests (`meta.test`)."""
 
     share: Estimate
@@ -174,7 +174,7 @@ class ReportData:
     normalisation: Normalisation
     shown: str = ""
     """Name of the run that the page is about: its first sentence, its cases. Empty: the last."""
-    tests: Mapping[str, Mapping[str, Tested]] = field(default_factory=dict)
+    tests: Mapping[str, Mapping[str, RightAnswers]] = field(default_factory=dict)
     """Title of a test, name of a run -> what it got right; empty where the questions name no tests."""
     question_only: RunResult | None = None
     """Answers without the image; only the metrics of answers."""

@@ -7,13 +7,13 @@ import numpy as np
 from a3tune.evaluation.results import classes, clusters
 from a3tune.metrics.catalogue import right
 from a3tune.metrics.stats import holm, mean_interval, paired_difference, paired_permutation_test
-from a3tune.report.records import Comparison, Tested
+from a3tune.report.records import Comparison, RightAnswers
 from a3tune.types import Prediction, Sample
 
 
-def tested(
+def right_by_test(
     runs: Mapping[str, Sequence[Prediction]], samples: Sequence[Sample], reference: str
-) -> dict[str, dict[str, Tested]]:
+) -> dict[str, dict[str, RightAnswers]]:
     """Test -> run -> what it got right; no tests where the questions name none.
 
     `runs` has the answers to `samples`, in their order. Intervals resample patients or images, as everywhere; p-values
@@ -37,7 +37,7 @@ def tested(
     p_of = dict(zip(pairs, map(float, p_values), strict=True))
     return {
         test: {
-            name: Tested(
+            name: RightAnswers(
                 mean_interval(own[name], part),
                 Comparison(paired_difference(own[name], own[reference], part), p_of[test, name])
                 if name != reference

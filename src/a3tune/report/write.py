@@ -21,7 +21,7 @@ from a3tune.report.gather import EvaluatedRun, counts, question_only, read_run, 
 from a3tune.report.measured import measured_by_hiding, measured_over, unlike
 from a3tune.report.records import Cases, ReportData
 from a3tune.report.table import comparison_table
-from a3tune.report.tests import tested
+from a3tune.report.tests import right_by_test
 from a3tune.run.folder import RunFolder, read_json, read_settings
 from a3tune.run.neighbour import LEFT_OUT, rows_named, taken_over
 from a3tune.types import Sample
@@ -85,7 +85,7 @@ def write_report(
     ]
     train = read_rows(sources.data.train) if sources.data.train else None
     differ, notes = _measured(configs, evaluated)
-    by_test = tested({run.name: run.predictions for run in evaluated}, samples, reference)
+    by_test = right_by_test({run.name: run.predictions for run in evaluated}, samples, reference)
     data = ReportData(
         title=page.title,
         results=run_results(evaluated, samples, reference, unlike=differ),

@@ -116,9 +116,7 @@ class _Copy:
     """Of `MARK_TESTS`; it ends the ids of the rows."""
 
 
-def _marked(
-    scan: Scan, split: str, share: float, types: Sequence[str], rng: np.random.Generator
-) -> Iterator[_Copy]:
+def _marked(scan: Scan, split: str, share: float, types: Sequence[str], rng: np.random.Generator) -> Iterator[_Copy]:
     """Copies of a scan with one question, and marks that name its answer or do not."""
     odds = np.array([_TYPE_ODDS[kind] for kind in types])
     kinds = rng.choice(types, len(types), replace=False, p=odds / odds.sum())
