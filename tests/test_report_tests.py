@@ -1,5 +1,7 @@
 """Right answers test by test: which questions belong together, what is compared, and what stays out."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from a3tune.types import Prediction, Sample
 def samples(tests: list[str]) -> list[Sample]:
     about = [{"test": test, "patient": f"{number}"} for number, test in enumerate(tests)]
     return [
-        Sample(f"q{number}", image=f"{number}.png", prompt="p?", answer="cyst", answer_type="open", meta=own)
+        Sample(f"q{number}", image=Path(f"{number}.png"), prompt="p?", answer="cyst", answer_type="open", meta=own)
         for number, own in enumerate(about)
     ]
 
@@ -45,7 +47,7 @@ def test_p_values_are_adjusted_over_runs_and_tests():
 
 
 def test_questions_that_name_no_test_have_none():
-    rows = [Sample("q", image="q.png", prompt="p?", answer="cyst", answer_type="open")]
+    rows = [Sample("q", image=Path("q.png"), prompt="p?", answer="cyst", answer_type="open")]
     assert right_by_test({"lora": answers(rows, [True])}, rows, "lora") == {}
 
 

@@ -52,7 +52,8 @@ def select_cases(
 
     A question is localised if its true region is known, so that `method`'s prediction holds a finite attention mass.
     The draw of strata never looks at answers, and comes first; the others are of the rest. The choice depends on the
-    seed and on the questions, not on their order.
+    seed and on the questions, not on their order. Where questions name tests (`meta.test`), the better and the worse
+    are of the one that comes first.
 
     Args:
         predictions: by method; of the same questions.
@@ -76,16 +77,19 @@ def select_cases(
         for i in _draw(members, per_stratum, rng)
     ]
     shown = {choice.id for choice in unseen}
-    worse, better = ([i for i in ids if sign * gain[i] > 0] for sign in (-1, 1))
+    tests = {i: localised[i].meta.get("test", "") for i in ids}
+    first = next((tests[p.id] for p in predictions[method] if p.id in tests), "")
+    worse, better = ([i for i in ids if sign * gain[i] > 0 and tests[i] == first] for sign in (-1, 1))
     lost, won = (
         [Choice(i, f"random among the {name}") for i in _draw([i for i in own if i not in shown], each, rng)]
         for name, own in (("lost", worse), ("won", better))
     )
     rule = (
         f"Of the {len(ids):,} test questions with a true region, {per_stratum} per {stratum.replace('_', ' ')} were "
-        f"drawn at random, without looking at answers; then up to {each} of those that {titles[0]} answered worse "
-        f"than {titles[1]} ({len(worse):,} of {len(ids):,}), and as many of those that it answered better "
-        f"({len(better):,}), which stand first. The seed of the draw is {seed}."
+        f"drawn at random, without looking at answers; then, {f'in the test {first}, ' if first else ''}up to {each} "
+        f"of those that {titles[0]} answered worse than {titles[1]} ({len(worse):,} of "
+        f"{list(tests.values()).count(first):,}), and as many of those that it answered better ({len(better):,}), "
+        f"which stand first. The seed of the draw is {seed}."
     )
     return Selection((*won, *unseen, *lost), rule)
 
