@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-from measure import about, table, write
+from measure import CLEAN, about, table, write
 
 from a3tune.commands.evaluate import evaluate_run
 from a3tune.commands.label import label
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*CHANGES, *SHARES], help="of the changes (all)")
     parser.add_argument("--quick", action="store_true", help="few patients and one step, to see that it works")
     args = parser.parse_args()
-    shared = QUICK if args.quick else []
+    shared = [*CLEAN, *(QUICK if args.quick else [])]
     plan = plan_demo(args.out, shared)
     if not (args.out / "data" / "test.jsonl").is_file():
         write_phantom(args.out / "data", plan.recipe.patients, seed=plan.recipe.seed)

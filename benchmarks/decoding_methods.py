@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measure import CLEAN
 
 from a3tune.commands.evaluate import by_difference, evaluate_all
 from a3tune.commands.subject import Subject
@@ -69,7 +70,7 @@ def localised(samples: Sequence[Sample], every: int) -> list[Sample]:
 
 def answer(runs: Path, out: Path, data: Path, seeds: Sequence[int], quick: bool) -> dict[str, dict[int, Path]]:
     """Answers of every model and seed by all methods; returns the folders of the models, one of each method inside."""
-    demo = plan_demo(runs, ["evaluation.max_new_tokens=4"] if quick else [])
+    demo = plan_demo(runs, [*CLEAN, *(["evaluation.max_new_tokens=4"] if quick else [])])
     folders: dict[str, dict[int, Path]] = {}
     for model in MODELS:
         for seed in seeds[:1] if model == "base" else seeds:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measure import CLEAN
 
 from a3tune.commands.evaluate import evaluate_run
 from a3tune.commands.label import label
@@ -74,7 +75,7 @@ class Row:
 
 def settings(folder: Path, seed: int, overrides: Sequence[str], ablations: bool) -> dict[str, RunConfig]:
     """The demo's methods, and the ablations if asked for, for one seed, each with its own run folder."""
-    shared = [*overrides, f"training.seed={seed}"]
+    shared = [*CLEAN, *overrides, f"training.seed={seed}"]
     demo = plan_demo(folder, shared)
     methods = {name: config for name, config in demo.configs.items() if name in demo.recipe.methods}
     for name, change in ABLATIONS.items() if ablations else ():
@@ -151,7 +152,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="settings of the demo, key=value")
     args = parser.parse_args()
     args.overrides = [*(QUICK if args.quick else []), *args.overrides]
-    demo = plan_demo(args.out, args.overrides)
+    demo = plan_demo(args.out, [*CLEAN, *args.overrides])
     if not (args.out / "data" / "test.jsonl").is_file():
         write_phantom(args.out / "data", demo.recipe.patients, seed=demo.recipe.seed)
     label(demo.configs["a3tune"], _silent)

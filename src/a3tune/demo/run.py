@@ -44,6 +44,7 @@ TESTS = {
     "agree": "where a mark names the right answer",
 }
 REFERENCE = "lora"
+_UNDEFINED = {"mean": None, "ci95": [None, None]}
 COMMAND = "a3tune demo"
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
@@ -82,9 +83,7 @@ def summary(demo: Demo, seconds: Mapping[str, float]) -> dict[str, Any]:
     for name, config in demo.configs.items():
         metrics = read_json(RunFolder(config.output).results, "delete it and run the same command again")["metrics"]
         methods[name] = {
-            metric: {"mean": metrics[metric]["mean"], "ci95": metrics[metric]["ci95"]}
-            for metric in SUMMARY_METRICS
-            if metric in metrics
+            metric: {part: metrics.get(metric, _UNDEFINED)[part] for part in _UNDEFINED} for metric in SUMMARY_METRICS
         }
         methods[name]["tests"] = {test: _as_json(found[name]) for test, found in by_test.items()}
     quality = label_quality_of(demo)
@@ -226,7 +225,8 @@ def _table(numbers: Mapping[str, Any]) -> Iterator[str]:
     yield f"{'Right answers, %':22}" + "".join(f"{f'mark: {test}':>20}" for test in tests) + f"{'mass inside':>14}"
     for method, scores in methods.items():
         cells = [_in_brackets(scores["tests"][test]) for test in tests]
-        mass = number(scores["attention_mass"]["mean"], "attention_mass") if "attention_mass" in scores else "-"
+        inside = scores["attention_mass"]["mean"]
+        mass = "-" if inside is None else number(inside, "attention_mass")
         yield f"{TITLES.get(method, method):22}" + "".join(f"{cell:>20}" for cell in cells) + f"{mass:>14}"
 
 
