@@ -31,6 +31,12 @@ Rows = Annotated[
     Path | None,
     typer.Option(metavar="DATA.jsonl", help="The questions that the runs answered; else where their settings say."),
 ]
+Runs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN|NAME=RUN...", help="Evaluated runs, called NAME; the others are compared with the first."
+    ),
+]
 SHOWN = ".md"
 """The form of a table on the screen."""
 
@@ -140,9 +146,9 @@ def evaluate(
     from a3tune.decoding import DECODERS
 
     methods = list(DECODERS) if decode and ALL in decode else decode or [settings.evaluation.decode]
-    titles = [adapter_title(folder) for folder, _ in chosen]
+    titles = adapter_titles([folder for folder, _ in chosen])
     if len(set(titles)) < len(titles):
-        raise RunError(f"--adapter: expected folders of runs with different names, got {', '.join(models)}")
+        raise RunError(f"--adapter: expected runs with different names, got {', '.join(models)}")
     check_evaluate(chosen, methods)
     quieten()
     from a3tune.commands.evaluate import by_difference, evaluate_all, evaluate_run
@@ -198,9 +204,7 @@ def ask(
 
 @app.command()
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Evaluated runs; the others are compared with the first.")
-    ],
+    runs: Runs,
     out: Annotated[Path, typer.Option(metavar="FILE.html", help="The page.")] = Path("report.html"),
     data: Rows = None,
     config: ConfigFile = None,
@@ -211,6 +215,8 @@ def report(
     A run may be another's: images outside of the folder of its rows are drawn if you name the rows by --data, labels
     and their models are taken if you name the settings by --config (of a run of your own: RUN/config.yaml).
 
+    Runs are called by their folders' names, or as you say: `LoRA=runs/lora`.
+
     Example: `a3tune report runs/lora runs/mine --out report.html`
     """
     refuse_existing(out, force)
@@ -218,16 +224,14 @@ def report(
     quieten()
     from a3tune.report.write import Page, write_report
 
-    page = Page("A3Tune report", " ".join(["a3tune report", *map(str, runs)]))
+    page = Page("A3Tune report", " ".join(["a3tune report", *runs]))
     write_report(runs, out, page, given, data, lambda line: echo(line, err=True))
     echo(f"Report: {out}")
 
 
 @app.command()
 def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Evaluated runs; the others are compared with the first.")
-    ],
+    runs: Runs,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the table: .md, .tex or .csv says how.")
     ] = None,
@@ -239,6 +243,8 @@ def compare(
     force: Force = False,
 ) -> None:
     """Compare evaluated runs in a table like the paper's: intervals, significance, cost.
+
+    Runs are called by their folders' names, or as you say: `LoRA=runs/lora`.
 
     Example: `a3tune compare runs/greedy runs/vcd runs/opera --out table.tex`
     """
@@ -259,12 +265,13 @@ def compare(
         echo(f"Table: {out}")
 
 
-def adapter_title(adapter: Path | None) -> str:
-    """What a model is called beside others: its run's name."""
-    if adapter is None:
-        return "base"
-    path = adapter.resolve()
-    return path.parent.name if path.name == "adapter" else path.name
+def adapter_titles(adapters: Sequence[Path | None]) -> list[str]:
+    """What models are called beside each other: by their runs (`run.names.told_apart`), as parts of file names."""
+    from a3tune.run.names import told_apart
+
+    runs = [path.parent if path.name == "adapter" else path for one in adapters if one for path in [one.resolve()]]
+    titles = iter(told_apart(runs))
+    return ["base" if one is None else next(titles).replace("/", "-") for one in adapters]
 
 
 def with_adapters(

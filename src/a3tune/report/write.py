@@ -22,6 +22,7 @@ from a3tune.report.measured import measured_by_hiding, measured_over, unlike
 from a3tune.report.records import Cases, ReportData
 from a3tune.report.table import comparison_table
 from a3tune.run.folder import RunFolder, read_json, read_settings
+from a3tune.run.names import named_runs
 from a3tune.run.neighbour import LEFT_OUT, rows_named, taken_over
 from a3tune.types import Sample
 
@@ -34,7 +35,7 @@ class Page:
     command: str
     """That makes the page again."""
     titles: Mapping[str, str] = field(default_factory=dict)
-    """Of the runs, by the names of their folders; the others are called by these names."""
+    """Of the runs, by their names (`run.names`); the others are called by these names."""
     reference: str | None = None
     """Run that the others are compared with; None is the first."""
     shown: str | None = None
@@ -44,7 +45,7 @@ class Page:
 
 
 def write_report(
-    runs: Sequence[Path],
+    runs: Sequence[str | Path],
     out: Path,
     page: Page,
     given: RunConfig | None = None,
@@ -54,6 +55,7 @@ def write_report(
     """One page about evaluated runs, in this order.
 
     Args:
+        runs: folders, or `NAME=FOLDER` (`run.names`).
         given: settings that the user vouches for, such as `config.yaml` of a run of their own: its model, labels and
             rows are taken. None: those of the shown run, as far as it may be another's (`run.neighbour`).
         rows: the test questions, which the user vouches for; None: those of `given`, else those that the shown run
@@ -62,7 +64,7 @@ def write_report(
 
     Raises RunError when a folder holds no evaluated run, two have one name, or the runs answered different questions.
     """
-    folders = _named(runs)
+    folders = named_runs(runs)
     reference, shown = page.reference or next(iter(folders)), page.shown or list(folders)[-1]
     configs = {name: _evaluation(folder) for name, folder in folders.items()}
     config = configs[shown]
@@ -105,15 +107,17 @@ def write_report(
     return data
 
 
-def compare(runs: Sequence[Path], forms: Sequence[str], by: str | None = None, rows: Path | None = None) -> list[str]:
+def compare(
+    runs: Sequence[str | Path], forms: Sequence[str], by: str | None = None, rows: Path | None = None
+) -> list[str]:
     """A table of evaluated runs in this order, compared with the first, in each of `forms` (`report.table.FORMATS`).
 
-    `by` is a field of `meta`: a table for each of its values. `rows` are the questions; None: those that the first run
+    `runs` are folders, or `NAME=FOLDER` (`run.names`). `by` is a field of `meta`: a table for each of its values. `rows` are the questions; None: those that the first run
     names.
 
     Raises as `write_report`; DataError when no question has the field.
     """
-    folders = _named(runs)
+    folders = named_runs(runs)
     reference = next(iter(folders))
     configs = {name: _evaluation(folder) for name, folder in folders.items()}
     data = DataConfig(test=rows) if rows else configs[reference].data
@@ -132,13 +136,6 @@ def compare(runs: Sequence[Path], forms: Sequence[str], by: str | None = None, r
         note = " ".join(notes)
         tables.append(comparison_table(results, reference, title=value, costs=costs, note=note, unlike=differ))
     return [written(tables, form) for form in forms]
-
-
-def _named(runs: Sequence[Path]) -> dict[str, RunFolder]:
-    folders = {path.resolve().name: RunFolder.open(path) for path in runs}
-    if len(folders) < len(runs):
-        raise RunError(f"runs: expected folders of different names, got {', '.join(map(str, runs))}; rename one")
-    return folders
 
 
 def _evaluation(folder: RunFolder) -> RunConfig:
