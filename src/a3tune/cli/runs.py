@@ -1,12 +1,13 @@
 """Training, answering, measuring and comparing."""
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from a3tune.cli.app import app, echo
+from a3tune.cli.app import MISTAKE, app, echo
 from a3tune.cli.options import (
     Adapter,
     ConfigFile,
@@ -24,6 +25,7 @@ from a3tune.errors import RunError
 
 if TYPE_CHECKING:
     from a3tune.config import RunConfig
+    from a3tune.metrics.stats import Estimate
 
 NO_ADAPTER = "none"
 ALL = "all"
@@ -126,7 +128,8 @@ def evaluate(
     Without --config, an adapter brings the settings it was trained with, but for folders of programs, other models and
     data.
 
-    Several adapters or methods end in a table that compares them with the first.
+    Several adapters or methods end in a table that compares them with the first. What one of them cannot do, or fails
+    at, is listed below it; the others go on.
 
     With --occlude it also measures what the answers rest on, of true regions or else of weak labels. It asks ten
     times instead of once. An evaluation that is there already is extended.
@@ -158,15 +161,20 @@ def evaluate(
     if len(adapter) > 1 or len(decode or ()) > 1 or decode == [ALL]:
         subjects = {title: Subject(run, folder) for title, (folder, run) in zip(titles, chosen, strict=True)}
         with bar("Answering") as progress:
-            runs, absent = evaluate_all(subjects, methods, by_difference(out, subjects, methods), progress)
-        echo(compare(runs, [SHOWN])[0])
-        for name, reason in absent.items():
+            done = evaluate_all(subjects, methods, by_difference(out, subjects, methods), progress)
+        if done.runs:
+            echo(compare(done.runs, [SHOWN])[0])
+        for name, reason in done.absent.items():
             echo(f"left out: {name}: {reason}", err=True)
+        for name, error in done.failed.items():
+            echo(f"failed: {name}: {error}", err=True)
+        if done.failed or not done.runs:
+            raise typer.Exit(MISTAKE)
         return
     with bar("Answering") as progress:
         results = evaluate_run(settings, folder, progress)
     for name, score in results.metrics.items():
-        echo(f"{name:32} {score.mean:7.3f}  [{score.low:.3f}, {score.high:.3f}]  n = {score.count}")
+        echo(f"{name:32} {_score(score)}  n = {score.count}")
     for name, reason in results.absent.items():
         echo(f"absent: {name}: {reason}", err=True)
 
@@ -263,6 +271,12 @@ def compare(
     if out:
         write_atomic(out, written.encode())
         echo(f"Table: {out}")
+
+
+def _score(score: "Estimate") -> str:
+    """Mean and interval in columns; a dash where there is none."""
+    mean, low, high = (f"{value:.3f}" if isfinite(value) else "-" for value in (score.mean, score.low, score.high))
+    return f"{mean:>7}  {f'[{low}, {high}]' if isfinite(score.low) else '-':14}"
 
 
 def adapter_titles(adapters: Sequence[Path | None]) -> list[str]:
