@@ -17,8 +17,8 @@ from a3tune.machine.files import write_atomic
 from a3tune.metrics.catalogue import Kind
 from a3tune.models import check_at_hand
 from a3tune.report.formats import written
-from a3tune.report.gather import EvaluatedRun, counts, question_only, read_run, run_results, stored_quality
-from a3tune.report.measured import measured_by_hiding, measured_over, unlike
+from a3tune.report.gather import EvaluatedRun, counts, question_only, read_runs, run_results, stored_quality
+from a3tune.report.measured import cut_at, measured_by_hiding, measured_over, unlike
 from a3tune.report.records import Cases, ReportData
 from a3tune.report.table import comparison_table
 from a3tune.run.folder import RunFolder, read_json, read_settings
@@ -79,9 +79,8 @@ def write_report(
         (given is not None or _at_hand(sources, folders[shown], say))
         and (own_rows is not None or _inside(sources.data.test, samples, say))
     )
-    evaluated = [
-        read_run(name, page.titles.get(name, name), folder, samples, images=drawn) for name, folder in folders.items()
-    ]
+    titles = {name: page.titles.get(name, name) for name in folders}
+    evaluated = read_runs(folders, titles, samples, images=drawn)
     train = read_rows(sources.data.train) if sources.data.train else None
     differ, notes = _measured(configs, evaluated)
     data = ReportData(
@@ -112,8 +111,10 @@ def compare(
 ) -> list[str]:
     """A table of evaluated runs in this order, compared with the first, in each of `forms` (`report.table.FORMATS`).
 
-    `runs` are folders, or `NAME=FOLDER` (`run.names`). `by` is a field of `meta`: a table for each of its values. `rows` are the questions; None: those that the first run
-    names.
+    Args:
+        runs: folders, or `NAME=FOLDER` (`run.names`).
+        by: a field of `meta`: a table for each of its values.
+        rows: the questions; None: those that the first run names.
 
     Raises as `write_report`; DataError when no question has the field.
     """
@@ -122,7 +123,7 @@ def compare(
     configs = {name: _evaluation(folder) for name, folder in folders.items()}
     data = DataConfig(test=rows) if rows else configs[reference].data
     samples = read_split(rows_named(data, folders[reference].evaluation), "test")
-    evaluated = [read_run(name, name, folder, samples) for name, folder in folders.items()]
+    evaluated = read_runs(folders, {name: name for name in folders}, samples)
     costs = {name: read_cost(folder) for name, folder in folders.items()}
     indices_of = {"": list(range(len(samples)))} if by is None else classes(samples, by)
     if not indices_of:
@@ -179,12 +180,12 @@ def _inside(rows: Path | None, samples: Sequence[Sample], say: Callable[[str], N
 
 def _measured(
     configs: Mapping[str, RunConfig], evaluated: Sequence[EvaluatedRun]
-) -> tuple[frozenset[Kind], tuple[str, ...]]:
-    """Kinds of metrics that the runs measured in different ways, and sentences about how they were measured."""
+) -> tuple[Mapping[Kind, str], tuple[str, ...]]:
+    """Kinds of metrics that the runs measured in different ways, with the reason, and how they were measured."""
     settings = {run.title: configs[run.name].active_evaluation for run in evaluated}
     hidings = {run.title: run.hiding for run in evaluated}
-    notes = (measured_over(settings), measured_by_hiding(hidings))
-    return unlike(settings.values(), hidings.values()), tuple(filter(None, notes))
+    notes = (cut_at(settings), measured_over(settings), measured_by_hiding(hidings))
+    return unlike(settings, hidings), tuple(filter(None, notes))
 
 
 def _cases(
