@@ -39,6 +39,10 @@ class A3MoEConfig(LoraConfig):
     control_ids: list[int] = field(
         default_factory=list, metadata={"help": "Ids of the tokens that are no text; they are not part of the prompt."}
     )
+    layout_ids: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Ids of tokens that are not part of the prompt between two tokens of an image (line ends)."},
+    )
     base: dict[str, Any] | None = field(default=None, metadata={"help": "Fingerprint of the base model; filled in."})
 
     def __post_init__(self) -> None:
