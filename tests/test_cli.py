@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -17,6 +18,7 @@ from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows, write_rows
 from a3tune.decoding import DECODERS
 from a3tune.metrics.catalogue import describe
+from orientations import UPRIGHT, oriented
 
 COMMANDS = (
     "demo",
@@ -277,6 +279,20 @@ def test_ask_answers_draws_and_does_not_overwrite(run: Run, trained: Path, data,
     (tmp_path / "heat.png").write_bytes(b"old")
     assert run(*ask, "--out", "heat.png", "--force").exit_code == 0
     assert (tmp_path / "heat.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_ask_sees_and_draws_an_image_upright(run: Run, trained: Path, data, tmp_path: Path, orientation: int):
+    image = next(data["test"].parent.glob("images/test-*.png"))
+    pixels = np.asarray(Image.open(image).convert("RGB"))[:40]
+    Image.fromarray(np.ascontiguousarray(UPRIGHT[orientation](pixels))).save(tmp_path / "upright.png")
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=oriented(orientation))
+    ask = ("ask", "Is there a lesion in the liver?", "--adapter", trained / "adapter")
+    answers = {
+        name: run(*ask, "--image", f"{name}.png", "--out", f"{name}-heat.png").stdout for name in ("upright", "turned")
+    }
+    assert answers["upright"] == answers["turned"]
+    assert (tmp_path / "upright-heat.png").read_bytes() == (tmp_path / "turned-heat.png").read_bytes()
 
 
 def test_report_compares_runs_and_takes_one_alone(run: Run, trained: Path, tmp_path: Path):
