@@ -80,8 +80,9 @@ def answer(runs: Path, out: Path, data: Path, seeds: Sequence[int], quick: bool)
             adapter = None if model == "base" else runs / name / "adapter"
             subject = {name: Subject(config, adapter)}
             place = by_difference(out / name, subject, list(DECODERS))
-            _, absent = evaluate_all(subject, list(DECODERS), place, lambda done, total: None)
-            print(f"{name}: done", *(f"({method}: {why})" for method, why in absent.items()), flush=True)
+            done = evaluate_all(subject, list(DECODERS), place, lambda done, total: None)
+            without = done.absent | done.failed
+            print(f"{name}: done", *(f"({method}: {why})" for method, why in without.items()), flush=True)
             folders.setdefault(model, {})[seed] = out / name
     return folders
 

@@ -15,6 +15,7 @@ from a3tune.data.annotations.label_studio import decode_brush
 from a3tune.errors import DataError
 from a3tune.masks import decode_mask, encode_mask, region_mask
 from a3tune.types import Region, Sample
+from orientations import UPRIGHT, oriented
 
 ORGANS = Path(os.environ.get("A3TUNE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "organs"
 H, W = 20, 30
@@ -171,6 +172,22 @@ def test_png_masks(tmp_path, samples):
         assert np.array_equal(masks_of(new[1])["liver"], LIVER)
         assert np.array_equal(masks_of(new[1])["spleen"], SPLEEN)
         assert new[3] == samples[3]
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind", ["grey", "palette", "16 bits", "one bit", "RGB"])
+def test_a_png_mask_is_turned_upright_by_its_own_orientation(tmp_path, samples, kind: str, orientation: int):
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    back = {6: 8, 8: 6}.get(orientation, orientation)  # all others undo themselves
+    stored = np.ascontiguousarray(UPRIGHT[back](LIVER))
+    mask = Image.fromarray(stored.astype(np.uint16) if kind == "16 bits" else stored.astype(np.uint8))
+    if kind == "palette":
+        mask.putpalette([9, 99, 199] * 8)
+    mask = {"one bit": Image.fromarray(stored), "RGB": mask.convert("RGB")}.get(kind, mask)
+    mask.save(folder / "a.png", exif=oriented(orientation))
+    new = attach_regions(samples, folder)
+    assert np.array_equal(decode_mask(new[0].regions[0].mask), LIVER)
 
 
 def test_a_png_mask_of_one_value_needs_no_name(tmp_path, samples):

@@ -6,16 +6,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from a3tune.cli import app
+from a3tune.cli.runs import adapter_titles
 from a3tune.config import dump_config, load_config
 from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows, write_rows
 from a3tune.decoding import DECODERS
 from a3tune.metrics.catalogue import describe
+from orientations import UPRIGHT, oriented
 
 COMMANDS = (
     "demo",
@@ -278,6 +281,20 @@ def test_ask_answers_draws_and_does_not_overwrite(run: Run, trained: Path, data,
     assert (tmp_path / "heat.png").read_bytes() == before
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_ask_sees_and_draws_an_image_upright(run: Run, trained: Path, data, tmp_path: Path, orientation: int):
+    image = next(data["test"].parent.glob("images/test-*.png"))
+    pixels = np.asarray(Image.open(image).convert("RGB"))[:40]
+    Image.fromarray(np.ascontiguousarray(UPRIGHT[orientation](pixels))).save(tmp_path / "upright.png")
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=oriented(orientation))
+    ask = ("ask", "Is there a lesion in the liver?", "--adapter", trained / "adapter")
+    answers = {
+        name: run(*ask, "--image", f"{name}.png", "--out", f"{name}-heat.png").stdout for name in ("upright", "turned")
+    }
+    assert answers["upright"] == answers["turned"]
+    assert (tmp_path / "upright-heat.png").read_bytes() == (tmp_path / "turned-heat.png").read_bytes()
+
+
 def test_report_compares_runs_and_takes_one_alone(run: Run, trained: Path, tmp_path: Path):
     result = run("report", trained.parent / "base", trained, "--out", "both.html")
     assert result.exit_code == 0, result.output
@@ -305,6 +322,14 @@ def two(data, tmp_path: Path) -> Path:
         row["image"] = str(data["test"].parent / row["image"])
     (tmp_path / "two.jsonl").write_text("\n".join(json.dumps(row) for row in moved))
     return tmp_path / "two.jsonl"
+
+
+def test_a_score_without_an_interval_is_shown_with_a_dash(run: Run, trained: Path, two: Path):
+    first = two.with_name("first.jsonl")
+    first.write_text(two.read_text().splitlines()[0])
+    result = run("eval", first, "--adapter", trained / "adapter", "--out", "one")
+    assert result.exit_code == 0 and "nan" not in result.stdout
+    assert re.search(r"^attention_mass +0\.\d{3}  - +n = 1$", result.stdout, re.MULTILINE), result.stdout
 
 
 def test_several_models_and_methods_in_one_call(run: Run, trained: Path, two: Path, tmp_path: Path):
@@ -346,6 +371,39 @@ def test_all_decoding_methods_are_compared(run: Run, trained: Path, two: Path, t
     assert "1.00x" in (tmp_path / "table.tex").read_text()
     assert run("compare", "all/greedy", "all/vcd", "--out", "table.doc").exit_code == 2
     assert run("compare", "all/greedy", trained).exit_code == 2
+
+
+def test_a_method_that_fails_while_answering_stops_no_other(
+    run: Run, trained: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from a3tune.decoding.vcd import Vcd
+    from a3tune.errors import ModelError
+
+    def fails(*_: object, **__: object) -> None:
+        raise ModelError("vcd: its window is full")
+
+    monkeypatch.setattr(Vcd, "__call__", fails)
+    methods = [word for name in ("greedy", "vcd", "opera", "m3id") for word in ("--decode", name)]
+    model = ("--adapter", trained / "adapter", "evaluation.strategy=multinomial")
+    result = run("eval", two, *model, "--out", "some", *methods)
+    assert result.exit_code == 2
+    names = [line.split(" | ")[0].removeprefix("| ") for line in result.stdout.splitlines() if line.startswith("| ")]
+    assert names[2:] == ["greedy", "m3id"]
+    assert "failed: vcd: vcd: its window is full" in result.stderr
+    assert "left out: opera: decode opera: searches with beams" in result.stderr
+    assert not (tmp_path / "some" / "opera").exists()  # refused before anything was asked
+    nothing = run("eval", two, *model, "--out", "none", "--decode", "opera", "--decode", "vcd")
+    assert nothing.exit_code == 2 and nothing.stdout == "" and "failed: vcd" in nothing.stderr
+
+
+def test_a_model_that_cannot_be_loaded_stops_no_other(run: Run, trained: Path, two: Path, tmp_path: Path):
+    shutil.copytree(trained, tmp_path / "broken")
+    weights = tmp_path / "broken" / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    models = ("--adapter", tmp_path / "broken" / "adapter", "--adapter", trained / "adapter")
+    result = run("eval", two, *models, "--out", "grid")
+    assert result.exit_code == 2
+    assert "failed: broken: " in result.stderr and "| mine |" in result.stdout
 
 
 def test_an_unknown_decoding_method_is_told_the_known_ones(run: Run, trained: Path, data):
@@ -469,13 +527,47 @@ def test_a_base_beside_an_adapter_is_measured_as_the_adapter_is(run: Run, traine
     assert "Attention is averaged over the 50 % of all heads" in result.stdout
 
 
+def test_answers_of_different_lengths_are_neither_ranked_nor_tested(run: Run, trained: Path, data):
+    longer = ("evaluation.max_new_tokens=6",)
+    assert run("eval", data["test"], "--adapter", trained / "adapter", "--out", "longer", *longer).exit_code == 0
+    table = run("compare", f"cut={trained}", "longer", "--out", "table.csv").stdout
+    assert "(evaluation.max_new_tokens: cut 4, longer 6), so that neither scores nor passes" in table
+    assert "**" not in table and "&ast; " not in table.split("Best bold")[0]
+    rows = list(csv.DictReader(Path("table.csv").read_text().splitlines()))
+    assert {row["method"] for row in rows} == {"cut", "longer"}
+    assert not any(row["p"] or row["difference"] for row in rows)
+    assert all("evaluation.max_new_tokens: cut 4, longer 6" in row["unlike"] for row in rows)
+    assert run("report", f"cut={trained}", "longer", "--out", "both.html").exit_code == 0
+    page = Path("both.html").read_text()
+    assert "Not ranked and not tested: " in page and "evaluation.max_new_tokens: cut 4, longer 6" in page
+    assert 'class="best"' not in page.split("</table>")[0]
+
+
+def test_runs_of_one_name_are_told_apart_or_named(run: Run, trained: Path, tmp_path: Path):
+    for name in ("a", "b"):
+        shutil.copytree(trained, tmp_path / name / "ev")
+    table = run("compare", "a/ev", "b/ev").stdout
+    assert "| a/ev |" in table and "| b/ev |" in table and "differs from a/ev" in table
+    named = run("compare", "First try=a/ev", "b/ev").stdout
+    assert "| First try |" in named and "| ev |" in named
+    assert run("report", "a/ev", "Second=b/ev", "--out", "page.html").exit_code == 0
+    page = Path("page.html").read_text()
+    assert "Against ev" in page and "Second" in page
+    twice = run("compare", "a/ev", "a/ev")
+    assert twice.exit_code == 2 and "NAME=FOLDER" in twice.stderr
+    assert adapter_titles([None, Path("a/ev/adapter"), Path("b/ev/adapter")]) == ["base", "a-ev", "b-ev"]
+
+
 def test_what_was_measured_differently_is_neither_ranked_nor_tested(run: Run, trained: Path, data):
     settings = ("evaluation.tau=0.6", "evaluation.normalisation=sum")
     assert run("eval", data["test"], "--adapter", trained / "adapter", "--out", "tau", *settings).exit_code == 0
     table = run("compare", trained, "tau", "--out", "table.csv").stdout
     assert "measured in different ways" in table and "0.6 as Coverage's threshold" in table
     rows = list(csv.DictReader(Path("table.csv").read_text().splitlines()))
-    assert not any(row["p"] for row in rows if row["metric"] in ("coverage", "intensity", "attention_mass"))
+    attention = [row for row in rows if row["metric"] in ("coverage", "intensity", "attention_mass")]
+    assert not any(row["p"] for row in attention)
+    assert all("0.6 as Coverage's threshold" in row["unlike"] for row in attention)
+    assert not any(row["unlike"] for row in rows if row["metric"].startswith("open"))
 
 
 def test_what_answers_rest_on_is_measured_compared_and_shown(run: Run, trained: Path, data):

@@ -344,6 +344,26 @@ def test_region_out_of_the_models_view_has_no_metrics(vlm, samples):
     assert found.counts["with_attention"] == 0 and "intensity" not in found.metrics
 
 
+def test_a_method_that_needs_regions_goes_on_past_one_that_the_model_does_not_see(vlm, samples):
+    unseen = replace(samples[0], image=picture(9, width=72, height=24), regions=(Region(box=(0, 0, 6, 6)),))
+    seen = replace(samples[1], regions=(Region(box=(4, 4, 20, 20)),))
+    greedy, told = (evaluate(vlm, [unseen, seen], replace(SHORT, decode=name)) for name in ("greedy", "controlmllm"))
+    assert told.predictions[0].prediction == greedy.predictions[0].prediction  # nothing to look at, nothing changed
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"decode": "controlmllm"}, ModelError, "true regions of every question"),
+        ({"decode": "opera", "strategy": "sampling"}, ConfigError, "cannot sample"),
+    ],
+)
+def test_what_a_method_cannot_do_is_told_before_anything_is_asked(vlm, samples, tmp_path, settings, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(vlm, [replace(samples[0], regions=())], replace(SHORT, **settings), out_folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("kind", ["lora", "a3moe"])
 def test_with_an_adapter(samples, kind):
     plain = make_vlm()

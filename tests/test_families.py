@@ -1,18 +1,21 @@
 """Every supported family does everything that a3tune needs of it."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from a3tune.adapters import load_adapter
 from a3tune.errors import DataError
 from a3tune.vlm.encode import encode, prepare
 from a3tune.vlm.families import FAMILIES
 from a3tune.vlm.load import load_vlm
 from a3tune.vlm.look import look, model_inputs
 from zoo import ZOO
-from zoo.checks import CHECKS, noise
+from zoo.checks import CHECKS, adapted, noise
 
 
 @pytest.fixture(scope="session")
@@ -89,3 +92,35 @@ def test_a_prompt_without_an_image_needs_a_chat_template(tmp_path: Path) -> None
 
 def test_every_family_is_in_the_zoo() -> None:
     assert all(any(name.startswith(family) for name in ZOO) for family in FAMILIES)
+
+
+@pytest.mark.parametrize("name", ["idefics3", "smolvlm"])
+def test_line_ends_are_layout_inside_an_image_and_text_elsewhere(name: str, folder: Path) -> None:
+    vlm = load_vlm(folder, device="cpu")
+    batch = encode(vlm, [noise(48, 64)], ["What\n\nis\nit?"])
+    ids, image, prompt = (batch[name][0] for name in ("input_ids", "image_mask", "prompt_mask"))
+    inside = ids[image.nonzero().min() : image.nonzero().max()]
+    assert torch.isin(inside, torch.tensor(vlm.layout_ids)).any()
+    assert "What\n\nis\nit?" in vlm.tokenizer.decode(ids[prompt])
+
+
+def test_an_adapter_that_names_no_layout_reads_prompts_as_it_learnt_to(tmp_path: Path, zoo_folders) -> None:
+    folder = zoo_folders["idefics3"]
+    if not folder.exists():
+        ZOO["idefics3"](folder)
+    vlm = adapted(folder)
+    vlm.model.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert settings.pop("layout_ids")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    bare = load_vlm(folder, device="cpu")
+    older = replace(bare, model=load_adapter(load_vlm(folder, device="cpu").model, tmp_path))
+    assert (older.layout_ids, bare.layout_ids) == ((), vlm.layout_ids)
+    prompts = [encode(one, [noise(48, 64)], ["What?"])["prompt_mask"] for one in (older, vlm)]
+    between = prompts[0] & ~prompts[1]
+    assert between.any() and not (prompts[1] & ~prompts[0]).any()
+    example = prepare(older, [noise(48, 64)], "What?")
+    inputs, masks = model_inputs(older, [example], "left")
+    with torch.no_grad():  # derived as in `generate`, and told as in training
+        derived, told = older.model(**inputs), look(older.model, inputs, masks)
+    torch.testing.assert_close(derived.logits, told.logits)

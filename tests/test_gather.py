@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from a3tune.report.cases import Choice, Selection
 from a3tune.report.gather import EvaluatedRun, label_scores, question_only, read_run, run_results
 from a3tune.run.folder import RunFolder
 from a3tune.types import Labels, Region, Sample, Segment
+from orientations import UPRIGHT, oriented
 
 SIZE = 8
 
@@ -95,6 +97,27 @@ def test_a_case_shows_regions_labels_and_attention_on_the_pixels(samples):
     assert view.heat[0, 0] == 1
     assert view.heat[0, 7] == 0
     assert view.heat[7, 0] == 0.5
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_case_is_drawn_upright_under_its_region(samples, tmp_path: Path, orientation: int):
+    stored = np.arange(6 * SIZE, dtype=np.uint8).reshape(6, SIZE)
+    upright = UPRIGHT[orientation](stored)
+    marked = np.zeros(upright.shape, dtype=bool)
+    marked[:2] = True  # the region is one of the image as it is seen
+    Image.fromarray(stored).save(tmp_path / "turned.png", exif=oriented(orientation))
+    turned = replace(samples[0], image=tmp_path / "turned.png", regions=(Region(mask=encode_mask(marked)),))
+    sizes = []
+
+    def boxes(height: int, width: int) -> np.ndarray:
+        sizes.append((height, width))
+        return np.array([[0, 0, width, 2], [0, 2, width, height]], dtype=float)
+
+    run = replace(evaluated("ours", [turned], True, 0.4), maps={turned.id: np.array([1, 0], dtype=np.float16)})
+    (case,) = draw_cases(Selection((Choice(turned.id, "random"),), "rule"), [run], [turned], {}, boxes).cases
+    assert sizes == [upright.shape]
+    np.testing.assert_array_equal(case.image[..., 0], upright)
+    assert (case.region == marked).all() and ((case.views[0].heat > 0) == marked).all()
 
 
 def test_label_quality_by_body():

@@ -368,8 +368,26 @@ def test_where_lower_is_better_a_fall_is_good():
         "LoRA": {"Open recall": "40.0 best [40.0, 40.0]", "Hallucination": "40.0 second [40.0, 40.0]"},
         "A3Tune": {"Open recall": "20.0 second [20.0, 20.0]", "Hallucination": "20.0 best [20.0, 20.0]"},
     }
-    change = "▼-20.0 significantly lower [-30.0, -10.0]".replace("-", "\N{MINUS SIGN}")
+    change = "▼-20.0 significantly lower [-30.0, -10.0] p = .010".replace("-", "\N{MINUS SIGN}")
     assert differences == {"A3Tune": {"Open recall": f"bad: {change}", "Hallucination": f"good: {change}"}}
+
+
+def test_an_interval_without_0_that_is_not_significant_says_why():
+    scores = {"open_recall": _estimate(0.5)}
+    results = (
+        RunResult("lora", "LoRA", scores),
+        RunResult("a3tune", "A3Tune", scores, {"open_recall": Comparison(_estimate(0.05), 0.2)}),
+    )
+    text = render(_data(results=results))
+    assert _tables(text)[1]["A3Tune"]["Open recall"] == "same: =+5.0 no significant difference [3.0, 7.0] p = .200"
+    assert "also where the interval leaves out 0 but the adjusted p does not reach .05" in text
+    assert "interval of this difference alone" in text
+
+
+def test_a_margin_without_an_interval_has_no_empty_brackets():
+    alone = reliance_of(0.5, 0.1) | {"reliance_margin": Estimate(0.4, NAN, NAN, 1)}
+    text = _Page(render(_data(results=(RunResult("lora", "LoRA", alone),)))).text
+    assert "The difference of 40.0 no interval says: nothing that could not be chance." in text
 
 
 def test_means_that_are_shown_alike_share_their_rank_as_in_the_other_formats():

@@ -1,6 +1,7 @@
 """Same names, other content: what goes on, and what is refused, when inputs change between stop and going on."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,11 @@ from safetensors.numpy import save_file
 from a3tune.commands.evaluate import evaluate_run
 from a3tune.commands.label import label
 from a3tune.config import DataConfig, EvaluationConfig, LabelsConfig, ModelConfig, RunConfig, dump_config
+from a3tune.data.rows import read_rows
 from a3tune.errors import RunError
+from a3tune.evaluation.identity import read, record, refuse_unlike_rows, rows_of
 from a3tune.evaluation.predictions import read_maps
+from a3tune.report.gather import read_run
 from a3tune.report.write import Page, compare, write_report
 from a3tune.run.folder import RunFolder
 from a3tune.training.train import train
@@ -164,6 +168,27 @@ def test_reports_are_about_the_rows_that_were_evaluated(copied: Path, tmp_path: 
     with pytest.raises(RunError, match=change.says):
         write_report([copied / "answers", second], tmp_path / "page.html", Page("t", "c"))
     assert not (tmp_path / "page.html").exists()
+
+
+def test_answers_to_other_questions_are_not_compared_though_their_identity_is_gone(copied: Path) -> None:
+    folder, rows = RunFolder(copied / "answers"), read_rows(inputs_of(copied).rows)
+    folder.identity.unlink()
+    read_run("answers", "Answers", folder, rows)
+    for part, now in (("prompt", "And now?"), ("answer", "a lung"), ("answer_type", "report")):
+        other = [replace(rows[0], **{part: now}), *rows[1:]]
+        with pytest.raises(RunError, match=rf"answers: the {part} of sample .* it was .*, and is '{re.escape(now)}'"):
+            read_run("answers", "Answers", folder, other)
+
+
+def test_answers_about_other_images_of_one_name_are_not_compared(copied: Path) -> None:
+    second = RunFolder(shutil.copytree(copied / "answers", copied / "second"))
+    refuse_unlike_rows([RunFolder(copied / "answers"), second])
+    apply(CHANGES["eval: an image"], copied)
+    record(second, replace(read(second), rows=rows_of(read_rows(inputs_of(copied).rows))))
+    with pytest.raises(RunError, match=r"second: the image of sample .* was another than in .*answers"):
+        refuse_unlike_rows([RunFolder(copied / "answers"), second])
+    second.identity.unlink()
+    refuse_unlike_rows([RunFolder(copied / "answers"), second])
 
 
 def test_a_training_of_an_earlier_version_goes_on_and_says_what_it_does_not_know(

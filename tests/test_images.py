@@ -17,6 +17,7 @@ from a3tune.data import images
 from a3tune.data.images import content_hash, load_image
 from a3tune.data.window import window
 from a3tune.errors import DataError
+from orientations import UPRIGHT, oriented
 
 RAMP = np.linspace(0, 1, 64 * 48).reshape(48, 64)
 
@@ -176,15 +177,48 @@ def test_transparency_is_laid_on_black():
     assert not np.asarray(load_image(encoded(palette, transparency=0))).any()
 
 
-def test_exif_orientation_is_applied():
-    pixels = np.zeros((8, 16), np.uint8)
-    pixels[:, :8] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    turned = grey(encoded(Image.fromarray(pixels), "PNG", exif=exif))
-    assert np.array_equal(turned, np.rot90(pixels, -1))
-    deep = tiff((DEEP * 4095).astype(np.uint16), photometric="rgb", extratags=[(0x0112, "H", 1, 6)])
-    assert np.abs(np.asarray(load_image(deep)) - 255 * np.rot90(DEEP, -1)).max() <= 4
+SCENE = np.zeros((48, 64, 3))
+SCENE[:16, :32] = 1
+SCENE[:16, :8, 1:] = 0.5
+"""Colours between 0 and 1 that look otherwise in each of the eight orientations."""
+
+
+def deep_planes(values: np.ndarray, orientation: int) -> bytes:
+    """A TIFF whose 16-bit colours lie in planes, which Pillow does not read."""
+    planes = np.moveaxis((values * 4095).astype(np.uint16), 2, 0)
+    return tiff(planes, photometric="rgb", planarconfig="separate", extratags=[(274, "H", 1, orientation)])
+
+
+def with_exif(values: np.ndarray, orientation: int, form: str, **options) -> bytes:
+    return encoded(Image.fromarray((255 * values).astype(np.uint8)), form, exif=oriented(orientation), **options)
+
+
+TURNED = {
+    "PNG": lambda values, orientation: with_exif(values, orientation, "PNG"),
+    "JPEG": lambda values, orientation: with_exif(values, orientation, "JPEG", quality=100, subsampling=0),
+    "WEBP": lambda values, orientation: with_exif(values, orientation, "WEBP", lossless=True),
+    "TIFF": lambda values, orientation: with_exif(values, orientation, "TIFF"),
+    "TIFF, 16 bits": lambda values, orientation: tiff(
+        (values * 4095).astype(np.uint16), photometric="rgb", extratags=[(274, "H", 1, orientation)]
+    ),
+    "TIFF, planes of 16 bits": deep_planes,
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("form", TURNED)
+def test_images_are_turned_upright(form: str, orientation: int):
+    found = np.asarray(load_image(TURNED[form](SCENE, orientation)))
+    expected = UPRIGHT[orientation](255 * SCENE)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 8
+
+
+def test_who_opens_images_turns_them_upright():
+    """All of the package opens images by `load_image`, but for masks, which hold values and no colours."""
+    package = Path(images.__file__).parent.parent
+    opening = {str(file.relative_to(package)) for file in package.rglob("*.py") if "Image.open(" in file.read_text()}
+    assert opening == {"data/pictures.py", "data/annotations/values.py"}
 
 
 def test_smallest_and_large_images(tmp_path):

@@ -49,6 +49,49 @@ def test_markdown_marks_best_second_and_significant():
     assert "differs from greedy" in table
 
 
+ALONE = Estimate(0.2, 0.1, 0.3, 20)
+"""A difference whose interval leaves out 0."""
+
+
+@pytest.mark.parametrize(
+    ("p", "shown", "direction"),
+    [
+        (0.0004, "p < .001", "higher"),
+        (0.0499, "p = .049", "higher"),
+        (0.0504, "p = .050", "same"),
+        (0.2, "p = .200", "same"),
+        (1.0, "p = 1.000", "same"),
+        (None, "", "higher"),
+        (float("nan"), "", "same"),
+    ],
+)
+def test_a_change_says_by_which_adjusted_p(p: float | None, shown: str, direction: str):
+    scores = {"open_recall": Estimate(0.5, 0.4, 0.6, 20)}
+    runs = [RunResult("a", "a", scores), RunResult("b", "b", scores, {"open_recall": Comparison(ALONE, p)})]
+    change = comparison_table(runs, "a").rows[1].cells["open_recall"].change
+    assert change is not None
+    assert (change.p, change.direction, change.interval) == (shown, direction, "[10.0, 30.0]")
+
+
+@pytest.mark.parametrize("form", [".md", ".tex"])
+def test_a_table_says_that_its_intervals_are_not_adjusted(form: str):
+    assert "of each mean alone, not adjusted" in text(RESULTS, COSTS, form)
+
+
+@pytest.mark.parametrize("form", [".md", ".tex", ".csv"])
+def test_what_is_no_number_is_never_written(form: str):
+    alone = RunResult("a", "a", {"open_recall": Estimate(0.5, float("nan"), float("nan"), 1), "coverage": NAN})
+    other = RunResult("b", "b", alone.scores, {"open_recall": Comparison(NAN, float("nan"))})
+    assert "nan" not in text([alone, other], {"a": Cost(), "b": Cost()}, form).lower()
+
+
+def test_why_runs_cannot_be_compared_stands_in_every_line_of_the_csv():
+    table = comparison_table(RESULTS, "greedy", unlike={"answer": "=cut at 3 and 5"})
+    rows = list(csv.DictReader(io.StringIO(written([table], ".csv"))))
+    assert {row["unlike"] for row in rows} == {"'=cut at 3 and 5"}
+    assert "**" not in written([table], ".md")
+
+
 def test_latex_escapes_names():
     table = text(RESULTS, COSTS, ".tex")
     assert r"vcd\_1 & \textbf{70.0}* {\scriptsize [60.0, 80.0]} & 2.00x & 2.25x \\" in table
@@ -61,7 +104,9 @@ def test_csv_is_unrounded():
     assert [row["method"] for row in rows] == ["greedy", "vcd_1", "opera"]
     assert float(rows[1]["mean"]) == 0.7
     assert float(rows[1]["p"]) == 0.01
-    assert rows[0]["p"] == ""
+    assert rows[0]["p"] == rows[0]["significant"] == ""
+    assert [row["significant"] for row in rows[1:]] == ["yes", "no"]  # of equal intervals: p decides
+    assert {(row["difference_low"], row["difference_high"]) for row in rows[1:]} == {("0.1", "0.3")}
     assert float(rows[2]["seconds"]) == 30
 
 

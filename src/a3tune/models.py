@@ -58,6 +58,7 @@ _ADAPTER_SETTINGS = frozenset(
         "key_text_tokens",
         "balance",
         "control_ids",
+        "layout_ids",
         "base",
     }
 )

@@ -19,6 +19,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from a3tune.adapters import Routing, add_adapter, load_adapter
 from a3tune.adapters.layer import RoutedKey, RoutedQuery
+from a3tune.adapters.routing import is_markup
 from a3tune.attention.capture import CaptureRequest, capture_request
 from a3tune.compat.generation import CACHE
 from a3tune.config import AdapterConfig
@@ -46,7 +47,8 @@ def load(folder: Path, *, attention: bool = True) -> Vlm:
 def adapted(folder: Path) -> Vlm:
     """The model with an adapter whose every weight matters."""
     vlm = load(folder)
-    model = add_adapter(vlm.model, AdapterConfig(**ADAPTER), control_ids=vlm.control_ids).eval()
+    ids = {"control_ids": vlm.control_ids, "layout_ids": vlm.layout_ids}
+    model = add_adapter(vlm.model, AdapterConfig(**ADAPTER), **ids).eval()
     with torch.random.fork_rng():
         torch.manual_seed(1)
         for name, weight in model.named_parameters():
@@ -163,14 +165,18 @@ def _change(vlm: Vlm, masks: np.ndarray) -> np.ndarray:
 
 
 def masks_exact(folder: Path) -> float:
-    """Prompt, answer, image, control tokens and padding share out every position; the texts come back."""
+    """Prompt, answer, image, markup and padding share out every position; the texts come back. Between two tokens of an
+    image nothing is prompt."""
     vlm = load_vlm(folder, device="cpu")
     for side in ("left", "right"):
         inputs, masks = batch(vlm, side)
         ids, image, prompt, answer = inputs["input_ids"], *(masks[name] for name in TOKEN_MASKS[:3])
-        control = torch.isin(ids, torch.tensor(vlm.control_ids)) & inputs["attention_mask"].bool() & ~image & ~answer
-        assert torch.equal(image.int() + prompt.int() + answer.int() + control.int(), inputs["attention_mask"].int())
+        markup = is_markup(ids, image, vlm.control_ids, vlm.layout_ids) & inputs["attention_mask"].bool()
+        markup &= ~image & ~answer
+        assert torch.equal(image.int() + prompt.int() + answer.int() + markup.int(), inputs["attention_mask"].int())
         for row in range(len(ids)):
+            places = image[row].nonzero()
+            assert not prompt[row, places.min() : places.max()].any(), vlm.tokenizer.decode(ids[row])
             asked, answered = vlm.tokenizer.decode(ids[row][prompt[row]]), ids[row][answer[row]]
             assert PROMPTS[row].removeprefix("<image>").strip() in asked, asked
             assert vlm.tokenizer.decode(answered[:-1]).strip() == ANSWERS[row] and answered[-1] == end_token_id(vlm)
@@ -340,13 +346,14 @@ def generate(folder: Path) -> float:
 
 
 def adapter_file(folder: Path) -> float:
-    """A saved adapter gives the same model on a fresh base, and keeps the control tokens."""
+    """A saved adapter gives the same model on a fresh base, and keeps what is no text."""
     vlm = adapted(folder)
     inputs, _ = batch(vlm, "left", answers=None)
     with TemporaryDirectory() as saved, torch.no_grad():
         vlm.model.save_pretrained(saved)
         again = load_adapter(load(folder).model, saved).eval()
-        assert tuple(again.active_peft_config.control_ids) == vlm.control_ids
+        kept = again.active_peft_config
+        assert (tuple(kept.control_ids), tuple(kept.layout_ids)) == (vlm.control_ids, vlm.layout_ids)
         return _differ(_run(again, inputs).logits, _run(vlm.model, inputs).logits, 1e-6)
 
 

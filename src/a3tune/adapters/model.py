@@ -124,12 +124,15 @@ class A3MoEModel(LoraModel):
         return LoraModel._create_new_module(lora_config, adapter_name, target, **kwargs)
 
     def route_pass(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        # A plain LoRA adapter beside ours knows no control tokens and asks for no routing.
+        # A plain LoRA adapter beside ours knows no markup and asks for no routing.
         configs = [self.peft_config[name] for name in self.active_adapters]
         if without_cache(kwargs) and self._pools_prompts:
             raise AdapterError(f"{type(self.model).__name__}: {NEEDS_CACHE}")
-        known = {index for config in configs for index in getattr(config, "control_ids", ())}
-        return derive_routing(model, args, kwargs, sorted(known))
+        control, layout = (
+            sorted({index for config in configs for index in getattr(config, name, ())})
+            for name in ("control_ids", "layout_ids")
+        )
+        return derive_routing(model, args, kwargs, control, layout)
 
     @property
     def _pools_prompts(self) -> bool:

@@ -41,6 +41,7 @@ def add_adapter(
     key_text_tokens: bool = False,
     balance: bool = False,
     control_ids: Sequence[int] = (),
+    layout_ids: Sequence[int] = (),
 ) -> PeftModel:
     """Put a fresh, trainable adapter on all linear layers of the language model; everything else is frozen.
 
@@ -52,6 +53,7 @@ def add_adapter(
         balance: keep the load-balance term of each pass for the trainer.
         control_ids: ids of the tokens that are no text (`Vlm.control_ids`): in `generate` they are kept out of the
             prompt, as in the masks of training batches.
+        layout_ids: as `control_ids`, of tokens that are no text inside an image (`Vlm.layout_ids`).
 
     Raises ConfigError for settings out of range and AdapterError for a model that cannot be routed.
     """
@@ -67,6 +69,7 @@ def add_adapter(
             key_text_tokens=key_text_tokens,
             balance=balance,
             control_ids=list(control_ids),
+            layout_ids=list(layout_ids),
         )
     else:
         raise ConfigError(f"adapter kind: expected 'a3moe' or 'lora', got {settings.kind!r}")

@@ -47,13 +47,36 @@ def image_token_id(config: PreTrainedConfig) -> int:
     )
 
 
+def is_markup(input_ids: Tensor, image_mask: Tensor, control_ids: Sequence[int], layout_ids: Sequence[int]) -> Tensor:
+    """`[B, S]` bool: what is neither text nor image: control tokens, and what lays out an image.
+
+    The latter are `layout_ids` (line ends) that stand between two image tokens with nothing but such and control tokens
+    around them; elsewhere the same tokens are text.
+    """
+    control, layout = (
+        torch.isin(input_ids, torch.tensor(ids, dtype=torch.long, device=input_ids.device))
+        for ids in (control_ids, layout_ids)
+    )
+    # Text cuts a row into pieces: in its own piece, layout has images before and behind it.
+    piece = (~(image_mask | control | layout)).cumsum(1)
+    images = image_mask.new_zeros(len(piece), piece.shape[1] + 1, dtype=torch.long)
+    images.scatter_add_(1, piece, image_mask.long())
+    in_piece = images.gather(1, piece)
+    before = image_mask.cumsum(1) - (images.cumsum(1) - images).gather(1, piece)
+    return control | (layout & (before > 0) & (before < in_piece))
+
+
 def derive_routing(
-    model: nn.Module, args: tuple, kwargs: dict[str, Any], control_ids: Sequence[int] = ()
+    model: nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+    control_ids: Sequence[int] = (),
+    layout_ids: Sequence[int] = (),
 ) -> tuple[tuple, dict[str, Any]]:
     """For a forward pre-hook of the inner VLM: make `routing` from `input_ids` when the caller gave none.
 
-    As in `generate`. The prompt is then all of the input but padding, image tokens and `control_ids`, so pass `routing`
-    when the input holds an answer.
+    As in `generate`. The prompt is then all of the input but padding, image tokens and markup (`is_markup`), so pass
+    `routing` when the input holds an answer.
     """
     input_ids = kwargs.get("input_ids", args[0] if args else None)
     routing = kwargs.get("routing")
@@ -61,8 +84,8 @@ def derive_routing(
         return args, kwargs
     if routing is None:
         image_mask = input_ids == image_token_id(model.config)  # type: ignore[arg-type]
-        is_control = torch.isin(input_ids, torch.tensor(control_ids, dtype=torch.long, device=input_ids.device))
-        prompt_mask = _is_token(kwargs.get("attention_mask"), input_ids) & ~image_mask & ~is_control
+        markup = is_markup(input_ids, image_mask, control_ids, layout_ids)
+        prompt_mask = _is_token(kwargs.get("attention_mask"), input_ids) & ~image_mask & ~markup
         # One look at the values per pass lets every layer skip K-MoE at decoding steps. Training passes `routing`.
         routing = Routing(prompt_mask, image_mask if image_mask.any() else None)
     elif routing.prompt_mask.shape != input_ids.shape:

@@ -7,7 +7,7 @@ import typer
 from a3tune.app.host import LOOPBACK, check_host, is_loopback
 from a3tune.cli.app import app, echo
 from a3tune.cli.options import ConfigFile, DryRun, Overrides, quieten, show_dry_run
-from a3tune.cli.runs import NO_ADAPTER, adapter_title, with_adapters
+from a3tune.cli.runs import NO_ADAPTER, adapter_titles, with_adapters
 from a3tune.errors import RunError
 
 MOST = 2
@@ -34,10 +34,11 @@ def explore(
     """
     chosen = with_adapters(adapter or [NO_ADAPTER], config, overrides or [], labels=True)
     settings = chosen[0][1]
-    adapters = {adapter_title(folder): folder for folder, _ in chosen if folder is not None}
+    folders = [folder for folder, _ in chosen if folder is not None]
+    adapters = dict(zip(adapter_titles(folders), folders, strict=True))
     if len(adapters) < len(adapter or ()) or len(adapters) > MOST:
         got = ", ".join(adapter or ())
-        raise RunError(f"--adapter: expected at most {MOST}, of runs with different names, got {got}")
+        raise RunError(f"--adapter: expected at most {MOST}, each once, got {got}")
     if dry_run:
         show_dry_run(settings, f"serve {' and '.join([settings.model.path, *adapters])} on {host}")
         return

@@ -1,12 +1,13 @@
 """Training, answering, measuring and comparing."""
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from a3tune.cli.app import app, echo
+from a3tune.cli.app import MISTAKE, app, echo
 from a3tune.cli.options import (
     Adapter,
     ConfigFile,
@@ -24,12 +25,19 @@ from a3tune.errors import RunError
 
 if TYPE_CHECKING:
     from a3tune.config import RunConfig
+    from a3tune.metrics.stats import Estimate
 
 NO_ADAPTER = "none"
 ALL = "all"
 Rows = Annotated[
     Path | None,
     typer.Option(metavar="DATA.jsonl", help="The questions that the runs answered; else where their settings say."),
+]
+Runs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN|NAME=RUN...", help="Evaluated runs, called NAME; the others are compared with the first."
+    ),
 ]
 SHOWN = ".md"
 """The form of a table on the screen."""
@@ -120,7 +128,8 @@ def evaluate(
     Without --config, an adapter brings the settings it was trained with, but for folders of programs, other models and
     data.
 
-    Several adapters or methods end in a table that compares them with the first.
+    Several adapters or methods end in a table that compares them with the first. What one of them cannot do, or fails
+    at, is listed below it; the others go on.
 
     With --occlude it also measures what the answers rest on, of true regions or else of weak labels. It asks ten
     times instead of once. An evaluation that is there already is extended.
@@ -140,9 +149,9 @@ def evaluate(
     from a3tune.decoding import DECODERS
 
     methods = list(DECODERS) if decode and ALL in decode else decode or [settings.evaluation.decode]
-    titles = [adapter_title(folder) for folder, _ in chosen]
+    titles = adapter_titles([folder for folder, _ in chosen])
     if len(set(titles)) < len(titles):
-        raise RunError(f"--adapter: expected folders of runs with different names, got {', '.join(models)}")
+        raise RunError(f"--adapter: expected runs with different names, got {', '.join(models)}")
     check_evaluate(chosen, methods)
     quieten()
     from a3tune.commands.evaluate import by_difference, evaluate_all, evaluate_run
@@ -152,15 +161,20 @@ def evaluate(
     if len(adapter) > 1 or len(decode or ()) > 1 or decode == [ALL]:
         subjects = {title: Subject(run, folder) for title, (folder, run) in zip(titles, chosen, strict=True)}
         with bar("Answering") as progress:
-            runs, absent = evaluate_all(subjects, methods, by_difference(out, subjects, methods), progress)
-        echo(compare(runs, [SHOWN])[0])
-        for name, reason in absent.items():
+            done = evaluate_all(subjects, methods, by_difference(out, subjects, methods), progress)
+        if done.runs:
+            echo(compare(done.runs, [SHOWN])[0])
+        for name, reason in done.absent.items():
             echo(f"left out: {name}: {reason}", err=True)
+        for name, error in done.failed.items():
+            echo(f"failed: {name}: {error}", err=True)
+        if done.failed or not done.runs:
+            raise typer.Exit(MISTAKE)
         return
     with bar("Answering") as progress:
         results = evaluate_run(settings, folder, progress)
     for name, score in results.metrics.items():
-        echo(f"{name:32} {score.mean:7.3f}  [{score.low:.3f}, {score.high:.3f}]  n = {score.count}")
+        echo(f"{name:32} {_score(score)}  n = {score.count}")
     for name, reason in results.absent.items():
         echo(f"absent: {name}: {reason}", err=True)
 
@@ -198,9 +212,7 @@ def ask(
 
 @app.command()
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Evaluated runs; the others are compared with the first.")
-    ],
+    runs: Runs,
     out: Annotated[Path, typer.Option(metavar="FILE.html", help="The page.")] = Path("report.html"),
     data: Rows = None,
     config: ConfigFile = None,
@@ -211,6 +223,8 @@ def report(
     A run may be another's: images outside of the folder of its rows are drawn if you name the rows by --data, labels
     and their models are taken if you name the settings by --config (of a run of your own: RUN/config.yaml).
 
+    Runs are called by their folders' names, or as you say: `LoRA=runs/lora`.
+
     Example: `a3tune report runs/lora runs/mine --out report.html`
     """
     refuse_existing(out, force)
@@ -218,16 +232,14 @@ def report(
     quieten()
     from a3tune.report.write import Page, write_report
 
-    page = Page("A3Tune report", " ".join(["a3tune report", *map(str, runs)]))
+    page = Page("A3Tune report", " ".join(["a3tune report", *runs]))
     write_report(runs, out, page, given, data, lambda line: echo(line, err=True))
     echo(f"Report: {out}")
 
 
 @app.command()
 def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Evaluated runs; the others are compared with the first.")
-    ],
+    runs: Runs,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the table: .md, .tex or .csv says how.")
     ] = None,
@@ -239,6 +251,8 @@ def compare(
     force: Force = False,
 ) -> None:
     """Compare evaluated runs in a table like the paper's: intervals, significance, cost.
+
+    Runs are called by their folders' names, or as you say: `LoRA=runs/lora`.
 
     Example: `a3tune compare runs/greedy runs/vcd runs/opera --out table.tex`
     """
@@ -259,12 +273,19 @@ def compare(
         echo(f"Table: {out}")
 
 
-def adapter_title(adapter: Path | None) -> str:
-    """What a model is called beside others: its run's name."""
-    if adapter is None:
-        return "base"
-    path = adapter.resolve()
-    return path.parent.name if path.name == "adapter" else path.name
+def _score(score: "Estimate") -> str:
+    """Mean and interval in columns; a dash where there is none."""
+    mean, low, high = (f"{value:.3f}" if isfinite(value) else "-" for value in (score.mean, score.low, score.high))
+    return f"{mean:>7}  {f'[{low}, {high}]' if isfinite(score.low) else '-':14}"
+
+
+def adapter_titles(adapters: Sequence[Path | None]) -> list[str]:
+    """What models are called beside each other: by their runs (`run.names.told_apart`), as parts of file names."""
+    from a3tune.run.names import told_apart
+
+    runs = [path.parent if path.name == "adapter" else path for one in adapters if one for path in [one.resolve()]]
+    titles = iter(told_apart(runs))
+    return ["base" if one is None else next(titles).replace("/", "-") for one in adapters]
 
 
 def with_adapters(

@@ -1,7 +1,8 @@
 """`a3tune eval`: answers and their scores, of models with decoding methods."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from a3tune.commands.checks import check_methods
@@ -10,7 +11,8 @@ from a3tune.config import RunConfig, dump_config
 from a3tune.data.public import public_data
 from a3tune.data.rows import read_split
 from a3tune.decoding import check_decoder, make_decoder
-from a3tune.errors import ModelError
+from a3tune.decoding.base import Decoder
+from a3tune.errors import A3TuneError, ConfigError, ModelError
 from a3tune.evaluation.evaluate import evaluate
 from a3tune.evaluation.reliance_log import read_reliance
 from a3tune.evaluation.results import Results
@@ -44,12 +46,25 @@ def by_difference(out: Path, subjects: Mapping[str, Subject], methods: Sequence[
     return place
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluations:
+    """What became of several evaluations."""
+
+    runs: list[Path]
+    """Folders of those that are whole, those of greedy decoding first."""
+    absent: dict[str, str]
+    """By name of the folder: why what was left out cannot be had here."""
+    failed: dict[str, A3TuneError]
+    """By name of the folder, or of a model that could not be loaded: what stopped it."""
+
+
 def evaluate_all(
     subjects: Mapping[str, Subject], methods: Sequence[str], place: Callable[[str, str], Path], progress: Progress
-) -> tuple[list[Path], dict[str, str]]:
+) -> Evaluations:
     """`evaluate_run` of every model with every decoding method, in the run folders that `place` gives them.
 
-    Returns the folders, those of greedy decoding first, and by folder name why what is left out cannot be had here.
+    What a model cannot do is told before it answers anything. An evaluation that fails stops no other, except where
+    several processes share them, which would wait for each other.
 
     Raises ConfigError for a method that does not exist, or settings of one (`evaluation.decoding`) for several.
     """
@@ -58,21 +73,41 @@ def evaluate_all(
     decoders = {name: make_decoder(name) for name in sorted(methods, key=lambda name: name != GREEDY)}
     runs: list[Path] = []
     absent: dict[str, str] = {}
+    failed: dict[str, A3TuneError] = {}
     for title, subject in subjects.items():
-        vlm, samples = subject.load(), read_split(subject.config.data, "test")
-        regions_known = all(sample.regions for sample in samples)
-        for name, decoder in decoders.items():
-            run = place(title, name)
-            try:
-                check_decoder(decoder, vlm, regions_known=regions_known)
-            except ModelError as error:
-                absent[run.name] = str(error)
-                continue
-            settings = replace(subject.config.evaluation, decode=name)
-            config = replace(subject.config, evaluation=settings, output=run)
-            _evaluate(replace(subject, config=config), vlm, samples, progress)
-            runs.append(run)
-    return runs, absent
+        with _kept(title, failed):
+            vlm, samples = subject.load(), read_split(subject.config.data, "test")
+            chosen = {name: place(title, name) for name in decoders}
+            for name, decoder in decoders.items():
+                if reason := _refusal(decoder, vlm, samples, subject.config.evaluation.strategy):
+                    absent[chosen.pop(name).name] = reason
+            for name, run in chosen.items():
+                settings = replace(subject.config.evaluation, decode=name)
+                config = replace(subject.config, evaluation=settings, output=run)
+                with _kept(run.name, failed):
+                    _evaluate(replace(subject, config=config), vlm, samples, progress)
+                    runs.append(run)
+    return Evaluations(runs, absent, failed)
+
+
+def _refusal(decoder: Decoder, vlm: Vlm, samples: Sequence[Sample], strategy: str | None) -> str:
+    """Why a method cannot answer; empty if it can."""
+    try:
+        check_decoder(decoder, vlm, regions_known=all(sample.regions for sample in samples), strategy=strategy)
+    except (ConfigError, ModelError) as error:
+        return str(error)
+    return ""
+
+
+@contextmanager
+def _kept(name: str, failed: dict[str, A3TuneError]) -> Iterator[None]:
+    """Keep an error for later, so that the rest goes on."""
+    try:
+        yield
+    except A3TuneError as error:
+        if processes.count() > 1:
+            raise
+        failed[name] = error
 
 
 def _evaluate(subject: Subject, vlm: Vlm, samples: Sequence[Sample], progress: Progress) -> Results:

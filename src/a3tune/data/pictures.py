@@ -15,6 +15,7 @@ _TIFF = (b"II*\0", b"MM\0*")
 _BITS = 258
 _PHOTOMETRIC, _MIN_IS_WHITE = 262, 0
 _PLANES, _SEPARATE = 284, 2
+_ORIENTATION = 274
 _SWAPPED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 """Byte order -> the order by which Pillow, which keeps the upper byte of a deep colour only, finds the lower one."""
 
@@ -113,4 +114,6 @@ def _decode_tiff(data: bytes) -> Image.Image:
             values = values[..., : 3 if values.shape[2] >= 3 else 1]
         premultiplied = tifffile.EXTRASAMPLE.ASSOCALPHA in page.extrasamples
         white_is_least = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
-        return _shown(values, white_is_least=white_is_least, premultiplied=premultiplied)
+        image = _shown(values, white_is_least=white_is_least, premultiplied=premultiplied)
+        image.getexif()[_ORIENTATION] = page.tags.valueof(_ORIENTATION, default=1)
+        return ImageOps.exif_transpose(image)

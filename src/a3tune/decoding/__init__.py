@@ -91,13 +91,22 @@ def make_decoder(name: str, settings: Mapping[str, Any] | None = None) -> "Decod
         raise ConfigError(f"decode {name}: {where}: {problem['msg']}, got {problem['input']!r}") from None
 
 
-def check_decoder(decoder: "Decoder", vlm: "Vlm", *, regions_known: bool) -> None:
-    """Raises ModelError when a method cannot answer.
+def check_decoder(
+    decoder: "Decoder", vlm: "Vlm", *, regions_known: bool = True, strategy: str | Strategy | None = None
+) -> None:
+    """Whether a method can answer; raises before anything is asked.
 
-    That is when the model lacks what it needs, or when it must be told all true regions and not all are known.
+    Args:
+        regions_known: all true regions are told to the method.
+        strategy: as in `generate`.
+
+    Raises ModelError when the model lacks what the method needs, or when it must be told all true regions and not all
+    are known; ConfigError for a strategy that it cannot have.
     """
     if getattr(decoder, "needs_regions", False) and not regions_known:
         raise ModelError(f"{decoder.name}: needs the true regions of every question, and some have none")
+    if getattr(decoder, "searches", False) and make_strategy(strategy or decoder.strategy).do_sample:
+        raise ConfigError(f"decode {decoder.name}: searches with beams, so it cannot sample; strategy: beam or greedy")
     decoder.check(vlm)
 
 
@@ -129,7 +138,7 @@ def generate(
 
     decoder = make_decoder(decode, settings) if isinstance(decode, str) else decode
     config = make_strategy(decoder.strategy if strategy is None else strategy).config(vlm, max_new_tokens)
-    decoder.check(vlm)
+    check_decoder(decoder, vlm, strategy=strategy)
     generator = torch.Generator(vlm.device).manual_seed(seed)
     cuda = vlm.device.type == "cuda"
     if cuda:

@@ -21,7 +21,8 @@ Inputs = dict[str, Any]
 class Decoder(Protocol):
     """A decoding method: a frozen dataclass whose fields are its settings.
 
-    One that must be told the true region of every question says so by `needs_regions: ClassVar[bool] = True`.
+    One that must be told the true region of every question says so by `needs_regions: ClassVar[bool] = True`, one that
+    cannot sample by `searches: ClassVar[bool] = True`.
     """
 
     name: ClassVar[str]

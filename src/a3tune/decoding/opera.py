@@ -24,7 +24,7 @@ from a3tune.decoding.base import Inputs, require_capture
 from a3tune.decoding.beams import Beams, MeanOfAnswer, MeanWithPrompt
 from a3tune.decoding.branches import image_mask
 from a3tune.decoding.loop import Branch
-from a3tune.errors import ConfigError, ModelError
+from a3tune.errors import ModelError
 from a3tune.vlm.load import Vlm
 
 FLOOR = -999.0
@@ -44,6 +44,7 @@ class Opera:
 
     name: ClassVar[str] = "opera"
     strategy: ClassVar[str] = "beam"
+    searches: ClassVar[bool] = True
     scale: Positive = 50.0
     """Attention weights times this are multiplied down each column."""
     threshold: Count = 15
@@ -76,8 +77,6 @@ class Opera:
         regions_BN: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        if config.do_sample:
-            raise ConfigError(f"decode {self.name}: searches with beams, so it cannot sample; strategy: beam or greedy")
         branch = Branch(vlm, inputs)
         self._check_windows(vlm, branch, config)
         with _positions(vlm) as positions:

@@ -59,12 +59,17 @@ def answers(
     """The answers to `asked`, with their end tokens. The random numbers are those of the batch, whatever its images.
 
     Args:
-        regions: which image tokens the true region of each sample holds, float32 `[N]`; None if it is not known.
+        regions: which image tokens the true region of each sample holds, float32 `[N]`; None if it is not known, or
+            the model does not see it.
     """
     inputs, _ = model_inputs(vlm, asked, "left")
     regions_BN = None
-    if all(region is not None for region in regions):
-        regions_BN = pad_sequence([torch.from_numpy(region) for region in regions], batch_first=True).to(vlm.device)
+    if any(sample.regions for sample in batch):
+        held = [
+            torch.zeros(len(example.boxes)) if region is None else torch.from_numpy(region)
+            for example, region in zip(asked, regions, strict=True)
+        ]
+        regions_BN = pad_sequence(held, batch_first=True).to(vlm.device)
     return generate(
         vlm,
         inputs,

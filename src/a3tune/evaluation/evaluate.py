@@ -20,7 +20,7 @@ from a3tune.attention.capture import capture_request, stack
 from a3tune.attention.heads import HeadSelector
 from a3tune.config import AlignmentConfig, EvaluationConfig, LabelsConfig
 from a3tune.data.images import load_image
-from a3tune.decoding import make_decoder
+from a3tune.decoding import check_decoder, make_decoder
 from a3tune.errors import DataError, LabelError
 from a3tune.evaluation.asking import answers, batches, in_memory
 from a3tune.evaluation.identity import EvaluationIdentity, identity_of, record, refuse_other
@@ -88,7 +88,8 @@ def evaluate(
     if len(by_id) != len(samples):
         raise DataError(f"samples: expected a different id for each of the {len(samples)}, got only {len(by_id)} ids")
     settings = (settings or EvaluationConfig()).over(AlignmentConfig())
-    make_decoder(settings.decode, settings.decoding).check(vlm)
+    decoder = make_decoder(settings.decode, settings.decoding)
+    check_decoder(decoder, vlm, regions_known=all(one.regions for one in samples), strategy=settings.strategy)
     finder = region_finder(samples, labels or LabelsConfig(), str(vlm.device)) if settings.occlude else None
     total = len(samples) * (2 if finder else 1)
     first = processes.index() == 0

@@ -86,6 +86,19 @@ def refuse_other_rows(folder: RunFolder, samples: Sequence[Sample], *, images: b
             )
 
 
+def refuse_unlike_rows(folders: Sequence[RunFolder]) -> None:
+    """Raise RunError if answers in two folders are to other rows or images of one id, as far as they know."""
+    known = [(folder, read(folder).rows) for folder in folders if is_recorded(folder)]
+    for folder, rows in known[1:]:
+        first, of_first = known[0]
+        for name, content in rows.items():
+            if part := other_part(PARTS, of_first.get(name, content), content):
+                raise RunError(
+                    f"{folder.path}: the {part} of sample {shown(name, 80)} was another than in {first.path}; evaluate "
+                    "both on the same file and images"
+                )
+
+
 def is_recorded(folder: RunFolder) -> bool:
     """Whether answers know what they belong to; those of earlier versions do not."""
     return folder.identity.is_file() and _SETTINGS in _content(folder)

@@ -22,7 +22,8 @@ from a3tune.metrics.stats import Estimate
 from a3tune.report.escape import markdown
 from a3tune.report.measured import measured_by_hiding, measured_over
 from a3tune.report.records import LabelQuality
-from a3tune.report.summary import number
+from a3tune.report.summary import number, typographic
+from a3tune.report.table import interval_text
 from a3tune.text import one_line
 
 _RESEARCH = "Research only. This is **not a medical device**: no one may be diagnosed or treated by its answers."
@@ -245,7 +246,7 @@ def _results(evaluation: Evaluation) -> str:
 
 def _scores(evaluation: Evaluation, names: Sequence[str]) -> str:
     def shown(name: str, estimate: Estimate) -> str:
-        return f"{number(estimate.mean, name)} [{number(estimate.low, name)}, {number(estimate.high, name)}]"
+        return f"{number(estimate.mean, name)} {typographic(interval_text(describe(name), estimate))}"
 
     rows = {describe(name).heading: shown(name, evaluation.scores[name]) for name in names}
     return _table(("Metric", "Mean [95 % interval]"), rows)

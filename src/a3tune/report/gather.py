@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from a3tune.config import RunConfig
-from a3tune.errors import LabelError, RunError
-from a3tune.evaluation.identity import refuse_other_rows
+from a3tune.errors import LabelError, RunError, shown
+from a3tune.evaluation.identity import refuse_other_rows, refuse_unlike_rows
 from a3tune.evaluation.predictions import Map, read_maps, read_predictions
 from a3tune.evaluation.reliance_log import read_reliance
 from a3tune.evaluation.results import Results, clusters, make_prediction, scores, summarise
@@ -46,6 +46,15 @@ class EvaluatedRun:
     """By sample id; none if nothing was hidden."""
 
 
+def read_runs(
+    folders: Mapping[str, RunFolder], titles: Mapping[str, str], samples: Sequence[Sample], *, images: bool = False
+) -> list[EvaluatedRun]:
+    """`read_run` of each, by name; raises RunError, too, when they were asked about other images under the same ids."""
+    runs = [read_run(name, titles[name], folder, samples, images=images) for name, folder in folders.items()]
+    refuse_unlike_rows(list(folders.values()))
+    return runs
+
+
 def read_run(
     name: str, title: str, folder: RunFolder, samples: Sequence[Sample], *, images: bool = False
 ) -> EvaluatedRun:
@@ -58,8 +67,10 @@ def read_run(
             f"{folder.path}: expected answers to the {len(samples)} test questions, got {len(by_id)} answers, "
             f"{len(missing)} of these questions are not among them; evaluate all runs on one file, to the end"
         )
-    refuse_other_rows(folder, samples, images=images)
     predictions = tuple(by_id[sample.id] for sample in samples)
+    for sample, prediction in zip(samples, predictions, strict=True):
+        _refuse_other_words(folder, sample, prediction)
+    refuse_other_rows(folder, samples, images=images)
     log = tuple(read_log(folder.metrics))
     return EvaluatedRun(name, title, predictions, read_maps(folder), log, *read_reliance(folder))
 
@@ -124,6 +135,18 @@ def label_scores(quality: Mapping[str, Quality], *, top_k: int, min_iou: float) 
     }
     by_body = {name.partition("=")[2]: value for name, value in by_group.items() if name != "all"}
     return LabelQuality(top_k, min_iou, by_group["all"], by_body)
+
+
+def _refuse_other_words(folder: RunFolder, sample: Sample, prediction: Prediction) -> None:
+    """Raise RunError for an answer that says itself that it is one to another question than `sample`."""
+    for part in ("prompt", "answer", "answer_type", "options"):
+        then, now = getattr(prediction, part), getattr(sample, part)
+        if then != now:
+            raise RunError(
+                f"{folder.path}: the {part} of sample {shown(sample.id, 80)} is not the one that was evaluated: it was "
+                f"{shown(then, 80)}, and is {shown(now, 80)}. Put it back as it was, or evaluate again with another "
+                "output"
+            )
 
 
 def _compare(

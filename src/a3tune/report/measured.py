@@ -1,6 +1,11 @@
-"""How attention and reliance of runs were measured, in words, and whether they can be compared."""
+"""How runs were measured, in words, and which of their scores cannot be compared for it.
 
-from collections.abc import Iterable, Mapping
+What is compared is what answers: the model, its adapter, its decoding method and their chance. How long an answer may
+be, and how it is scored, is the yardstick.
+"""
+
+from collections.abc import Mapping
+from typing import get_args
 
 from a3tune.config import EvaluationConfig
 from a3tune.metrics.catalogue import SCALED, Kind
@@ -13,14 +18,29 @@ _ROWS = {
 }
 
 
-def unlike(settings: Iterable[EvaluationConfig], hidings: Iterable[Hiding | None]) -> frozenset[Kind]:
-    """Kinds of metrics whose scores cannot be compared; None is a run that hid nothing."""
-    hidden = [hiding for hiding in hidings if hiding is not None]
-    differs: dict[Kind, bool] = {
-        "attention": len({_way(chosen) for chosen in settings}) > 1,
-        "reliance": any(hiding != hidden[0] for hiding in hidden),
-    }
-    return frozenset(kind for kind, found in differs.items() if found)
+def unlike(settings: Mapping[str, EvaluationConfig], hidings: Mapping[str, Hiding | None]) -> dict[Kind, str]:
+    """Kinds of metrics whose scores cannot be compared -> why. Settings and hidings (None: it hid nothing) are those of
+    runs by their titles."""
+    if len({chosen.max_new_tokens for chosen in settings.values()}) > 1:
+        return dict.fromkeys(get_args(Kind), cut_at(settings))
+    found: dict[Kind, str] = {}
+    if len({_way(chosen) for chosen in settings.values()}) > 1:
+        found["attention"] = measured_over(settings)
+    hidden = [hiding for hiding in hidings.values() if hiding is not None]
+    if any(hiding != hidden[0] for hiding in hidden):
+        found["reliance"] = measured_by_hiding(hidings)
+    return found
+
+
+def cut_at(settings: Mapping[str, EvaluationConfig]) -> str:
+    """A sentence about runs by their titles whose answers may have different lengths; empty if they may not."""
+    if len({chosen.max_new_tokens for chosen in settings.values()}) == 1:
+        return ""
+    each = ", ".join(f"{title} {chosen.max_new_tokens}" for title, chosen in settings.items())
+    return (
+        f"Answers were cut at different lengths (evaluation.max_new_tokens: {each}), so that neither scores nor passes "
+        "and seconds can be compared."
+    )
 
 
 def measured_over(settings: Mapping[str, EvaluationConfig]) -> str:

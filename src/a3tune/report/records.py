@@ -3,7 +3,7 @@
 Nothing here holds a path, a patient or a sample's id, so nothing of them can reach the page.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +27,7 @@ class Comparison:
     """A run minus the reference run, on the same questions."""
 
     difference: Estimate
+    """Its interval is of this difference alone: not adjusted."""
     p: float | None = None
     """Two-sided, of a paired test, adjusted for the number of comparisons; None if there was no test."""
 
@@ -182,8 +183,9 @@ class ReportData:
     cases: Cases | None = None
     synthetic: bool = False
     """The scans are phantoms."""
-    unlike: Collection[Kind] = ()
-    """Kinds of metrics that the runs measured in different ways: their scores are neither ranked nor tested."""
+    unlike: Mapping[Kind, str] = field(default_factory=dict)
+    """Kinds of metrics that the runs measured in different ways, with a sentence that says in which: their scores are
+    neither ranked nor tested."""
     notes: tuple[str, ...] = ()
     """Further limits and remarks, one sentence or more each."""
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -9,8 +9,8 @@ from markupsafe import Markup
 from a3tune.metrics.catalogue import describe
 from a3tune.report import figures
 from a3tune.report.records import RunResult
-from a3tune.report.summary import number
-from a3tune.report.table import Cell, Column, ranked_cells
+from a3tune.report.summary import number, typographic
+from a3tune.report.table import Cell, Column, interval_text, ranked_cells
 
 _HIDDEN = {"inside": "region", "elsewhere": "elsewhere", "outside": "all else"}
 _COLUMNS = ("accuracy_intact", *(f"accuracy_{part}_hidden" for part in _HIDDEN), "reliance_margin")
@@ -79,7 +79,8 @@ def _sentence(result: RunResult) -> str:
     margin = result.scores.get("reliance_margin")
     if margin is None:
         return f"{told}; no place as large was free elsewhere, so that there is no control. {rest}"
-    mean, low, high = (number(value, "reliance_margin") for value in (margin.mean, margin.low, margin.high))
+    mean = number(margin.mean, "reliance_margin")
+    interval = typographic(interval_text(describe("reliance_margin"), margin))
     if margin.low > 0:
         verdict = "the answers rest on the regions more than on places like them"
     elif margin.high < 0:
@@ -87,7 +88,7 @@ def _sentence(result: RunResult) -> str:
     else:
         verdict = "nothing that could not be chance"
     return (
-        f"{told}, hiding as much elsewhere {changed('elsewhere')} %. The difference of {mean} [{low}, {high}] says: "
+        f"{told}, hiding as much elsewhere {changed('elsewhere')} %. The difference of {mean} {interval} says: "
         f"{verdict}. {rest}"
     )
 

@@ -115,7 +115,8 @@ def glossary(tau: float, normalisation: Normalisation, metrics: Sequence[str]) -
     terms = {metric.title: metric.explained(tau, normalisation) for metric in known}
     return terms | {
         "95 % interval": "From a bootstrap that resamples whole groups (images or patients), since questions about "
-        "one image are not independent. Of a paired difference: from the differences question by question.",
+        "one image are not independent. Of a paired difference: from the differences question by question. Each is of "
+        "its number alone, not adjusted for how many there are; the p-values of differences are.",
         "L_LLM": "Mean negative log-probability of the reference answer's tokens (Eq. 11).",
         "L_align": "How far the attention of the selected heads, averaged, is from the labelled regions: small when "
         "the share of image attention inside them is large (Eq. 10). Its weight is lambda (Eq. 12).",

@@ -4,7 +4,7 @@ Built once; `formats/` and `html` write it down. Knows no markup.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +27,9 @@ class Change:
     text: str
     """The mean as shown, with its sign."""
     interval: str
+    """Of this difference alone, as shown."""
+    p: str
+    """As shown, adjusted for the number of comparisons; empty if nothing was tested."""
     direction: Literal["higher", "lower", "same"]
     """`same`: no significant difference."""
     good: bool
@@ -60,6 +63,8 @@ class Column:
 
     name: str
     metric: Metric
+    unlike: str = ""
+    """Why the results cannot be compared in it; empty if they can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +103,22 @@ def comparison_table(
     title: str = "",
     costs: Mapping[str, Cost] | None = None,
     note: str = "",
-    unlike: Collection[Kind] = (),
+    unlike: Mapping[Kind, str] | None = None,
 ) -> Table:
     """The table of results compared with `reference`, the name of one of them; metrics that none has are left out.
 
     `costs` are those of answering all questions, by name of the result; `unlike` are the kinds of metrics that the
-    results measured in different ways, so that nobody is best in them.
+    results measured in different ways, and in which, so that nobody is best in them.
     """
+    reasons = unlike or {}
     names = in_order(name for result in results for name, score in result.scores.items() if math.isfinite(score.mean))
-    columns = [Column(name, describe(name)) for name in names]
+    columns = [Column(name, describe(name), reasons.get(describe(name).kind, "")) for name in names]
     cells = {
         name: ranked_cells(
             name,
             [result.scores.get(name) for result in results],
             [result.differences.get(name) for result in results],
-            rank=describe(name).kind not in unlike,
+            rank=describe(name).kind not in reasons,
         )
         for name in names
     }
@@ -151,7 +157,7 @@ def ranked_cells(
     ranks = dict(zip(distinct, (1, 2), strict=False)) if ranked else {}
     changes = [_change(metric, comparison) for comparison in comparisons or [None] * len(estimates)]
     return [
-        Cell(estimate, text, _interval(metric, estimate), ranks.get(float(text), 0), change)
+        Cell(estimate, text, interval_text(metric, estimate), ranks.get(float(text), 0), change)
         if estimate is not None and text
         else Cell(_NO_ESTIMATE, change=change)
         for estimate, text, change in zip(estimates, texts, changes, strict=True)
@@ -165,10 +171,22 @@ def _change(metric: Metric, comparison: Comparison | None) -> Change | None:
     higher = difference.mean > 0
     direction = ("higher" if higher else "lower") if comparison.significant else "same"
     good = direction != "same" and higher != metric.lower_is_better
-    return Change(comparison, metric.text(difference.mean, signed=True), _interval(metric, difference), direction, good)
+    text, interval = metric.text(difference.mean, signed=True), interval_text(metric, difference)
+    return Change(comparison, text, interval, _p_text(comparison.p), direction, good)
 
 
-def _interval(metric: Metric, estimate: Estimate) -> str:
+def _p_text(p: float | None) -> str:
+    """Such as `p = .043`; never rounded over the level of .05."""
+    if p is None or not math.isfinite(p):
+        return ""
+    if p < 0.001:
+        return "p < .001"
+    shown = math.floor(1000 * p) / 1000 if p < 0.05 else p
+    return f"p = {shown:.3f}".replace("= 0.", "= .")
+
+
+def interval_text(metric: Metric, estimate: Estimate) -> str:
+    """`[low, high]` as tables show it; `NO_INTERVAL` where there is none, as of one group alone."""
     low, high = metric.text(estimate.low), metric.text(estimate.high)
     return f"[{low}, {high}]" if low and high else NO_INTERVAL
 

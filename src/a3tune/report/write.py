@@ -17,12 +17,13 @@ from a3tune.machine.files import write_atomic
 from a3tune.metrics.catalogue import Kind
 from a3tune.models import check_at_hand
 from a3tune.report.formats import written
-from a3tune.report.gather import EvaluatedRun, counts, question_only, read_run, run_results, stored_quality
-from a3tune.report.measured import measured_by_hiding, measured_over, unlike
+from a3tune.report.gather import EvaluatedRun, counts, question_only, read_runs, run_results, stored_quality
+from a3tune.report.measured import cut_at, measured_by_hiding, measured_over, unlike
 from a3tune.report.records import Cases, ReportData
 from a3tune.report.table import comparison_table
 from a3tune.report.tests import right_by_test
 from a3tune.run.folder import RunFolder, read_json, read_settings
+from a3tune.run.names import named_runs
 from a3tune.run.neighbour import LEFT_OUT, rows_named, taken_over
 from a3tune.types import Sample
 
@@ -35,7 +36,7 @@ class Page:
     command: str
     """That makes the page again."""
     titles: Mapping[str, str] = field(default_factory=dict)
-    """Of the runs, by the names of their folders; the others are called by these names."""
+    """Of the runs, by their names (`run.names`); the others are called by these names."""
     tests: Mapping[str, str] = field(default_factory=dict)
     """Of the tests that questions name (`meta.test`): how a sentence says where; the others stand by their names."""
     reference: str | None = None
@@ -47,7 +48,7 @@ class Page:
 
 
 def write_report(
-    runs: Sequence[Path],
+    runs: Sequence[str | Path],
     out: Path,
     page: Page,
     given: RunConfig | None = None,
@@ -57,6 +58,7 @@ def write_report(
     """One page about evaluated runs, in this order.
 
     Args:
+        runs: folders, or `NAME=FOLDER` (`run.names`).
         given: settings that the user vouches for, such as `config.yaml` of a run of their own: its model, labels and
             rows are taken. None: those of the shown run, as far as it may be another's (`run.neighbour`).
         rows: the test questions, which the user vouches for; None: those of `given`, else those that the shown run
@@ -65,7 +67,7 @@ def write_report(
 
     Raises RunError when a folder holds no evaluated run, two have one name, or the runs answered different questions.
     """
-    folders = _named(runs)
+    folders = named_runs(runs)
     reference, shown = page.reference or next(iter(folders)), page.shown or list(folders)[-1]
     configs = {name: _evaluation(folder) for name, folder in folders.items()}
     config = configs[shown]
@@ -80,12 +82,12 @@ def write_report(
         (given is not None or _at_hand(sources, folders[shown], say))
         and (own_rows is not None or _inside(sources.data.test, samples, say))
     )
-    evaluated = [
-        read_run(name, page.titles.get(name, name), folder, samples, images=drawn) for name, folder in folders.items()
-    ]
+    titles = {name: page.titles.get(name, name) for name in folders}
+    evaluated = read_runs(folders, titles, samples, images=drawn)
     train = read_rows(sources.data.train) if sources.data.train else None
     differ, notes = _measured(configs, evaluated)
-    by_test = right_by_test({run.name: run.predictions for run in evaluated}, samples, reference)
+    answers = {run.name: run.predictions for run in evaluated} if "answer" not in differ else {}
+    by_test = right_by_test(answers, samples, reference)
     data = ReportData(
         title=page.title,
         results=run_results(evaluated, samples, reference, unlike=differ),
@@ -111,20 +113,24 @@ def write_report(
     return data
 
 
-def compare(runs: Sequence[Path], forms: Sequence[str], by: str | None = None, rows: Path | None = None) -> list[str]:
+def compare(
+    runs: Sequence[str | Path], forms: Sequence[str], by: str | None = None, rows: Path | None = None
+) -> list[str]:
     """A table of evaluated runs in this order, compared with the first, in each of `forms` (`report.table.FORMATS`).
 
-    `by` is a field of `meta`: a table for each of its values. `rows` are the questions; None: those that the first run
-    names.
+    Args:
+        runs: folders, or `NAME=FOLDER` (`run.names`).
+        by: a field of `meta`: a table for each of its values.
+        rows: the questions; None: those that the first run names.
 
     Raises as `write_report`; DataError when no question has the field.
     """
-    folders = _named(runs)
+    folders = named_runs(runs)
     reference = next(iter(folders))
     configs = {name: _evaluation(folder) for name, folder in folders.items()}
     data = DataConfig(test=rows) if rows else configs[reference].data
     samples = read_split(rows_named(data, folders[reference].evaluation), "test")
-    evaluated = [read_run(name, name, folder, samples) for name, folder in folders.items()]
+    evaluated = read_runs(folders, {name: name for name in folders}, samples)
     costs = {name: read_cost(folder) for name, folder in folders.items()}
     indices_of = {"": list(range(len(samples)))} if by is None else classes(samples, by)
     if not indices_of:
@@ -138,13 +144,6 @@ def compare(runs: Sequence[Path], forms: Sequence[str], by: str | None = None, r
         note = " ".join(notes)
         tables.append(comparison_table(results, reference, title=value, costs=costs, note=note, unlike=differ))
     return [written(tables, form) for form in forms]
-
-
-def _named(runs: Sequence[Path]) -> dict[str, RunFolder]:
-    folders = {path.resolve().name: RunFolder.open(path) for path in runs}
-    if len(folders) < len(runs):
-        raise RunError(f"runs: expected folders of different names, got {', '.join(map(str, runs))}; rename one")
-    return folders
 
 
 def _evaluation(folder: RunFolder) -> RunConfig:
@@ -188,12 +187,12 @@ def _inside(rows: Path | None, samples: Sequence[Sample], say: Callable[[str], N
 
 def _measured(
     configs: Mapping[str, RunConfig], evaluated: Sequence[EvaluatedRun]
-) -> tuple[frozenset[Kind], tuple[str, ...]]:
-    """Kinds of metrics that the runs measured in different ways, and sentences about how they were measured."""
+) -> tuple[Mapping[Kind, str], tuple[str, ...]]:
+    """Kinds of metrics that the runs measured in different ways, with the reason, and how they were measured."""
     settings = {run.title: configs[run.name].active_evaluation for run in evaluated}
     hidings = {run.title: run.hiding for run in evaluated}
-    notes = (measured_over(settings), measured_by_hiding(hidings))
-    return unlike(settings.values(), hidings.values()), tuple(filter(None, notes))
+    notes = (cut_at(settings), measured_over(settings), measured_by_hiding(hidings))
+    return unlike(settings, hidings), tuple(filter(None, notes))
 
 
 def _cases(

@@ -120,7 +120,10 @@ def work(job: Job) -> dict[str, str]:
     config = job.run.config
     adapter = RunFolder(fine_tune(config, _silent)).adapter if job.run.trained else None
     subject = {config.output.name: Subject(config, adapter)}
-    return evaluate_all(subject, job.methods, lambda _, method: job.run.answers(method), _silent)[1]
+    done = evaluate_all(subject, job.methods, lambda _, method: job.run.answers(method), _silent)
+    for error in done.failed.values():
+        raise error
+    return done.absent
 
 
 def _done(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, str]]]:

@@ -267,7 +267,11 @@ def _prepare(
         prepare_for_training(vlm.model)
     set_seed(config.training.seed)
     model = add_adapter(
-        vlm.model, config.adapter, balance=config.training.load_balance > 0, control_ids=vlm.control_ids
+        vlm.model,
+        config.adapter,
+        balance=config.training.load_balance > 0,
+        control_ids=vlm.control_ids,
+        layout_ids=vlm.layout_ids,
     )
     stop = StopOnRequest()
     trainer = A3Trainer(

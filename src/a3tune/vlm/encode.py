@@ -13,6 +13,7 @@ import torch
 from PIL.Image import Image
 from transformers import BatchFeature
 
+from a3tune.adapters.routing import is_markup
 from a3tune.errors import DataError, ModelError, in_short
 from a3tune.vlm.grids import token_boxes
 from a3tune.vlm.load import Vlm
@@ -101,10 +102,10 @@ def pad(vlm: Vlm, examples: Sequence[Example], padding_side: PaddingSide) -> Bat
     """Batch of examples of different lengths.
 
     Returns int64 `input_ids` and `attention_mask` `[B, S]`; float32 `pixel_values` and whatever else the images became;
-    and the bool masks `[B, S]` `image_mask`, `prompt_mask` (the prompt's text, template included but no control
-    tokens), `answer_mask` (answer and end token) and `placed_mask` (the image tokens that have a box). With answers
-    also int64 `labels` `[B, S]`: the token where `answer_mask`, else -100. The masks (`TOKEN_MASKS`) are not for the
-    model.
+    and the bool masks `[B, S]` `image_mask`, `prompt_mask` (the prompt's text, template included but no control tokens,
+    nor what lays out an image), `answer_mask` (answer and end token) and `placed_mask` (the image tokens that have a
+    box). With answers also int64 `labels` `[B, S]`: the token where `answer_mask`, else -100. The masks (`TOKEN_MASKS`)
+    are not for the model.
     """
     lengths = torch.tensor([len(example.input_ids) for example in examples])
     prompt_lengths = torch.tensor([example.prompt_length for example in examples])
@@ -117,14 +118,14 @@ def pad(vlm: Vlm, examples: Sequence[Example], padding_side: PaddingSide) -> Bat
     input_ids[real] = torch.cat([example.input_ids for example in examples])
     answer_mask = real & (position >= prompt_lengths[:, None])
     image_mask = real & (input_ids == vlm.model.config.image_token_id)
-    is_control = torch.isin(input_ids, torch.tensor(vlm.control_ids))
+    markup = is_markup(input_ids, image_mask, vlm.control_ids, vlm.layout_ids)
     placed_mask = image_mask.clone()
     placed_mask[image_mask] = torch.from_numpy(np.concatenate([~np.isnan(example.boxes[:, 0]) for example in examples]))
     batch = {
         "input_ids": input_ids,
         "attention_mask": real.long(),
         "image_mask": image_mask,
-        "prompt_mask": real & ~image_mask & ~answer_mask & ~is_control,
+        "prompt_mask": real & ~image_mask & ~answer_mask & ~markup,
         "answer_mask": answer_mask,
         "placed_mask": placed_mask,
     }

@@ -19,6 +19,9 @@ from a3tune.vlm.grids.tiles import idefics_boxes, internvl_boxes
 PATCHES = (*WITH_CLASS_TOKEN, "siglip_vision_model")
 """Vision towers that give one token per patch."""
 
+LINE_ENDS = ("\n", "\n\n")
+"""After a row of tiles, and before the whole image."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -32,13 +35,15 @@ class Family:
     """(processor, model config): fill in what the processors of older checkpoints leave out."""
     chat: bool = True
     """Whether prompts go through a chat template; without one they follow their images as they are."""
+    layout: tuple[str, ...] = ()
+    """Texts, no control tokens, that the processor writes between the parts of an image."""
     answer_type: int = 0
     """What the answer's tokens are in the model's `token_type_ids` (or `mm_token_type_ids`), where it takes them."""
 
 
 FAMILIES: dict[str, Family] = {
     "gemma3": Family(gemma3_boxes),
-    "idefics3": Family(idefics_boxes),
+    "idefics3": Family(idefics_boxes, layout=LINE_ENDS),
     "internvl": Family(internvl_boxes),
     "llava": Family(llava_boxes, vision=PATCHES, complete=complete_llava),
     "llava_next": Family(llava_next_boxes, vision=PATCHES, complete=complete_llava),
@@ -47,7 +52,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": Family(qwen_boxes),
     "qwen2_vl": Family(qwen_boxes),
     "qwen3_vl": Family(qwen_boxes),
-    "smolvlm": Family(idefics_boxes),
+    "smolvlm": Family(idefics_boxes, layout=LINE_ENDS),
 }
 """By `model_type`. A new one is a line here and a function in `grids`."""
 

@@ -56,6 +56,15 @@ class Vlm:
         return tuple(sorted(index for index, token in added.items() if token.special))
 
     @property
+    def layout_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that are no text between two tokens of an image; an adapter keeps those of its training."""
+        trained_with = getattr(getattr(self.model, "active_peft_config", None), "layout_ids", None)
+        if trained_with is not None:
+            return tuple(trained_with)
+        ids = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in self.family.layout)
+        return tuple(sorted({index for found in ids for index in found}))
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from a3tune.data.medical import nifti_slice
 from a3tune.data.pictures import FORMATS
@@ -19,14 +19,16 @@ _WHITE = (255, 65535)
 
 
 def mask_values(path: Path) -> np.ndarray:
-    """Values [H, W], whole numbers, of a mask image: grey values, palette indices, or equal channels.
+    """Values [H, W], whole numbers, of a mask image: grey values, palette indices, or equal channels. Upright: its EXIF
+    orientation is applied, as it is to images.
 
     Raises:
         DataError: it is no image, too large, or its colours are no label values.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            check_size(*image.size)
+        with Image.open(path, formats=FORMATS) as opened:
+            check_size(*opened.size)
+            image = ImageOps.exif_transpose(opened)
             values = np.asarray(image if image.mode in ("P", "L", "1", "I", "I;16") else image.convert("RGB"))
     except DataError as error:
         raise DataError(f"{path}: {error}") from None

@@ -18,16 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from a3tune.data.annotations.shapes import box_region, numbers
 from a3tune.data.annotations.values import mask_values
+from a3tune.data.images import load_image
 from a3tune.data.mention import mentioned
-from a3tune.data.pictures import FORMATS
 from a3tune.data.plain_json import parse_json
 from a3tune.data.sets.hub import SPLITS, has_counts, parquet_files, read_parquet
 from a3tune.data.sets.reading import Reading, Splits
-from a3tune.data.window import check_size
 from a3tune.errors import DataError, shown
 from a3tune.masks import encode_mask
 from a3tune.types import AnswerType, ImageSource, Region, Sample
@@ -145,15 +143,13 @@ def _structure_names(reading: Reading) -> dict[int, str]:
 def _structures(reading: Reading, image: Path, names: dict[int, str]) -> list[Region]:
     """Masks of an image's structures, and boxes of those that have no mask."""
     try:
-        with Image.open(image, formats=FORMATS) as opened:
-            size = (opened.height, opened.width)
-        check_size(size[1], size[0])
-    except Exception:  # a decoder of damaged bytes may raise anything
+        width, height = load_image(image).size
+    except DataError:
         reading.problem(image, "expected an image, could not decode it")
         return []
-    masks = _masks(reading, image.with_name("mask.png"), size, names)
+    masks = _masks(reading, image.with_name("mask.png"), (height, width), names)
     have = {region.name.lower() for region in masks}
-    boxes = _boxes(reading, image.with_name("detection.json"), size)
+    boxes = _boxes(reading, image.with_name("detection.json"), (height, width))
     return masks + [box for box in boxes if box.name.lower() not in have]
 
 

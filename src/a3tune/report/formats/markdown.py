@@ -6,9 +6,9 @@ from a3tune.report.escape import markdown
 from a3tune.report.table import Cell, Row, Table
 
 LEGEND = (
-    "Best bold, second underlined; 95 % bootstrap intervals over images or patients; * differs from {reference} "
-    "(paired permutation test, Holm-adjusted over all comparisons of this table, p < .05). Passes and seconds of "
-    "answering are relative to {reference}."
+    "Best bold, second underlined; 95 % bootstrap intervals over images or patients, of each mean alone, not "
+    "adjusted; * differs from {reference} question by question (paired permutation test, Holm-adjusted over all "
+    "comparisons of this table, p < .05). Passes and seconds of answering are relative to {reference}."
 )
 _NOTHING = "-"
 _EMPHASIS = {0: "{}", 1: "**{}**", 2: "<u>{}</u>"}
