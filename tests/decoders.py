@@ -1,10 +1,12 @@
 """What the tests of decoding share: batches and their samples alone, and a slow decoder without a cache."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ from torch import Tensor
 from a3tune.adapters import Routing
 from a3tune.attention.capture import use_capture
 from a3tune.data.phantom.questions import TEMPLATES
+from a3tune.decoding.beams import Beams
+from a3tune.decoding.opera import _Retrospection
 from a3tune.vlm.encode import TOKEN_MASKS, Example, encode, end_token_id, pad, prepare
 from a3tune.vlm.load import Vlm
 from a3tune.vlm.tiny import random_vlm, tiny_processor, train_tokenizer
@@ -64,6 +68,23 @@ def deep_vlm(layers: int, hidden: int) -> Vlm:
     use_capture(model)
     texts = [text for templates in TEMPLATES.values() for text in templates]
     return Vlm(model, tiny_processor(train_tokenizer(texts)), "deep")
+
+
+@contextmanager
+def counted_returns() -> Iterator[list[int]]:
+    """How often OPERA went back in each of the samples searched while this is open, in their order."""
+    counts: list[int] = []
+    check = _Retrospection.check
+
+    def counted(self: _Retrospection, beams: Beams, place_BC: Tensor) -> tuple[Beams, Tensor] | None:
+        if not self.states:
+            counts.append(0)
+        back = check(self, beams, place_BC)
+        counts[-1] += back is not None
+        return back
+
+    with patch.object(_Retrospection, "check", counted):
+        yield counts
 
 
 def image(row: int) -> Any:

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from a3tune.attention.capture import use_capture
 from a3tune.decoding import generate
-from a3tune.decoding.opera import LARGEST_PENALTY, Opera
+from a3tune.decoding.beams import Beams, largest
+from a3tune.decoding.opera import LARGEST_PENALTY, Opera, _Retrospection
 from a3tune.decoding.strategy import Strategy
 from a3tune.errors import ConfigError, ModelError
-from decoders import Models, batch, example
+from a3tune.vlm.encode import TOKEN_MASKS, encode, prepare
+from decoders import PROMPTS, Models, batch, counted_returns, deep_vlm, example, image
 from ports.opera import Slow
 
 MODELS = ("llava_clip_224", "llava_clip_224+adapter", "qwen2_5_vl+adapter", "qwen3_vl", "paligemma", "idefics3")
@@ -52,12 +54,14 @@ def test_answers_are_those_of_the_slow_search(name: str, opera: Opera, longest: 
     vlm, returns = models(name), 0
     strategy = Strategy(num_beams=BEAMS)
     ends: Any = strategy.config(vlm, longest).eos_token_id
-    found = generate(vlm, batch(vlm, [0, 1]), opera, strategy=strategy, max_new_tokens=longest).tokens
+    with counted_returns() as counts:
+        found = generate(vlm, batch(vlm, [0, 1]), opera, strategy=strategy, max_new_tokens=longest).tokens
     vlm.model.set_attn_implementation({"text_config": "eager"})
     for row, tokens in enumerate(found):
         slow = Slow(vlm, example(vlm, row), BEAMS)
         search = slow.search_as_published if opera.variant == "code" else slow.search
         assert tokens.tolist() == search(opera, ends, longest)
+        assert counts[row] == slow.returns
         returns += slow.returns
     use_capture(vlm.model)
     assert (returns > 0) == (replace(opera, variant="paper") in (RESTLESS, PATIENT, NARROW))
@@ -70,6 +74,61 @@ def test_a_padded_batch_gives_what_its_samples_give_alone(name: str, models: Mod
     for row, tokens in enumerate(together):
         alone = generate(vlm, batch(vlm, [row]), RESTLESS, max_new_tokens=6).tokens[0]
         assert torch.equal(tokens, alone)
+
+
+@pytest.mark.parametrize("variant", ["code", "paper"])
+def test_going_back_in_a_batch_of_different_prompts_gives_what_each_gives_alone(variant: Any) -> None:
+    """Some go back and some do not, at steps of their own; and with fewer candidates than beams some choices are among
+    tokens of equal scores."""
+    vlm = deep_vlm(layers=4, hidden=64)
+    vlm.model.double()
+    opera = Opera(scale=200.0, threshold=2, candidates=3, initial_tokens=1, variant=variant)
+    longest, strategy, texts = 12, Strategy(num_beams=5), [" ".join(PROMPTS[: 1 + row % 3]) for row in range(4)]
+
+    def answers(rows: list[int]) -> tuple[list[list[int]], list[int]]:
+        encoded = encode(vlm, [image(row) for row in rows], [texts[row] for row in rows], padding_side="left")
+        inputs = {name: value for name, value in encoded.items() if name not in TOKEN_MASKS}
+        with counted_returns() as counts:
+            found = generate(vlm, inputs, opera, strategy=strategy, max_new_tokens=longest).tokens
+        return [tokens.tolist() for tokens in found], counts
+
+    together, counts = answers([0, 1, 2, 3])
+    alone = [answers([row]) for row in range(4)]
+    assert together == [tokens for (tokens,), _ in alone]
+    assert counts == [count for _, (count,) in alone]
+    assert len(set(counts)) > 1
+    row = counts.index(min(count for count in counts if count))
+    vlm.model.set_attn_implementation({"text_config": "eager"})
+    slow = Slow(vlm, prepare(vlm, [image(row)], texts[row]), 5)
+    ends: Any = strategy.config(vlm, longest).eos_token_id
+    search = slow.search_as_published if variant == "code" else slow.search
+    assert (search(opera, ends, longest), slow.returns) == (together[row], counts[row])
+
+
+def test_of_equal_scores_the_first_are_chosen() -> None:
+    scores = torch.full((3200,), -999.0)
+    scores[[7, 2000]] = torch.tensor([-1000.0, 3.0])
+    found, places = largest(scores, 12)
+    assert places.tolist() == [2000, 0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11]
+    assert torch.equal(found, scores[places])
+
+
+@pytest.mark.parametrize("variant", ["code", "paper"])
+def test_answers_found_since_a_return_stay_at_the_next_one_as_published(variant: Any) -> None:
+    retrospection = _Retrospection(Opera(threshold=2, initial_tokens=1, candidates=2, variant=variant))
+    leant, ended = torch.ones(1, 2, dtype=torch.long), (-1.0, torch.tensor([5, 3]))
+
+    def state(length: int, *finished: tuple[float, Tensor]) -> Beams:
+        one = torch.zeros(1, dtype=torch.long)
+        tokens_BS = torch.zeros(1, length, dtype=torch.long)
+        return Beams(tokens_BS, torch.zeros(1), torch.zeros(1, length), one, one, finished, done=False)
+
+    assert [retrospection.check(state(length), leant) for length in range(3)] == [None] * 3
+    for finished in ((), (ended,) if variant == "code" else ()):
+        back = retrospection.check(state(3, ended), leant)
+        assert back is not None
+        assert back[0].tokens_BS.shape[1] == 2
+        assert back[0].finished == finished
 
 
 @pytest.mark.parametrize("beams", [1, 3])

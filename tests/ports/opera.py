@@ -23,26 +23,41 @@ class Slow:
         self.vlm, self.asked, self.beams = vlm, asked, beams
         self.read: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         self.returns = 0
-        inputs = dict(pad(vlm, [asked], "right"))
-        self.images = {ENCODED: encode_images(vlm, {k: v for k, v in inputs.items() if k not in TOKEN_MASKS})[ENCODED]}
+        self.images: dict[int, Any] = {}
 
     def look(self, answer: list[int]) -> tuple[Tensor, Tensor]:
-        """Logits after the answer `[V]`, and the last layer's attention `[S, S]`: largest head, rows sum to 1."""
-        if tuple(answer) not in self.read:
-            of = replace(
-                self.asked, input_ids=torch.cat([self.asked.input_ids, torch.tensor(answer, dtype=torch.long)])
-            )
-            inputs: dict[str, Any] = dict(pad(self.vlm, [of], "right"))
-            masks = {name: inputs.pop(name) for name in TOKEN_MASKS}
-            inputs.pop("labels", None)
-            routing = {"routing": Routing(masks["prompt_mask"], masks["image_mask"])}
-            forward = routing if hasattr(self.vlm.model, "peft_config") else {}
-            inputs = {**{name: value for name, value in inputs.items() if name != "pixel_values"}, **self.images}
-            with torch.no_grad():
-                out = self.vlm.model(**inputs, **forward, use_cache=False, output_attentions=True)
-            attention = out.attentions[-1][0].amax(0)
-            self.read[tuple(answer)] = out.logits[0, -1].float(), attention / attention.sum(-1, keepdim=True)
+        """Logits after the answer `[V]`, and what its tokens attend to in the last layer: largest head, sum 1."""
+        self.look_at([answer])
         return self.read[tuple(answer)]
+
+    def look_at(self, answers: list[list[int]]) -> None:
+        """Reads answers of one length, those that were not read before, in one pass."""
+        new = [answer for answer in dict.fromkeys(map(tuple, answers)) if answer not in self.read]
+        if not new:
+            return
+        ids = [torch.cat([self.asked.input_ids, torch.tensor(answer, dtype=torch.long)]) for answer in new]
+        inputs: dict[str, Any] = dict(pad(self.vlm, [replace(self.asked, input_ids=row) for row in ids], "right"))
+        masks = {name: inputs.pop(name) for name in TOKEN_MASKS}
+        inputs.pop("labels", None)
+        if len(new) not in self.images:
+            self.images[len(new)] = encode_images(self.vlm, inputs)[ENCODED]
+        inputs = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        routing = {"routing": Routing(masks["prompt_mask"], masks["image_mask"])}
+        forward = routing if hasattr(self.vlm.model, "peft_config") else {}
+        with torch.no_grad():
+            out = self.vlm.model(
+                **inputs, **forward, **{ENCODED: self.images[len(new)]}, use_cache=False, output_attentions=True
+            )
+        rows = out.attentions[-1][:, :, len(self.asked.input_ids) :].amax(1)
+        for answer, logits, attention in zip(new, out.logits[:, -1].float(), rows, strict=True):
+            self.read[answer] = logits, attention / attention.sum(-1, keepdim=True)
+
+    def offers(self, opera: Opera, answers: list[list[int]]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        """Of each answer, what `offer` says."""
+        self.look_at(answers)
+        self.look_at([[*answer, token] for answer in answers for token in self.likely(answer, opera.candidates)])
+        rows, places = zip(*(self.offer(opera, answer) for answer in answers), strict=True)
+        return rows, places
 
     def allowed(self, answer: list[int]) -> Tensor:
         """Logits after the answer, without the tokens that no answer may hold."""
@@ -58,7 +73,7 @@ class Slow:
         scores = torch.full_like(logits, -999.0)
         for token in self.likely(answer, opera.candidates):
             attention = self.look([*answer, token])[1]
-            scaled = opera.scale * attention[start:, start:].double()
+            scaled = opera.scale * attention[:, start:].double()
             columns = 1e-7 * torch.stack([scaled[j:, j].prod() for j in range(len(scaled))])
             columns = (columns.half() if opera.variant == "code" else columns)[-opera.window :]
             places.append(int(columns.float().argmax()) + len(scaled) - len(columns))
@@ -76,7 +91,7 @@ class Slow:
         while True:
             step = len(beams[0][1])
             history.append((beams, list(heap)))
-            rows, places = zip(*(self.offer(opera, answer) for _, answer in beams), strict=True)
+            rows, places = self.offers(opera, [answer for _, answer in beams])
             leant.append(places)
             place = mode(list(places))
             if place >= opera.initial_tokens and all(
@@ -87,14 +102,14 @@ class Slow:
                     self.returns += 1
                     tries[back] += 1
                     history, leant, step = history[: back + 1], leant[: back + 1], back
-                    beams, heap = history[back][0], list(history[back][1])
+                    beams, heap = history[back]  # the very list: a later return finds in it what is added from here on
                     rejected.pop(back + 1, None)
                     rejected[back] = rejected.get(back, []) + chosen[back]
                     rows = [self.allowed(answer) for _, answer in beams]
                     for beam, token in rejected[back]:
                         rows[beam][token] = self.allowed(beams[beam][1]).masked_fill(rows[beam].isneginf(), 1e9).min()
             total = torch.stack([row.log_softmax(-1) + score for (score, _), row in zip(beams, rows, strict=True)])
-            score, at = total.flatten().topk((1 + len(ends)) * self.beams)
+            score, at = first(total, (1 + len(ends)) * self.beams)
             going = []
             for rank, (value, place) in enumerate(zip(score.tolist(), at.tolist(), strict=True)):
                 beam, token = divmod(place, total.shape[1])
@@ -126,7 +141,7 @@ class Slow:
         while True:
             step = len(beams[0][1])
             states.append((beams, ended))
-            rows, places = zip(*(self.offer(opera, answer) for _, answer in beams), strict=True)
+            rows, places = self.offers(opera, [answer for _, answer in beams])
             leant.append(places)
             place = mode(list(places))
             often = all(sum(past[beam] == place for past in leant) > opera.threshold for beam in range(self.beams))
@@ -142,7 +157,7 @@ class Slow:
                 for beam, token in forbidden[back]:
                     rows[beam][token] = -torch.inf
             total = torch.stack([row.log_softmax(-1) + score for (score, _), row in zip(beams, rows, strict=True)])
-            best = total.flatten().topk((1 + len(ends)) * self.beams)
+            best = first(total, (1 + len(ends)) * self.beams)
             offers = [(float(score), *divmod(int(at), total.shape[1])) for score, at in zip(*best, strict=True)]
             over = [token in ends or step + 1 == longest for _, _, token in offers]
             for (score, beam, token), end in list(zip(offers, over, strict=True))[: self.beams]:
@@ -158,3 +173,9 @@ class Slow:
 def mode(values: list[int]) -> int:
     counts = Counter(values)
     return min(counts, key=lambda value: (-counts[value], value))
+
+
+def first(total: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The best scores and their places; of equal ones the first, where published code takes any."""
+    score, at = total.flatten().sort(descending=True, stable=True)
+    return score[:count], at[:count]

@@ -76,12 +76,12 @@ class Beams:
         beams, vocab = logits_BV.shape
         ends: Any = config.eos_token_id
         total = (logits_BV.log_softmax(-1) + self.score_B[:, None]).flatten()
-        score, choice = total.topk(min(max(2, 1 + len(ends)) * beams, len(total)))
+        score, choice = largest(total, min(max(2, 1 + len(ends)) * beams, len(total)))
         parent, token = choice // vocab, choice % vocab
         tokens = torch.cat([self.tokens_BS[parent], token[:, None]], dim=1)
         length = tokens.shape[1]
         complete = torch.isin(token, torch.tensor(ends, device=token.device))
-        going, rank = (score + DEAD * complete).topk(beams)
+        going, rank = largest(score + DEAD * complete, beams)
         full = length == config.max_new_tokens
         ended = scoring.ended(complete, rank, full=full)
         best = [(float(score[i]) / scoring.tokens(length, complete=bool(complete[i])), tokens[i]) for i in ended]
@@ -96,3 +96,15 @@ class Beams:
             tuple(finished),
             done=full or (len(finished) == beams and hope <= finished[-1][0]),
         )
+
+
+def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of a vector and their places, of equal ones the first.
+
+    `topk` takes any of equal ones. All tokens that are no candidates of OPERA's are equal, and some steps must choose
+    among them: with fewer candidates than beams, or when every candidate was penalised below them.
+    """
+    least = scores.topk(count).values[-1]
+    places = (~(scores < least)).nonzero().flatten()  # with those that are no numbers
+    found, order = scores[places].sort(descending=True, stable=True)
+    return found[:count], places[order[:count]]

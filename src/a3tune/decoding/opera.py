@@ -61,7 +61,8 @@ class Opera:
     """code: what the published numbers were made with, down to its slips. An answer's score is a mean over the tokens
     of its prompt, where an image is one, and its own without the end token; penalties have 16 bits, so that small ones
     are 0 and lean on nothing; what must not be chosen again is made as unlikely as the least likely token, and stays so
-    at later steps. paper: a mean over the answer with its end token, no rounding, choices forbidden."""
+    at later steps; a second return to a step keeps the answers that ended since the first. paper: a mean over the
+    answer with its end token, no rounding, choices forbidden, such answers dropped."""
 
     def check(self, vlm: Vlm) -> None:
         """Raises ModelError when attention cannot be captured. Whether an answer fits into the window of a model that
@@ -141,13 +142,13 @@ class Opera:
         # The columns of the local window: at most as many as the answer with its candidate has tokens.
         columns = self._products(rows_BCT, products_BS)[..., -self.window :] + log(1e-7)
         if self.variant == "code":
-            columns = columns.exp().half().float().log()
+            columns = columns.exp().half().float()
         trust, place = columns.max(-1)
         forgotten = products_BS.shape[1] + 1 - columns.shape[-1]
         if products_BS.shape[1] < self.initial_tokens:
             trust = -rows_BCT[..., image_N].sum(-1)
         else:
-            trust = trust.exp().nan_to_num()  # infinity becomes the largest number
+            trust = (trust if self.variant == "code" else trust.exp()).nan_to_num()  # infinity: the largest number
         return (self.penalty * trust).clamp_max(LARGEST_PENALTY[self.variant]), place + forgotten
 
     def _products(self, rows_BCT: Tensor, products_BS: Tensor) -> Tensor:
@@ -169,6 +170,8 @@ class _Retrospection:
         """Per step and beam: the token of the answer that most candidates lean on."""
         self.tries: Counter[int] = Counter()
         self.forbidden: dict[int, Tensor] = {}
+        self.latest: int | None = None
+        """The step gone back to last."""
 
     def check(self, beams: Beams, place_BC: Tensor) -> tuple[Beams, Tensor] | None:
         """The state to go back to and the choices forbidden there (places in its flattened `[B, V]`), or None."""
@@ -179,6 +182,10 @@ class _Retrospection:
         # The latest choice of all is the one that is just being made: there is nothing to take back.
         if step is None or step >= len(self.states) - 1:
             return None
+        if self.opera.variant == "code" and self.latest is not None:
+            # Published code goes on with the very answers it kept for that step: it finds those of later steps there.
+            self.states[self.latest] = replace(self.states[self.latest], finished=beams.finished)
+        self.latest = step
         self.tries[step] += 1
         undone = self.states[step + 1]
         forbidden = torch.cat([undone.choice_B, self.forbidden.get(step, undone.choice_B[:0])])
