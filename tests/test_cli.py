@@ -324,6 +324,14 @@ def two(data, tmp_path: Path) -> Path:
     return tmp_path / "two.jsonl"
 
 
+def test_a_score_without_an_interval_is_shown_with_a_dash(run: Run, trained: Path, two: Path):
+    first = two.with_name("first.jsonl")
+    first.write_text(two.read_text().splitlines()[0])
+    result = run("eval", first, "--adapter", trained / "adapter", "--out", "one")
+    assert result.exit_code == 0 and "nan" not in result.stdout
+    assert re.search(r"^attention_mass +0\.\d{3}  - +n = 1$", result.stdout, re.MULTILINE), result.stdout
+
+
 def test_several_models_and_methods_in_one_call(run: Run, trained: Path, two: Path, tmp_path: Path):
     models = ("--adapter", "none", "--adapter", trained / "adapter")
     result = run("eval", two, *models, "--out", "grid", "--decode", "pai", "--decode", "greedy")

@@ -595,6 +595,13 @@ def test_settings_out_of_range_name_the_setting(settings: dict):
         add_adapter(base(), AdapterConfig(**settings))
 
 
+@pytest.mark.parametrize("name", ["control_ids", "layout_ids"])
+@pytest.mark.parametrize("ids", ["12", ["a"], [-1], [2**63], [True], None])
+def test_ids_that_are_none_are_refused(name: str, ids: object):
+    with pytest.raises(ConfigError, match=f"{name}: expected a list of token ids"):
+        A3MoEConfig(**{name: ids})
+
+
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ConfigError, match="'a3moe' or 'lora', got 'moe'"):
         add_adapter(base(), AdapterConfig("moe"))  # type: ignore[arg-type]

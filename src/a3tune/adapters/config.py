@@ -7,7 +7,7 @@ from typing import Any
 from peft import LoraConfig
 from transformers import PreTrainedConfig
 
-from a3tune.errors import ConfigError
+from a3tune.errors import ConfigError, shown
 from a3tune.models import A3MOE
 
 
@@ -51,6 +51,10 @@ class A3MoEConfig(LoraConfig):
         for name, least in {"expert_rank": 1, "query_experts": 0, "key_experts": 0, "router_hidden": 1}.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected an integer >= {least}, got {getattr(self, name)}")
+        for name in ("control_ids", "layout_ids"):
+            ids = getattr(self, name)
+            if not (isinstance(ids, list) and all(type(index) is int and 0 <= index < 2**31 for index in ids)):
+                raise ConfigError(f"{name}: expected a list of token ids, integers from 0 on, got {shown(ids)}")
         if self.key_experts and not 1 <= self.top_experts <= self.key_experts:
             raise ConfigError(f"top_experts: expected 1 to {self.key_experts} (key_experts), got {self.top_experts}")
 
