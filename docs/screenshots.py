@@ -14,7 +14,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from a3tune.demo.run import COMMAND, TITLES  # noqa: E402
+from a3tune.demo.run import COMMAND, REFERENCE, TESTS, TITLES  # noqa: E402
 from a3tune.report.write import Page, write_report  # noqa: E402
 from browser import Browser, chromium, served  # noqa: E402
 
@@ -33,7 +33,7 @@ def main(adapters: list[str]) -> None:
 
 def report(browser: Browser, runs: list[Path], page: Path) -> None:
     """The first screen of the demo's report."""
-    write_report(runs, page, Page("A3Tune demo", COMMAND, TITLES, synthetic=True))
+    write_report(runs, page, Page("A3Tune demo", COMMAND, TITLES, TESTS, REFERENCE, "a3tune", synthetic=True))
     browser.send("Emulation.setScrollbarsHidden", hidden=True)
     browser.open(page.as_uri(), 1200, 860)
     browser.wait("document.querySelector('#glossary')")

@@ -54,7 +54,7 @@ def test_the_first_screen_is_a_sentence_and_a_picture(browser: Browser, page: st
     browser.open(page, width, height)
     browser.wait("document.querySelector('.lead')")
     bottom = "document.querySelector({!r}).getBoundingClientRect().bottom"
-    assert browser.run(bottom.format(".lead")) < browser.run(bottom.format(".charts figure")) <= height
+    assert browser.run(bottom.format(".lead")) < browser.run(bottom.format("#first-case figure svg")) <= height
     assert browser.run("document.documentElement.scrollWidth") <= width
 
 
