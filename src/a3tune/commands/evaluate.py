@@ -77,9 +77,10 @@ def evaluate_all(
     for title, subject in subjects.items():
         with _kept(title, failed):
             vlm, samples = subject.load(), read_split(subject.config.data, "test")
+            regions_known = all(sample.regions for sample in samples)
             chosen = {name: place(title, name) for name in decoders}
             for name, decoder in decoders.items():
-                if reason := _refusal(decoder, vlm, samples, subject.config.evaluation.strategy):
+                if reason := _refusal(decoder, vlm, subject.config.evaluation.strategy, regions_known=regions_known):
                     absent[chosen.pop(name).name] = reason
             for name, run in chosen.items():
                 settings = replace(subject.config.evaluation, decode=name)
@@ -90,10 +91,10 @@ def evaluate_all(
     return Evaluations(runs, absent, failed)
 
 
-def _refusal(decoder: Decoder, vlm: Vlm, samples: Sequence[Sample], strategy: str | None) -> str:
+def _refusal(decoder: Decoder, vlm: Vlm, strategy: str | None, *, regions_known: bool) -> str:
     """Why a method cannot answer; empty if it can."""
     try:
-        check_decoder(decoder, vlm, regions_known=all(sample.regions for sample in samples), strategy=strategy)
+        check_decoder(decoder, vlm, regions_known=regions_known, strategy=strategy)
     except (ConfigError, ModelError) as error:
         return str(error)
     return ""

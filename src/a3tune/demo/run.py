@@ -20,11 +20,11 @@ from a3tune.data.rows import read_rows, read_split
 from a3tune.demo.plan import Demo
 from a3tune.errors import LabelError
 from a3tune.evaluation.predictions import read_predictions
+from a3tune.evaluation.results import estimate_as_json
 from a3tune.labels.fitting import fitting_settings
 from a3tune.labels.quality import Quality
 from a3tune.labels.stored import read_quality
 from a3tune.metrics.catalogue import describe
-from a3tune.metrics.stats import Estimate
 from a3tune.models import adapter_weights, shipped
 from a3tune.report.gather import question_only
 from a3tune.report.records import RightAnswers
@@ -103,19 +103,11 @@ def _answers(folder: RunFolder, samples: Sequence[Sample]) -> list[Prediction]:
 
 
 def _as_json(found: RightAnswers) -> dict[str, Any]:
-    share = {"mean": _known(found.share.mean), "ci95": _interval(found.share)}
+    share = estimate_as_json(found.share)
     if found.comparison is None:
         return share
-    change = found.comparison.difference
-    return {**share, "paired_vs_lora": {"difference": _known(change.mean), "ci95": _interval(change)}}
-
-
-def _interval(estimate: Estimate) -> list[float | None]:
-    return [_known(estimate.low), _known(estimate.high)]
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    change = estimate_as_json(found.comparison.difference)
+    return {**share, "paired_vs_lora": {"difference": change["mean"], "ci95": change["ci95"]}}
 
 
 def _data(demo: Demo, stages: Stages, bar: Bar) -> str:

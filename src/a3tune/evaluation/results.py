@@ -133,18 +133,14 @@ def _estimates(
     }
 
 
-def _as_json(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
-    def number(value: float) -> float | None:
-        return value if np.isfinite(value) else None
+def estimate_as_json(estimate: Estimate) -> dict[str, Any]:
+    """`mean` and `ci95`, null where a number is not defined."""
+    mean, low, high = (x if np.isfinite(x) else None for x in (estimate.mean, estimate.low, estimate.high))
+    return {"mean": mean, "ci95": [low, high]}
 
-    return {
-        name: {
-            "mean": number(estimate.mean),
-            "ci95": [number(estimate.low), number(estimate.high)],
-            "count": estimate.count,
-        }
-        for name, estimate in metrics.items()
-    }
+
+def _as_json(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: estimate_as_json(estimate) | {"count": estimate.count} for name, estimate in metrics.items()}
 
 
 def _image_name(sample: Sample) -> str:

@@ -176,19 +176,21 @@ def _tests(data: ReportData) -> Iterator[Test]:
     for title, found in data.tests.items():
         shares = [found[name].share for name in titles]
         cells = ranked_cells(RIGHT, shares, [found[name].comparison for name in titles])
-        values = "; ".join(
-            f"{title} {typographic(cell.text)} {typographic(cell.interval)}"
-            for title, cell in zip(titles.values(), cells, strict=True)
-        )
+        values = _in_words(list(zip(titles.values(), cells, strict=True)))
         alt = f"Right answers {title}, mean and 95 % interval in %: {values}"
         rows = list(zip(titles.values(), shares, strict=True))
         yield Test(title[0].upper() + title[1:], figures.interval_chart(rows, alt, scale=100), tuple(cells))
 
 
+def _in_words(cells: Sequence[tuple[str, Cell]]) -> str:
+    """Numbers of a chart for who does not see it, by title."""
+    return "; ".join(f"{title} {typographic(c.text)} {typographic(c.interval)}" for title, c in cells if c.text)
+
+
 def _interval_figure(table: Table, column: Column, baseline: Table | None) -> Figure:
     """Means and intervals of one metric; a run without a number keeps its place."""
     cells = [(row.title, row.cells[column.name]) for row in table.rows]
-    values = "; ".join(f"{title} {typographic(c.text)} {typographic(c.interval)}" for title, c in cells if c.text)
+    values = _in_words(cells)
     without_image = baseline.rows[0].cells.get(column.name) if baseline else None
     return Figure(
         column.metric.heading,

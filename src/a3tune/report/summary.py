@@ -25,8 +25,7 @@ def headline(data: ReportData) -> str:
     """The first sentence of the page, by rule: the run that it is about against the reference, on what; every measure
     that differs significantly, to the better and to the worse, in the order of the catalogue, the first of each with
     its numbers; how many do not differ."""
-    by_name = {result.name: result for result in data.results}
-    reference, shown = by_name[data.reference], by_name.get(data.shown, data.results[-1])
+    reference, shown = _compared(data)
     about = _listed([f"{count:,} {name}" for name, count in data.counts.items()])
     about += " (synthetic scans)" if data.synthetic else ""
     better, worse, open_ = [], [], 0
@@ -56,8 +55,7 @@ def headline(data: ReportData) -> str:
 
 def by_test(data: ReportData) -> str:
     """One sentence: in which tests the run that the page is about is right more, or less, often than the reference."""
-    by_name = {result.name: result for result in data.results}
-    reference, shown = by_name[data.reference], by_name.get(data.shown, data.results[-1])
+    reference, shown = _compared(data)
     if shown is reference or not data.tests:
         return ""
     parts = []
@@ -71,6 +69,12 @@ def by_test(data: ReportData) -> str:
         sure = f"95 % interval {low} to {high} points" if comparison.significant else "which may be chance"
         parts.append(f"{test}, {levels} ({sure})")
     return f"{shown.title} against {reference.title}, right answers: {'; '.join(parts)}."
+
+
+def _compared(data: ReportData) -> tuple[RunResult, RunResult]:
+    """The reference, and the run that the page is about."""
+    by_name = {result.name: result for result in data.results}
+    return by_name[data.reference], by_name.get(data.shown, data.results[-1])
 
 
 def summary(data: ReportData) -> tuple[str, ...]:

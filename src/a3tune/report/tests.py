@@ -25,26 +25,19 @@ def right_by_test(
         test: ([groups[i] for i in chosen], {name: own[chosen] for name, own in shares.items()})
         for test, chosen in classes(samples, "test").items()
     }
-    pairs = [(test, name) for test in parts for name in runs if name != reference]
-    p_values = holm(
-        [
-            paired_permutation_test(own[name], own[reference], part)
-            for part, own in parts.values()
-            for name in runs
-            if name != reference
-        ]
-    )
-    p_of = dict(zip(pairs, map(float, p_values), strict=True))
+    p_of = {
+        (test, name): paired_permutation_test(own[name], own[reference], part)
+        for test, (part, own) in parts.items()
+        for name in runs
+        if name != reference
+    }
+    comparisons = {
+        (test, name): Comparison(paired_difference(own[name], own[reference], part), float(p))
+        for ((test, name), p) in zip(p_of, holm(list(p_of.values())), strict=True)
+        for part, own in [parts[test]]
+    }
     return {
-        test: {
-            name: RightAnswers(
-                mean_interval(own[name], part),
-                Comparison(paired_difference(own[name], own[reference], part), p_of[test, name])
-                if name != reference
-                else None,
-            )
-            for name in runs
-        }
+        test: {name: RightAnswers(mean_interval(own[name], part), comparisons.get((test, name))) for name in runs}
         for test, (part, own) in parts.items()
     }
 
