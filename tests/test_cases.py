@@ -45,6 +45,17 @@ def test_order_of_predictions_does_not_matter(seed: int) -> None:
     assert select_cases({"a3tune": [own[i] for i in order], "lora": other}, seed=seed) == plain
 
 
+def test_won_and_lost_are_of_the_first_test_where_questions_name_tests() -> None:
+    def of(tests: int, right: dict[int, bool]) -> list[Prediction]:
+        return [replace(p, meta={**p.meta, "test": f"t{i % tests}"}) for i, p in enumerate(_predictions(right))]
+
+    wrong = dict.fromkeys(range(30), False)
+    won = {c.id for c in select_cases({"a3tune": of(2, {}), "lora": of(2, wrong)}).choices if "won" in c.reason}
+    assert len(won) == 3 and all(int(i[1:]) % 2 == 1 for i in won), "the first with an attention is q1, of t1"
+    many = select_cases({"a3tune": of(30, {}), "lora": of(30, wrong)})
+    assert sum("won" in choice.reason for choice in many.choices) == 3 and "in the test" not in many.rule
+
+
 def test_random_draw_is_blind_to_answers() -> None:
     other = _predictions({})
     good = select_cases({"a3tune": _predictions({}), "lora": other}, each=0)

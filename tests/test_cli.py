@@ -558,6 +558,40 @@ def test_runs_of_one_name_are_told_apart_or_named(run: Run, trained: Path, tmp_p
     assert adapter_titles([None, Path("a/ev/adapter"), Path("b/ev/adapter")]) == ["base", "a-ev", "b-ev"]
 
 
+def test_reports_that_name_a_test_are_neither_right_nor_wrong(run: Run, trained: Path, data, tmp_path: Path):
+    rows = [json.loads(line) for line in data["test"].read_text().splitlines()[:2]]
+    for row in rows:
+        row |= {"answer_type": "report", "image": str(data["test"].parent / row["image"])}
+        row["meta"]["test"] = "one"
+    (tmp_path / "reports.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    models = ("--adapter", "none", "--adapter", trained / "adapter")
+    run("eval", "reports.jsonl", *models, "--out", "grid", "evaluation.max_new_tokens=3")
+    assert run("report", *(tmp_path / "grid").iterdir(), "--out", "page.html").exit_code == 0
+    page = Path("page.html").read_text()
+    assert "nan against" not in page and "Right answers" not in page
+
+
+def test_tests_of_runs_that_cannot_be_compared_are_not(run: Run, trained: Path, data, tmp_path: Path):
+    rows = [json.loads(line) for line in data["test"].read_text().splitlines()[:2]]
+    for row in rows:
+        row["image"] = str(data["test"].parent / row["image"])
+        row["meta"]["test"] = "one"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for tokens in (2, 3):
+        run(
+            "eval",
+            "rows.jsonl",
+            "--adapter",
+            trained / "adapter",
+            "--out",
+            tokens,
+            f"evaluation.max_new_tokens={tokens}",
+        )
+    assert run("report", "2", "3", "--out", "page.html").exit_code == 0
+    page = Path("page.html").read_text()
+    assert "cut at different lengths" in page and "Right answers" not in page
+
+
 def test_what_was_measured_differently_is_neither_ranked_nor_tested(run: Run, trained: Path, data):
     settings = ("evaluation.tau=0.6", "evaluation.normalisation=sum")
     assert run("eval", data["test"], "--adapter", trained / "adapter", "--out", "tau", *settings).exit_code == 0

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from a3tune.evaluation.results import MOST_TESTS
 from a3tune.report.tests import right_by_test
 from a3tune.types import Prediction, Sample
 
@@ -55,3 +56,9 @@ def test_reports_are_not_right_or_wrong():
     rows = samples(["one"])
     report = [Prediction(rows[0].id, "p?", "No finding.", "report", "No finding.", dict(rows[0].meta))]
     assert np.isnan(right_by_test({"lora": report}, rows, "lora")["one"]["lora"].share.mean)
+
+
+def test_another_thing_that_is_called_test_makes_no_tests():
+    rows = samples([f"blood test {number}" for number in range(MOST_TESTS + 1)])
+    assert right_by_test({"lora": answers(rows, [True] * len(rows))}, rows, "lora") == {}
+    assert len(right_by_test({"lora": answers(rows[1:], [True] * MOST_TESTS)}, rows[1:], "lora")) == MOST_TESTS

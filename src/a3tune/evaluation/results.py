@@ -3,7 +3,7 @@
 Knows predictions, wherever they come from; no model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ from a3tune.types import Prediction, Sample
 
 BREAKDOWN = ("test", "question_type", "modality", "body", "organ")
 """Fields of `meta` that results are broken down by."""
+MOST_TESTS = 8
+"""More values of `meta.test` are not the tests of an evaluation, but something else of that name: a blood test."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,12 @@ def classes(samples: Sequence[Sample], field: str) -> dict[str, list[int]]:
         if field in sample.meta:
             indices.setdefault(sample.meta[field], []).append(index)
     return indices
+
+
+def named_tests(metas: Iterable[Mapping[str, str]]) -> list[str]:
+    """The tests that questions name in `meta.test`, in order of appearance; none if there are over `MOST_TESTS`."""
+    tests = list(dict.fromkeys(meta["test"] for meta in metas if "test" in meta))
+    return tests if len(tests) <= MOST_TESTS else []
 
 
 def _estimates(

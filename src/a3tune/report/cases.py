@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from a3tune.evaluation.results import named_tests
 from a3tune.metrics.vqa import closed_accuracy, open_recall
 from a3tune.types import Prediction
 
@@ -77,8 +78,8 @@ def select_cases(
         for i in _draw(members, per_stratum, rng)
     ]
     shown = {choice.id for choice in unseen}
-    tests = {i: localised[i].meta.get("test", "") for i in ids}
-    first = next((tests[p.id] for p in predictions[method] if p.id in tests), "")
+    first = next(iter(named_tests(p.meta for p in predictions[method] if p.id in localised)), "")
+    tests = {i: localised[i].meta.get("test", "") if first else "" for i in ids}
     worse, better = ([i for i in ids if sign * gain[i] > 0 and tests[i] == first] for sign in (-1, 1))
     lost, won = (
         [Choice(i, f"random among the {name}") for i in _draw([i for i in own if i not in shown], each, rng)]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from a3tune.evaluation.results import classes, clusters
+from a3tune.evaluation.results import classes, clusters, named_tests
 from a3tune.metrics.catalogue import right
 from a3tune.metrics.stats import holm, mean_interval, paired_difference, paired_permutation_test
 from a3tune.report.records import Comparison, RightAnswers
@@ -21,9 +21,10 @@ def right_by_test(
     """
     groups = clusters(samples)
     shares = {name: np.array([_right(one) for one in predictions]) for name, predictions in runs.items()}
+    chosen_of, named = classes(samples, "test"), named_tests(sample.meta for sample in samples)
     parts = {
-        test: ([groups[i] for i in chosen], {name: own[chosen] for name, own in shares.items()})
-        for test, chosen in classes(samples, "test").items()
+        test: ([groups[i] for i in chosen_of[test]], {name: own[chosen_of[test]] for name, own in shares.items()})
+        for test in named
     }
     p_of = {
         (test, name): paired_permutation_test(own[name], own[reference], part)

@@ -1,5 +1,6 @@
 """Evaluated runs -> one page about them, or a table. Reads what the runs left; loads no model."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,8 +87,8 @@ def write_report(
     evaluated = read_runs(folders, titles, samples, images=drawn)
     train = read_rows(sources.data.train) if sources.data.train else None
     differ, notes = _measured(configs, evaluated)
-    answers = {run.name: run.predictions for run in evaluated} if "answer" not in differ else {}
-    by_test = right_by_test(answers, samples, reference)
+    answers = {run.name: run.predictions for run in evaluated}
+    by_test = right_by_test(answers, samples, reference) if "answer" not in differ else {}
     data = ReportData(
         title=page.title,
         results=run_results(evaluated, samples, reference, unlike=differ),
@@ -100,7 +101,11 @@ def write_report(
         seconds=page.seconds,
         tau=config.evaluation.tau,
         normalisation=config.evaluation.normalisation,
-        tests={page.tests.get(test, f"in {test}"): found for test, found in by_test.items()},
+        tests={
+            page.tests.get(test, f"in {test}"): found
+            for test, found in by_test.items()
+            if math.isfinite(found[shown].share.mean)  # reports are neither right nor wrong
+        },
         question_only=question_only(train, samples) if train else None,
         labels=stored_quality(sources, train) if train else None,
         cases=_cases(sources, evaluated, samples, shown, reference) if drawn else None,
