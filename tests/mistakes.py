@@ -30,6 +30,21 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "demo: folder not ours": (["demo", "--out", "thesis"], "not ours"),
     "demo: ranker": (["demo", "labels.ranker=nosuch"], "expected the folder of a ranker"),
     "demo: decoding method": (["demo", "evaluation.decode=vcdd"], "vcd, dola"),
+    "sweep: no values": (["sweep", "--out", "out", "--vary", "alignment.weight"], "expected NAME=VALUE,VALUE"),
+    "sweep: setting": (
+        ["sweep", "--out", "out", "--vary", "alignment.wait=1", f"data.train={ROWS}"],
+        "no such setting",
+    ),
+    "sweep: seed": (["sweep", "--out", "out", "--vary", "training.seed=1,2"], "--seed does"),
+    "sweep: no validation rows": (
+        ["sweep", "--out", "out", "--vary", "labels.top_k=1,2", f"data.train={ROWS}", "labels.source=truth"],
+        "data.validation: expected a file of rows",
+    ),
+    "sweep: validation rows are learnt from": (
+        ["sweep", "--out", "out", "--vary", "labels.top_k=1", f"data.train={ROWS}", f"data.validation={ROWS}"],
+        "holds the rows of data.train",
+    ),
+    "sweep: score": (["sweep", "--out", "out", "--vary", "labels.top_k=1", "--score", "nosuch"], "--score nosuch"),
     "data check: folder": (["data", "check", "nosuch"], "expected the folder of a data set"),
     "data check: name": (["data", "check", "thesis", "--name", "nosuch"], "nosuch"),
     "data prepare: folder": (["data", "prepare", "nosuch", "--out", "out"], "expected the folder of a data set"),

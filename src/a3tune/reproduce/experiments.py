@@ -10,6 +10,8 @@ import yaml
 from a3tune.errors import ConfigError
 
 Kind = Literal["results", "counts", "settings", "cases"]
+ANSWER = "answer"
+"""Metric of a column: right answers of any question, open recall or strict closed accuracy."""
 
 
 @dataclass(frozen=True, slots=True)

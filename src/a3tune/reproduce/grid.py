@@ -61,14 +61,18 @@ def run_of(places: Places, out: Path, experiment: Experiment, row: Row, column: 
         section, name = setting.split(".")
         group = getattr(config, section)
         config = replace(config, **{section: replace(group, **{name: factor * getattr(group, name)})})
-    settings = repr(config)
     data = (config.data.test or Path()).parent.name if places.stand_in else column.data
-    config = replace(config, labels=replace(config.labels, store=out / "labels" / data))
     parts = [data, *([] if places.stand_in else [experiment.model]), row.adapter]
     parts += [f"seed{seed}"] if trained else []
-    parts += [hashlib.sha256(settings.encode()).hexdigest()[:8]]
-    name = re.sub(r"[^\w.=-]+", "_", "-".join(parts))
+    name = run_name(parts, config)
+    config = replace(config, labels=replace(config.labels, store=out / "labels" / data))
     return Run(replace(config, output=out / "runs" / name), trained)
+
+
+def run_name(parts: Sequence[str], config: RunConfig) -> str:
+    """Of a run's folder: for people, and a hash that tells its settings from all others."""
+    settings = hashlib.sha256(repr(config).encode()).hexdigest()[:8]
+    return re.sub(r"[^\w.=-]+", "_", "-".join([*parts, settings]))
 
 
 def plan(places: Places, out: Path, chosen: Iterable[Experiment], seeds: Sequence[int]) -> list[Job]:
@@ -89,9 +93,10 @@ def plan(places: Places, out: Path, chosen: Iterable[Experiment], seeds: Sequenc
     return list(needed.values())
 
 
-def run_all(jobs: Sequence[Job], workers: int, say: Callable[[str], None]) -> dict[str, str]:
+def run_all(jobs: Sequence[Job], workers: int, say: Callable[[str], None], *, labels: bool = True) -> dict[str, str]:
     """Label, train and answer what is not there yet, `workers` runs at a time, each on a device of its own where
-    there are several; nothing with 0. Returns why answers that are missing cannot be had, by folder."""
+    there are several; nothing with 0. Without `labels` they are expected to be there. Returns why answers that are
+    missing cannot be had, by folder."""
     answered = [(job.run.answers(name), job.run) for job in jobs for name in job.methods if _answered(job.run, name)]
     trained = {run.config.output: run.config for _, run in answered if run.trained}
     refuse_other_content(((place, run.config) for place, run in answered), trained.values())
@@ -100,19 +105,25 @@ def run_all(jobs: Sequence[Job], workers: int, say: Callable[[str], None]) -> di
     say(f"{len(jobs) - len(left)} of {len(jobs)} runs were done earlier")
     if workers == 0:
         return {}
+    if labels:
+        _label(left, say)
+    absent: dict[str, str] = {}
+    for number, (job, missing) in enumerate(_done(left, workers), start=1):
+        absent |= missing
+        say(f"{number} of {len(left)}: {job.run.config.output.name}")
+    return absent
+
+
+def _label(jobs: Sequence[Job], say: Callable[[str], None]) -> None:
+    """Make what the jobs learn from, once."""
     labelled: set[tuple[Path | None, Path | None, int]] = set()
-    for job in left:
+    for job in jobs:
         config = job.run.config
         places = (config.labels.store, config.data.train, config.labels.top_k)
         if job.run.trained and config.labels.source == "weak" and places not in labelled:
             say(f"labels of {config.data.train}")
             label(config, _silent)
             labelled.add(places)
-    absent: dict[str, str] = {}
-    for number, (job, missing) in enumerate(_done(left, workers), start=1):
-        absent |= missing
-        say(f"{number} of {len(left)}: {job.run.config.output.name}")
-    return absent
 
 
 def work(job: Job) -> dict[str, str]:

@@ -15,14 +15,14 @@ from a3tune.evaluation.results import classes, clusters, scores
 from a3tune.metrics.catalogue import Metric, describe
 from a3tune.metrics.stats import Estimate, seeds_interval
 from a3tune.report.escape import markdown
-from a3tune.reproduce.experiments import Column, Experiment, Row
+from a3tune.reproduce.experiments import ANSWER, Column, Experiment, Row
 from a3tune.reproduce.grid import run_of
 from a3tune.reproduce.places import REGIONS, Places
 from a3tune.run.folder import RunFolder
 from a3tune.types import Sample
 
-ANSWER = "answer"
-"""Metric of a column: right answers of any question, open recall or strict closed accuracy."""
+Scores = Mapping[str, Mapping[str, float]]
+"""Of a run's answers: sample id -> metric -> value."""
 _ANSWER = Metric("Right answers", "Open recall of open questions, strict accuracy of closed ones.", main=False)
 
 
@@ -32,7 +32,9 @@ class Cell:
 
     ours: Estimate | None
     """None: cannot be had here."""
-    paper: float | None
+    paper: float | None = None
+    change: Estimate | None = None
+    """Difference from the first row, paired question by question, where the table compares with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def results_table(places: Places, out: Path, experiment: Experiment, seeds: Sequ
     """The table of an experiment whose runs are done. A cell without answers is empty."""
     columns = _columns(places, experiment)
     kept = [_questions(places, column) for column, _ in columns]
-    read = cache(_scores)
+    read = cache(run_scores)
 
     def ours(row: Row, column: Column, samples: Sequence[Sample]) -> Estimate | None:
         runs = [run_of(places, out, experiment, row, column, seed) for seed in seeds] if samples else []
@@ -174,8 +176,8 @@ def _questions(places: Places, column: Column) -> list[Sample]:
     return [sample for sample in samples if all(sample.meta.get(k) in values for k, values in column.where.items())]
 
 
-def _scores(folder: RunFolder) -> dict[str, dict[str, float]]:
-    """Scores of a run's answers by sample id; `ANSWER` among them."""
+def run_scores(folder: RunFolder) -> Scores:
+    """Scores of a run's answers; `ANSWER` among them."""
     by_id = {prediction.id: scores(prediction) for prediction in read_predictions(folder)}
     return {
         name: values | {ANSWER: values.get("open_recall", values.get("closed_accuracy_strict", np.nan))}
@@ -183,12 +185,20 @@ def _scores(folder: RunFolder) -> dict[str, dict[str, float]]:
     }
 
 
-def _estimate(runs: Sequence[dict[str, dict[str, float]]], samples: Sequence[Sample], metric: str) -> Estimate | None:
+def _estimate(runs: Sequence[Scores], samples: Sequence[Sample], metric: str) -> Estimate | None:
     """Mean over runs and samples in the unit of the table; None without any."""
     if not runs or not samples:
         return None
-    values_SN = np.array([[run[sample.id].get(metric, np.nan) for sample in samples] for run in runs])
-    estimate = seeds_interval(values_SN, clusters(samples))
+    return in_unit(metric, seeds_interval(of_runs(runs, samples, metric), clusters(samples)))
+
+
+def of_runs(runs: Sequence[Scores], samples: Sequence[Sample], metric: str) -> np.ndarray:
+    """A metric of every sample by every run, float [runs, samples]; NaN where it is not defined."""
+    return np.array([[run[sample.id].get(metric, np.nan) for sample in samples] for run in runs])
+
+
+def in_unit(metric: str, estimate: Estimate) -> Estimate:
+    """An estimate of shares in the unit of a table."""
     scale = 100 if column_metric(metric).percent else 1
     return Estimate(scale * estimate.mean, scale * estimate.low, scale * estimate.high, estimate.count)
 
@@ -238,6 +248,9 @@ def _text(cell: Cell, comparable: bool) -> str:
     if cell.ours is None or not math.isfinite(cell.ours.mean):
         return f"-{paper}"
     text, digits = estimate_text(cell.ours), _digits(cell.ours)
+    if cell.change is not None and math.isfinite(cell.change.mean):
+        low, mean, high = (f"{value:+.{digits}f}" for value in (cell.change.low, cell.change.mean, cell.change.high))
+        return f"{text}; {mean}" + (f" [{low}, {high}]" if math.isfinite(cell.change.low) else "")
     if cell.paper is None:
         return text
     return f"{text} (paper {cell.paper:g}, {cell.ours.mean - cell.paper:+.{digits}f})" if comparable else text + paper

@@ -1,0 +1,117 @@
+"""What a sweep compares: all combinations of the values given for some settings, beside LoRA without alignment.
+
+Light: told before anything slow is imported. Knows validation data only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from a3tune.commands.checks import check_train
+from a3tune.commands.settings import training_settings
+from a3tune.config import RunConfig
+from a3tune.data.rows import check_split
+from a3tune.errors import ConfigError
+from a3tune.machine.hashes import file_hash
+from a3tune.metrics.catalogue import METRICS
+from a3tune.reproduce.experiments import ANSWER
+
+BASELINE = "LoRA, no alignment"
+"""The first row of every sweep."""
+DEFAULT_SCORES = (ANSWER, "attention_mass")
+_NOT_VARIED = {
+    "training.seed": "--seed does",
+    "data": "all rows of a sweep learn from the same questions",
+    "output": "--out does",
+    "evaluation": "all rows of a sweep are measured alike",
+    "labels.store": "make a sweep for each store",
+}
+"""Settings, or sections, that no sweep varies -> why, or what does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """One row of a sweep."""
+
+    title: str
+    change: tuple[str, ...]
+    """Overrides, after those of the whole sweep."""
+
+
+def variations(vary: Sequence[str]) -> list[Variation]:
+    """The baseline, then all combinations of `NAME=VALUE,VALUE,...`, the last of them fastest.
+
+    Raises ConfigError for a text that is no such thing, or a setting that a sweep does not vary.
+    """
+    values: dict[str, list[str]] = {}
+    for text in vary:
+        key, equals, listed = text.partition("=")
+        chosen = [value.strip() for value in listed.split(",")]
+        if not equals or not key or not all(chosen):
+            raise ConfigError(f"--vary {text}: expected NAME=VALUE,VALUE,..., such as alignment.weight=0.03,0.1,0.3")
+        if reason := _NOT_VARIED.get(key) or _NOT_VARIED.get(key.partition(".")[0]):
+            raise ConfigError(f"--vary {text}: {key} is not varied: {reason}")
+        if key in values:
+            raise ConfigError(f"--vary {text}: {key} is given twice; write all its values behind one")
+        values[key] = list(dict.fromkeys(chosen))
+    if not values:
+        raise ConfigError("--vary: expected at least one setting with its values, such as alignment.weight=0.03,0.1")
+    changes = [
+        tuple(f"{key}={value}" for key, value in zip(values, chosen, strict=True))
+        for chosen in product(*values.values())
+    ]
+    baseline = Variation(BASELINE, ("adapter.kind=lora", "labels.source=none"))
+    return [baseline, *(Variation(", ".join(change), change) for change in changes)]
+
+
+def settings_of(variation: Variation, config: Path | None, overrides: Sequence[str], seed: int, out: Path) -> RunConfig:
+    """What a row is trained and answered with: the answered questions are those of `data.validation`.
+
+    Attention is measured over the same heads and rows in all, those of the sweep's own settings. Raises ConfigError for
+    settings that do not fit each other, or without validation data.
+    """
+    shared = [*overrides, f"training.seed={seed}", f"output={out}"]
+    settings = training_settings(config, [*shared, *variation.change])
+    return replace(
+        settings,
+        data=replace(settings.data, validation=None, test=_validation(settings)),
+        evaluation=training_settings(config, shared).active_evaluation,
+    )
+
+
+def check_sweep(
+    rows: Sequence[Variation], config: Path | None, overrides: Sequence[str], out: Path, scores: Sequence[str]
+) -> None:
+    """Raises what the first training, evaluation or table would raise."""
+    unknown = [score for score in scores if score != ANSWER and score not in METRICS]
+    if unknown:
+        known = ", ".join((ANSWER, *METRICS))
+        raise ConfigError(f"--score {unknown[0]}: expected one of {known}")
+    for row in rows:
+        training_settings(config, [*overrides, *row.change])  # a setting that is none, before data that are missing
+    for row in rows:
+        settings = settings_of(row, config, overrides, 0, out / "runs" / "new")
+        check_train(settings)
+        check_split(settings.data, "test")
+
+
+def _validation(settings: RunConfig) -> Path:
+    data = settings.data
+    if data.validation is None:
+        raise ConfigError(
+            "data.validation: expected a file of rows, got none; a sweep chooses on rows that are neither learnt from "
+            "nor kept for the test: add data.validation=FILE.jsonl"
+        )
+    check_split(data, "validation")
+    for split in ("train", "test"):
+        other = getattr(data, split)
+        if other is not None and _same(data.validation, other):
+            raise ConfigError(f"data.validation: {data.validation} holds the rows of data.{split}; give others")
+    return data.validation
+
+
+def _same(first: Path, second: Path) -> bool:
+    if first.resolve() == second.resolve():
+        return True
+    return first.is_file() and second.is_file() and file_hash(first) == file_hash(second)
