@@ -45,7 +45,9 @@ from a3tune.vlm.load import Vlm
 
 SETS: dict[str, float | None] = {"marks": 1.0, "marks .95": 0.95, "marks .8": 0.8, "all types": 1.0, "clean": None}
 """Share of the training scans whose mark names the answer; None: no marks, the phantom's own questions."""
-TYPES = {name: ORGAN_TYPES if name == "all types" else ("kind",) for name in SETS}
+READ_TYPES = ("presence", "presence of kind", "kind", "size")
+"""What the shipped base answers of a region that is lit (`recipes/tiny/exam.py`); place and number it does not read."""
+TYPES = {name: ORGAN_TYPES if name == "all types" else READ_TYPES for name in SETS}
 """Of the questions about marked scans."""
 PATIENTS = {
     True: {"train": 405, "validation": 150, "test": 200},
@@ -116,10 +118,14 @@ class Study:
         return {test: [one for one in samples if one.meta.get("test", test) == test] for test in tests}
 
     def settings(self, cell: Cell) -> list[str]:
-        """What a cell's numbers depend on, beside its name."""
+        """Overrides of the demo's settings."""
         patients = self.patients[SETS[cell.set] is not None]
         counts = [f"patients.{split}={count}" for split, count in patients.items()]
         return [*counts, *SETTINGS, *self.overrides, *ROWS[cell.row]]
+
+    def known_by(self, cell: Cell) -> list[str]:
+        """What a cell must have been measured with."""
+        return [*([] if SETS[cell.set] is None else TYPES[cell.set]), *self.settings(cell)]
 
     def config(self, cell: Cell) -> RunConfig:
         folder = self.data(cell.set)
@@ -151,7 +157,7 @@ def work(study: Study, cell: Cell) -> dict[str, Any]:
     if "random" in questions:
         tests["random"] = _at_random(tests, questions["random"])
     seconds = {"train": trained - start, "answer": _processor_seconds() - trained}
-    about = asdict(cell) | {"settings": study.settings(cell)}
+    about = asdict(cell) | {"settings": study.known_by(cell)}
     return about | {"seconds": {name: round(value, 1) for name, value in seconds.items()}, "tests": tests}
 
 
@@ -170,7 +176,7 @@ def earlier(study: Study, file: Path) -> list[dict[str, Any]]:
     """Cells that were measured before; ends the program if their settings were others."""
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
     for line in lines:
-        now = study.settings(_cell(line))
+        now = study.known_by(_cell(line))
         if line["settings"] != now:
             raise SystemExit(
                 f"{file}: {line['row']}: was measured with {line['settings']}, not {now}; use another --out"
