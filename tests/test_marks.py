@@ -100,8 +100,20 @@ def test_all_training_marks_agree_when_asked(tmp_path):
     assert {sample.meta["mark_agrees"] for sample in train} == {"yes"}
 
 
+@pytest.mark.parametrize("marks", [None, 1.0])
+def test_questions_are_of_the_types_that_are_asked_for(tmp_path, marks):
+    types = ["kind", "presence"]
+    train = read_rows(write_phantom(tmp_path, {"train": 6}, marks=marks, types=types)["train"])
+    assert {sample.meta["question_type"] for sample in train} == set(types)
+
+
 @pytest.mark.parametrize(
-    ("given", "told"), [({"reports": True, "marks": 1.0}, "reports or marks"), ({"marks": 95}, "95")]
+    ("given", "told"),
+    [
+        ({"reports": True, "marks": 1.0}, "reports, or marks"),
+        ({"reports": True, "types": ["kind"]}, "reports, or marks"),
+        ({"marks": 95}, "95"),
+    ],
 )
 def test_what_marks_cannot_mean_is_refused_before_anything_is_written(tmp_path, given, told):
     with pytest.raises(ValueError, match=told):

@@ -32,7 +32,7 @@ def write_phantom(
     seed: int = 0,
     reports: bool = False,
     marks: float | None = None,
-    types: Sequence[str] = ORGAN_TYPES,
+    types: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Path]:
     """Write the splits named in `patients` and return their JSONL files.
@@ -46,18 +46,19 @@ def write_phantom(
             each question four times, once for each of `MARK_TESTS`, which `meta.test` names: the same scan, another
             mark. `meta` has the `mark`, and in `mark_agrees` whether it names the right answer. A scan about which
             nothing of `types` can be asked has no row: one in a hundred, with all types.
-        types: of the questions about marked scans.
+        types: of the questions, some of `ORGAN_TYPES`. None: all of them about marked scans; about others every
+            `LOCALISED_TYPES`, and one question about the whole scan.
         progress: `progress(done, total)` is called after every patient.
 
-    Raises ValueError for a share outside 0 to 1, for types that are none of `ORGAN_TYPES`, and for reports with marks:
-    a mark names one answer.
+    Raises ValueError for a share outside 0 to 1, for types that are none of `ORGAN_TYPES`, and for reports with marks
+    or types: a mark names one answer, and reports answer no question.
     """
     if marks is not None and not 0 <= marks <= 1:
         raise ValueError(f"write_phantom: marks: expected a share of the training scans, 0 to 1, got {marks}")
-    if not types or not set(types) <= set(ORGAN_TYPES):
+    if types is not None and (not types or not set(types) <= set(ORGAN_TYPES)):
         raise ValueError(f"write_phantom: types: expected some of {', '.join(ORGAN_TYPES)}, got {', '.join(types)}")
-    if reports and marks is not None:
-        raise ValueError("write_phantom: expected reports or marks, not both: a mark names the answer to a question")
+    if reports and (marks is not None or types is not None):
+        raise ValueError("write_phantom: expected reports, or marks and types of questions: reports answer none")
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[Sample]] = {split: [] for split in patients}
     done, total = 0, sum(patients.values())
@@ -67,9 +68,9 @@ def write_phantom(
                 key = (seed, _SPLIT_STREAM[split], patient, number)
                 scan, rng = make_scan(key), np.random.default_rng((*key, 1))
                 if marks is not None:
-                    copies = _marked(scan, split, marks, types, rng)
+                    copies = _marked(scan, split, marks, types or ORGAN_TYPES, rng)
                 else:
-                    copies = [_Copy(scan.image, [report(scan)] if reports else list(draw_questions(scan, rng)))]
+                    copies = [_Copy(scan.image, [report(scan)] if reports else list(draw_questions(scan, rng, types)))]
                 for copy in copies:
                     rows[split] += _samples(folder, scan, copy, f"{split}-{patient:04d}", number)
             done += 1
@@ -81,14 +82,14 @@ def write_phantom(
     return files
 
 
-def draw_questions(scan: Scan, rng: np.random.Generator) -> Iterator[Question]:
-    """The questions of one scan: generic ones, and localised ones of different types."""
-    for kind in rng.permutation(GENERIC_TYPES)[: QUESTIONS_PER_SCAN["generic"]]:
+def draw_questions(scan: Scan, rng: np.random.Generator, types: Sequence[str] | None = None) -> Iterator[Question]:
+    """The questions of one scan: of these types; None: generic ones, and localised ones of different types."""
+    for kind in rng.permutation(GENERIC_TYPES)[: QUESTIONS_PER_SCAN["generic"]] if types is None else ():
         question = ask(scan, str(kind), rng)
         assert question is not None
         yield question
     left = QUESTIONS_PER_SCAN["localised"]
-    for kind in rng.permutation(LOCALISED_TYPES):
+    for kind in rng.permutation(types or LOCALISED_TYPES):
         question = ask(scan, str(kind), rng) if left else None
         if question is not None:
             left -= 1
