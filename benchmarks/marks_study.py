@@ -79,8 +79,13 @@ ROWS = {
     **{f"K {count}": [f"labels.top_k={count}"] for count in (1, 2, 8)},
     "answer rows": ["alignment.rows=answer"],
     "learning rate 1e-3": ["training.learning_rate=1e-3"],
+    **{
+        f"{row}, {method}": [*own, f"evaluation.decode={method}"]
+        for row, own in ((REFERENCE, [*LORA, *UNALIGNED]), ("A3Tune", []))
+        for method in ("vcd", "dola", "opera", "avisc", "m3id", "damro", "pai", "controlmllm")
+    },
 }
-"""What is trained, and what differs from A3Tune with weak labels."""
+"""What is trained, or how it answers, and what differs from A3Tune with weak labels."""
 QUICK = ["training.max_steps=2", "training.epochs=1", "evaluation.max_new_tokens=3"]
 FIRST_GUESS = 150.0
 """Seconds of processor time that a cell is taken to need before any was measured."""
@@ -97,7 +102,10 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.set} {self.row} {self.seed}".replace(" ", "_")
+        """Of its training, which rows that only answer in another way share."""
+        trained = [change for change in ROWS[self.row] if not change.startswith("evaluation.")]
+        row = next((row for row, own in ROWS.items() if row != BASE and own == trained), self.row)
+        return f"{self.set} {row} {self.seed}".replace(" ", "_")
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def explorer(browser: Browser, adapters: list[str], folder: Path) -> None:
 
 
 def ask(browser: Browser) -> None:
-    """The second suggested question, about the number of lesions in an organ."""
+    """The second suggested question, whether there is a lesion in an organ."""
     browser.click("#suggestion label:nth-of-type(2) input")
     browser.wait(f"{STATUS}.includes('true answer')")
     browser.click("#ask")

@@ -35,7 +35,7 @@ from a3tune.types import Sample
 from a3tune.vlm.encode import prepare
 from a3tune.vlm.grids import token_boxes
 
-QUESTION = "What is the number of lesions in the liver?"
+QUESTION = "Does the spleen contain a lesion?"
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'>${7*7}{{7*7}}"
 SHORT = EvaluationConfig(max_new_tokens=12)
 

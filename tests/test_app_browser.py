@@ -176,7 +176,7 @@ def choose(page: Browser, number: int) -> None:
 
 PANE = "document.querySelector('#pane-0').innerText"
 OUTLINED = "Boolean(document.querySelector('#pane-0 .look path.region'))"
-FIRST, SECOND = "What is the abnormality in the stomach?", "What is the number of lesions in the liver?"
+FIRST, SECOND = "What is the abnormality in the stomach?", "Does the spleen contain a lesion?"
 
 
 def test_an_answer_is_never_scored_against_the_region_of_another_question(page: Browser):

@@ -10,6 +10,7 @@ from a3tune.config import DataConfig, load_config
 from a3tune.decoding import DECODERS
 from a3tune.errors import ConfigError, RunError
 from a3tune.metrics.stats import Estimate
+from a3tune.reproduce import places
 from a3tune.reproduce.experiments import Column, choose, experiments
 from a3tune.reproduce.grid import plan, run_all
 from a3tune.reproduce.places import Places, phantom_places, read_places
@@ -26,7 +27,10 @@ FEW = {"train": 2, "validation": 1, "test": 1}
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("a3tune.data.phantom.DEMO_PATIENTS", FEW)
+        plan = places.plan_demo
+        patch.setattr(
+            places, "plan_demo", lambda out: replace(plan(out), recipe=replace(plan(out).recipe, patients=FEW))
+        )
         yield tmp_path_factory.mktemp("paper")
 
 

@@ -19,7 +19,6 @@ class Recipe:
     marks: float
     questions: list[str]
     seed: int
-    settings: list[str]
     methods: dict[str, list[str]]
     seconds: dict[str, float]
 
@@ -49,7 +48,7 @@ def plan_demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
     Raises ConfigError for an override that does not fit.
     """
     recipe = Recipe(**yaml.safe_load(_asset("recipe.yaml").read_text(encoding="utf-8")))
-    shared = list(recipe.settings)
+    shared: list[str] = []
     for override in overrides:
         if override.startswith("patients."):
             _change_patients(recipe.patients, override)

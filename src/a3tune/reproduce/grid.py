@@ -53,7 +53,7 @@ class Job:
 
 
 def run_of(places: Places, out: Path, experiment: Experiment, row: Row, column: Column, seed: int) -> Run:
-    """The run behind a cell of a table."""
+    """The run behind a cell of a table. Attention is measured over the same heads and rows in all."""
     trained = row.adapter != "base"
     given = [*ADAPTERS[row.adapter], *row.change, *([f"training.seed={seed}"] if trained else [])]
     config = places.config(experiment.model, column.data, given)
@@ -61,6 +61,8 @@ def run_of(places: Places, out: Path, experiment: Experiment, row: Row, column: 
         section, name = setting.split(".")
         group = getattr(config, section)
         config = replace(config, **{section: replace(group, **{name: factor * getattr(group, name)})})
+    measured = places.config(experiment.model, column.data, ()).active_evaluation
+    config = replace(config, evaluation=replace(config.evaluation, heads=measured.heads, rows=measured.rows))
     data = (config.data.test or Path()).parent.name if places.stand_in else column.data
     parts = [data, *([] if places.stand_in else [experiment.model]), row.adapter]
     parts += [f"seed{seed}"] if trained else []

@@ -11,6 +11,7 @@ import yaml
 
 from a3tune.config import DataConfig, RunConfig, load_config, plain_yaml
 from a3tune.data.rows import check_split, read_rows, write_rows
+from a3tune.demo.plan import plan_demo
 from a3tune.errors import ConfigError, shown
 from a3tune.reproduce.experiments import paper_asset
 from a3tune.run.stages import Stages
@@ -21,6 +22,10 @@ REPORTS = ("iu-xray", "mimic-cxr")
 PHANTOM = "phantom"
 _DEMO = Path(str(files("a3tune") / "assets" / "demo" / "config.yaml"))
 """Settings on the phantom."""
+_TEST = "random"
+"""Of the phantom's tests: the mark names any answer, as one of another hospital would."""
+_REPORT_SETTINGS = ("evaluation.max_new_tokens=96", "training.epochs=3")
+"""Reports are long, and no mark names them."""
 _PHANTOM_CLASSES = {
     ("organ", "Lung"): ("body", "chest"),
     ("organ", "Abdomen"): ("body", "abdomen"),
@@ -108,22 +113,27 @@ def _places(path: Path) -> dict[str, Any]:
 def phantom_places(
     out: Path, settings: Sequence[str], progress: Callable[[int, int], None], patients: Mapping[str, int] | None = None
 ) -> Places:
-    """Phantom scans in `out` for every data set, the shipped tiny model for every model, the demo's settings."""
-    from a3tune.data.phantom import DEMO_PATIENTS, write_phantom
+    """Phantom scans in `out` for every data set, the shipped tiny model for every model, the demo's settings.
 
-    paper = yaml.safe_load(paper_asset("settings.yaml"))
+    The scans of questions carry the demo's marks. Those of the test name any answer, those of reports there are none.
+    """
+    from a3tune.data.phantom import write_phantom
+
+    paper, recipe = yaml.safe_load(paper_asset("settings.yaml")), plan_demo(out).recipe
     folders = {False: out / "data" / "vqa", True: out / "data" / "reports"}
-    stages, drawn = Stages(out / "stages", lambda line: None), patients or DEMO_PATIENTS
+    stages, drawn = Stages(out / "stages", lambda line: None), patients or recipe.patients
+    marked = {"marks": recipe.marks, "types": recipe.questions}
     for reports, folder in folders.items():
 
         def draw(folder: Path = folder, reports: bool = reports) -> None:
-            write_phantom(folder, drawn, reports=reports, progress=progress)
+            written = write_phantom(folder, drawn, reports=reports, progress=progress, **({} if reports else marked))
+            if not reports:
+                write_rows(written["test"], [row for row in read_rows(written["test"]) if row.meta["test"] == _TEST])
 
-        stages.run(folder.name, {"patients": dict(drawn), "reports": reports}, [folder], draw)
+        inputs = {"patients": dict(drawn), "reports": reports} | ({} if reports else {**marked, "test": _TEST})
+        stages.run(folder.name, inputs, [folder], draw)
     data = {name: folders[name in REPORTS] for name in paper["data"]}
-    settings_of = {
-        name: (*settings, *(["evaluation.max_new_tokens=96"] if name in REPORTS else [])) for name in paper["data"]
-    }
+    settings_of = {name: (*(_REPORT_SETTINGS if name in REPORTS else ()), *settings) for name in paper["data"]}
     models: dict[str, str] = dict.fromkeys(("llava-med", "llava-med-1.5", "huatuogpt-vision"), "tiny")
     return Places(models, data | _with_regions(data, out), settings_of, _DEMO, _PHANTOM_CLASSES, stand_in=True)
 
