@@ -62,16 +62,6 @@ class Spread:
         return f"{self.median:.3g} ({self.least:.3g} to {self.most:.3g})"
 
 
-CLEAN = [
-    "patients.validation=80",
-    "training.epochs=2.5",
-    "alignment.weight=0.3",
-    "alignment.heads=0.125",
-    "alignment.rows=answer",
-]
-"""The demo's patients and settings as they were on scans without marks: results of that time can be made again."""
-
-
 def take_turns(
     sides: Mapping[str, Callable[[], Any]], repetitions: int, warmups: int = 1
 ) -> dict[str, dict[str, Spread]]:

@@ -21,7 +21,7 @@ MEASURED = ("decoding_cost", "decoding_ports", "experts", "growth", "labels", "s
 """Each leaves `OUT.json` and `OUT.md`, and runs in this process."""
 ALONE = ("step_cost",)
 """The same, in a process of its own: it measures the memory of forked ones."""
-TESTED = ("beyond", "convert", "decoding_methods", "demo_seeds", "families", "marks_study", "roofline", "store")
+TESTED = ("convert", "families", "marks_study", "roofline", "store")
 """With a test of their own below."""
 ELSEWHERE = ("damage", "faults", "fuzz")
 """Run what other tests run, only more of it: test_damage.py, test_faults.py and test_fuzz_*.py."""
@@ -110,28 +110,6 @@ def test_quick_convert(run: Callable[..., None], tmp_path: Path, capsys: pytest.
         r"GB of weights: \d+ s, [\d.]+ GB of memory before, [\d.]+ GB at the peak", capsys.readouterr().out
     )
     assert not (tmp_path / "work").exists()
-
-
-def test_quick_demo_seeds_and_the_decoding_methods_on_them(run: Callable[..., None], tmp_path: Path) -> None:
-    run("demo_seeds", "--quick", "--out", tmp_path, "--seeds", 0, "--ablation-seeds")
-    methods = [row["method"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]]
-    assert methods[0] == "base"
-    assert "a3tune" in methods
-    run("decoding_methods", "--quick", "--runs", tmp_path, "--seeds", 0)
-    rows = json.loads((tmp_path / "decoding_methods.json").read_text())["rows"]
-    assert {row["model"] for row in rows} == {"base", "lora", "a3tune"}
-    assert all(row["passes"] > 0 for row in rows)
-    assert "| greedy |" in (tmp_path / "decoding_methods.md").read_text()
-
-
-def test_quick_beyond(run: Callable[..., None], tmp_path: Path) -> None:
-    run("beyond", "--quick", "--out", tmp_path, "--seeds", 0, "--only", "labels of 50 %")
-    labelled = {
-        name: json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])["labelled"]
-        for name in ("a3tune_0", "labels_of_50_0")
-    }
-    assert labelled["a3tune_0"] == 1 and 0 < labelled["labels_of_50_0"] < 1
-    check(tmp_path / "beyond", "python benchmarks/beyond.py --quick")
 
 
 def test_tables_of_marks_star_what_is_sure_only(monkeypatch: pytest.MonkeyPatch) -> None:
