@@ -45,9 +45,7 @@ from a3tune.vlm.load import Vlm
 
 SETS: dict[str, float | None] = {"marks": 1.0, "marks .95": 0.95, "marks .8": 0.8, "all types": 1.0, "clean": None}
 """Share of the training scans whose mark names the answer; None: no marks."""
-READ_TYPES = ("presence", "presence of kind", "kind", "size")
-"""What the shipped base answers of a region that is lit (`recipes/tiny/exam.py`); place and number it does not read."""
-TYPES = {name: ORGAN_TYPES if name == "all types" else READ_TYPES for name in SETS}
+TYPES = {name: ORGAN_TYPES if name == "all types" else plan_demo(Path()).recipe.questions for name in SETS}
 """Of the questions."""
 PATIENTS = {
     True: {"train": 405, "validation": 150, "test": 200},
