@@ -102,7 +102,7 @@ class Cell:
     def name(self) -> str:
         """Of its training, which rows that only answer in another way share."""
         trained = [change for change in ROWS[self.row] if not change.startswith("evaluation.")]
-        row = next((row for row, own in ROWS.items() if row != BASE and own == trained), self.row)
+        row = self.row if self.row == BASE else next(row for row, own in ROWS.items() if row != BASE and own == trained)
         return f"{self.set} {row} {self.seed}".replace(" ", "_")
 
 
