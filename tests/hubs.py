@@ -23,7 +23,7 @@ def commit_of(files: dict[str, bytes]) -> str:
 @dataclass
 class Hub:
     address: str
-    repositories: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
+    repositories: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict, repr=False)
     """`models/owner/name` or `datasets/owner/name` -> branch or commit -> file -> content."""
     asked: list[str] = field(default_factory=list)
     """Requests, "GET /api/...", in their order."""
@@ -39,7 +39,7 @@ class Hub:
 
     def answer(self, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
         self.asked.append(f"{method} {path}")
-        parts = unquote(urlsplit(path).path).strip("/").split("/")
+        parts = [unquote(part) for part in urlsplit(path).path.strip("/").split("/")]
         kind = parts[1] if parts[0] == "api" else "datasets" if parts[0] == "datasets" else "models"
         parts = parts[2 if parts[0] == "api" else parts[0] == "datasets" :]
         commits = self.repositories.get(f"{kind}/{'/'.join(parts[:2])}")

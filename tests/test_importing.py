@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from base64 import b64encode
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ from a3tune.data.importing.splitting import split
 from a3tune.data.rows import read_rows
 from a3tune.errors import DataError
 from a3tune.types import Sample
+from hubs import Hub, ask, serving
 from rowfiles import written
 from test_tables import saved
 
@@ -428,3 +430,70 @@ def test_any_bytes_are_no_rows_or_a_data_error(tmp_path_factory, data, ending):
     path.write_bytes(data)
     with pytest.raises(DataError, match="q"):
         import_rows(path, path.parent / "out")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.chdir(tmp_path)
+    with serving() as hub:
+        ask(monkeypatch, hub.address, tmp_path / "cache")
+        yield hub
+
+
+def parquet(rows: list[dict]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def test_a_data_set_of_the_hub(hub, tmp_path, monkeypatch):
+    def rows(level: int) -> bytes:
+        return parquet([{"image": {"bytes": picture(level), "path": None}, "question": "Is it?", "answer": "yes"}])
+
+    files = {"README.md": b"# VQA", "make.py": b"boom", "data/train-00000-of-00001-eb88.parquet": rows(1)}
+    first = hub.add("datasets/own/vqa", files | {"data/test-00000-of-00001-aa.parquet": rows(2)})
+    result = CliRunner().invoke(app, ["data", "import", "own/vqa", "--out", "mine"])
+    assert result.exit_code == 0, result.output
+    assert f"own/vqa of the Hugging Face Hub at {first}; its files stay in " in result.output
+    assert (len(read_rows(Path("mine/train.jsonl"))), len(read_rows(Path("mine/test.jsonl")))) == (1, 1)
+    record = json.loads(Path("mine/import.json").read_text())
+    assert (record["source"], record["commit"], record["written"]) == ("own/vqa", first, {"train": 1, "test": 1})
+    assert not [asked for asked in hub.asked if "README" in asked or "make.py" in asked]
+    other = hub.add("datasets/own/vqa", files, "v2")
+    ask(monkeypatch, hub.address, tmp_path / "cache", offline=True)  # what is there needs no Hub
+    assert list(import_rows(Path("own/vqa"), tmp_path / "again").files) == ["train", "test"]
+    with pytest.raises(DataError, match="own/vqa@v2: is no folder here, nor in the cache.*--repo-type dataset"):
+        import_rows(Path("own/vqa@v2"), tmp_path / "no")
+    ask(monkeypatch, hub.address, tmp_path / "cache")
+    assert list(import_rows(Path("own/vqa@v2"), tmp_path / "v2").files) == ["train"]
+    assert json.loads((tmp_path / "v2/import.json").read_text())["commit"] == other
+    assert not (tmp_path / "no").exists()
+
+
+def test_images_of_the_hub_stay_in_its_cache_and_archives_are_told(hub, tmp_path):
+    table = b"file_name,question,answer\nA.PNG,Is it?,yes\nb.png,Is it?,no\n"
+    hub.add("datasets/own/files", {"train/metadata.csv": table, "train/A.PNG": picture(1), "imgs.zip": b"PK"})
+    done = import_rows(Path("own/files"), tmp_path / "out")
+    assert load_image(read_rows(done.files["train"])[0].image).getpixel((0, 0)) == (1, 1, 1)
+    assert "not fetched: imgs.zip" in format_import(done) and "no such image: 'b.png'" in done.left_out[0]
+
+
+def test_a_data_set_that_only_a_script_makes_is_refused(hub, tmp_path):
+    hub.add("datasets/own/script", {"script.py": b"boom", "data.zip": b"PK"})
+    converted = {"default/train/0000.parquet": parquet([{"image": picture(1), "question": "q?", "answer": "a"}])}
+    hub.add("datasets/own/script", converted, "refs/convert/parquet")
+    with pytest.raises(DataError, match=r"own/script: expected tables in it.*no script is run: own/script@refs/convert"):
+        import_rows(Path("own/script"), tmp_path / "out")
+    with pytest.raises(DataError, match="has no such data set"):
+        import_rows(Path("own/none"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert list(import_rows(Path("own/script@refs/convert/parquet"), tmp_path / "out").files) == ["train"]
+
+
+def test_several_data_sets_in_a_folder_are_not_mixed(tmp_path):
+    png(tmp_path / "set" / "a" / "1.png")
+    for name in ("a/train", "a/test", "b/train"):
+        table(tmp_path / "set" / f"{name}.csv", [["1.png", "p", "CT", "q?", "a"]])
+    with pytest.raises(DataError, match=r"expected one data set, found several: a, b; name one"):
+        import_rows(tmp_path / "set", tmp_path / "out")
+    assert list(import_rows(tmp_path / "set" / "a", tmp_path / "out").files) == ["train", "test"]

@@ -90,7 +90,7 @@ def prepare(
 @data.command("import")
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="CSV, TSV, Excel, JSON, JSONL, parquet, or a folder of such.")
+        Path, typer.Argument(metavar="SOURCE", help="CSV, TSV, Excel, JSON, JSONL, parquet, a folder of such, or OWNER/NAME[@REVISION] of the Hub.")
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of train.jsonl, validation.jsonl and test.jsonl.")],
     columns: Annotated[
@@ -109,15 +109,16 @@ def import_(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Make rows of a table or of a Hugging Face data set on the disk; columns are guessed, and shown.
+    """Make rows of a table or of a Hugging Face data set; columns are guessed, and shown.
 
     Example: `a3tune data import questions.csv --out mine --images scans --map prompt=Frage,answer=Antwort`
     """
-    from a3tune.data.importing import format_import, import_rows
+    from a3tune.data.importing import find_source, format_import, import_rows
 
     said, shares = _columns(columns or []), _shares(split)
     for name in _SPLITS:
         refuse_existing(out / f"{name}.jsonl", force)
+    find_source(source)  # a download has a bar of its own
     with bar("Opening images") as progress:
         done = import_rows(
             source, out, columns=said, images=images, prompt=prompt, shares=shares, by=by, progress=progress

@@ -99,7 +99,8 @@ def _same(model: str | Path | None, given: str | None, content: str | None) -> b
         return given is None or content is None
     folder = model_folder(model, download=False)
     if folder.is_dir():
-        return pinned(model) == given or folder_hash(folder) == content
+        of_the_hub = folder != Path(model)  # whose commits stay as they are; a folder may have changed
+        return (of_the_hub and pinned(model) == given) or folder_hash(folder) == content
     return given is not None and str(model) in (given, given.partition("@")[0])
 
 

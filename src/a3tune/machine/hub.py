@@ -117,8 +117,9 @@ def fetch(repository: Repository, choose: Choice, error: type[A3TuneError]) -> S
     except RevisionNotFoundError:
         raise error(f"{repository}: the Hugging Face Hub has no such revision of it") from None
     except RepositoryNotFoundError:
+        what = "data set" if repository.kind == "dataset" else "model"
         raise error(
-            f"{repository}: is no path here, and the Hugging Face Hub has no such {repository.kind}, or does not show "
+            f"{repository}: is no path here, and the Hugging Face Hub has no such {what}, or does not show "
             "it: check the name; where it needs consent or a login, give that on its page and run `hf auth login`"
         ) from None
     except A3TuneError:

@@ -4,6 +4,7 @@ CSV, TSV, Excel, JSON, JSON lines, parquet, saved Hugging Face data sets, conver
 folders of images with `metadata`.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,18 +13,21 @@ from pathlib import Path
 
 from a3tune.data.importing.cleaning import Found, file_of, without_duplicates, without_personal_fields
 from a3tune.data.importing.columns import Columns, choose_columns
+from a3tune.data.importing.fetching import Source, find_source
 from a3tune.data.importing.pictures import Pictures, look_at
 from a3tune.data.importing.rows import samples_of
 from a3tune.data.importing.sources import SPLITS, Part, find_parts, read_part
 from a3tune.data.importing.splitting import Splits, leaks, split
 from a3tune.data.rows import write_rows
 from a3tune.errors import DataError, shown
-from a3tune.machine.files import all_or_none
+from a3tune.machine.files import all_or_none, write_atomic
 from a3tune.types import Sample
 
 Progress = Callable[[int, int], None]
 ALL = "rows"
 """The one file, where nothing is split."""
+RECORD = "import.json"
+"""File that says what the rows beside it were made of."""
 _LOOKED_AT = 100
 """Rows whose columns are gathered before they are guessed."""
 
@@ -56,13 +60,15 @@ def import_rows(
     by: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Imported:
-    """Make rows of a table, or of a folder of tables, and write them to `out`: one file for each split.
+    """Make rows of a table, a folder of tables, or a data set of the Hugging Face Hub, and write them to `out`: one file for
+    each split, and `import.json`, which says what they were made of.
 
     Images are named relative to `out`; those that the table holds are written to `out/images`. A row that cannot be
     used is left out, and told. Splits are those of the source (a column, or the names of its files), else groups of
     `shares`, which are 1 in all.
 
     Args:
+        source: a path, or `owner/name` or `owner/name@revision` of the Hub (`fetching.find_source`).
         columns: field (`columns.KNOWN`) -> column, where names do not tell.
         images: folder that names of images are relative to, besides the table's own.
         prompt: the question of every row, where the table has none.
@@ -75,11 +81,14 @@ def import_rows(
     """
     with all_or_none() as new:
         pictures = Pictures((images,) if images else (), out / "images", new)
-        return _import(source, out, columns or {}, pictures, prompt, shares, by, progress)
+        place = find_source(source)
+        done = _import(place, out, columns or {}, pictures, prompt, shares, by, progress)
+        write_atomic(new(out / RECORD), _record(source, place, done))
+        return done
 
 
 def _import(
-    source: Path,
+    source: Source,
     out: Path,
     said: Mapping[str, str],
     pictures: Pictures,
@@ -91,7 +100,7 @@ def _import(
     left_out: list[str] = []
     found: Found = {}
     read, became = 0, dict[str, str]()
-    parts = find_parts(source)
+    parts = find_parts(source.path)
     for part in parts:
         rows = read_part(part)
         head = list(islice(rows, _LOOKED_AT))
@@ -111,13 +120,13 @@ def _import(
                 left_out.append(f"{part.path.name}:{number}: {error}")
             else:
                 found.setdefault(place, []).extend(samples)
-    notes: list[str] = []
+    notes = list(source.notes)
     hashes = _open_images(found, left_out, progress)
     without_duplicates(found, hashes, notes)
     without_personal_fields(found, became, notes)
     if not any(found.values()):
         listed = "".join(f"\n  {line}" for line in left_out[:10])
-        raise DataError(f"{source}: expected rows, none of {read:,} can be used:{listed}")
+        raise DataError(f"{source.path}: expected rows, none of {read:,} can be used:{listed}")
     splits = _splits(found, hashes, shares, by, notes)
     if empty := [name for name, samples in splits.items() if not samples]:
         notes.append(f"too few images or patients for {' and '.join(empty)}")
@@ -126,6 +135,19 @@ def _import(
     for name, samples in splits.items():
         write_rows(pictures.new(files[name]), _unique_ids(samples, notes))
     return Imported(files, splits, became, read, tuple(left_out), tuple(notes))
+
+
+def _record(source: Path, place: Source, done: Imported) -> bytes:
+    about = {
+        "source": str(source),
+        "commit": place.commit or None,
+        "columns": done.columns,
+        "read": done.read,
+        "left_out": len(done.left_out),
+        "written": {name: len(samples) for name, samples in done.splits.items()},
+        "notes": done.notes,
+    }
+    return (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _split_of(part: Part, row: Mapping[str, object], columns: Columns) -> str | None:

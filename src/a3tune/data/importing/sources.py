@@ -70,7 +70,7 @@ def find_parts(source: Path) -> list[Part]:
         return [Part(source)]
     files = sorted(file for file in source.rglob("*") if file.suffix.lower() in TABLES and not _is_hidden(source, file))
     about = [file for file in files if file.stem == "metadata"]
-    shards = [file for file in files if _split_of(file.stem)]
+    shards = [file for file in files if _split_in(source, file)]
     parts = about or shards or files
     if not parts:
         raise DataError(f"{source}: expected a table ({', '.join(TABLES)}) in this folder, found none")
@@ -79,7 +79,10 @@ def find_parts(source: Path) -> list[Part]:
         raise DataError(
             f"{source}: expected one table, or tables named by split, found {len(parts)}: {listed}; name one"
         )
-    return [Part(file, _split_of(file.parent.name if about else file.stem)) for file in parts]
+    sets = sorted({_set_of(source, file) for file in shards if not about})
+    if len(sets) > 1:
+        raise DataError(f"{source}: expected one data set, found several: {', '.join(map(str, sets[:8]))}; name one")
+    return [Part(file, _split_in(source, file)) for file in parts]
 
 
 def read_part(part: Part) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -108,6 +111,18 @@ def read_part(part: Part) -> Iterator[tuple[int, dict[str, Any]]]:
 def _split_of(name: str) -> str | None:
     match = _SHARD.match(name.lower())
     return SPLITS.get(match["split"]) if match else None
+
+
+def _split_in(source: Path, file: Path) -> str | None:
+    """What a file's name says, `train-00000-of-00002.parquet`, or its folder's: `train/0000.parquet`."""
+    inner = file.parent.name if file.parent != source else ""
+    return _split_of(inner if file.stem == "metadata" else file.stem) or _split_of(inner)
+
+
+def _set_of(source: Path, file: Path) -> Path:
+    """The folder whose splits a file is one of."""
+    folder = file.parent if _split_of(file.stem) else file.parent.parent
+    return folder.relative_to(source) if folder != source else Path()
 
 
 def _is_hidden(source: Path, file: Path) -> bool:
