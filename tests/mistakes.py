@@ -62,7 +62,10 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "label: setting": (["label", ROWS, "--out", "labels", "labels.topk=2"], "did you mean labels.top_k"),
     "label: segmenter": (["label", ROWS, "--out", "labels", "labels.proposer=samm"], "superpixels, sam"),
     "label: ranker": (["label", ROWS, "--out", "labels", "labels.ranker=nosuch"], "expected the folder of a ranker"),
-    "label: ranker of the Hub, offline": (["label", ROWS, "--out", "labels", "labels.ranker=own/clip"], "HF_HUB_OFFLINE"),
+    "label: ranker of the Hub, offline": (
+        ["label", ROWS, "--out", "labels", "labels.ranker=own/clip"],
+        "HF_HUB_OFFLINE",
+    ),
     "label: visual prompt": (["label", ROWS, "--out", "labels", "labels.visual_prompt=red"], "visual_prompt"),
     "label: no weights": (["label", ROWS, "--out", "o", "labels.proposer=sam"], "expected the folder of its model"),
     "label: useless weights": (["label", ROWS, "--out", "o", "labels.weights=bert"], "needs no weights"),

@@ -80,7 +80,9 @@ def test_biomedclip_as_published_and_what_has_no_safetensors(hub, tmp_path):
     torch.manual_seed(0)
     hub.add("models/ms/BiomedCLIP", save_biomedclip(tmp_path / "b", checkpoint(), pickled=True))
     folder = model_folder("ms/BiomedCLIP")
-    assert {"open_clip_config.json", "open_clip_pytorch_model.bin", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
+    assert {"open_clip_config.json", "open_clip_pytorch_model.bin", "tokenizer.json"} <= {
+        p.name for p in folder.iterdir()
+    }
     label("labels.ranker=ms/BiomedCLIP")
     hub.add("models/old/clip", {"config.json": b"{}", "pytorch_model.bin": b"", "flax_model.msgpack": b""})
     with pytest.raises(ModelError, match=r"old/clip: expected model.safetensors in it.*pytorch_model.bin; other forms"):

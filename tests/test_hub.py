@@ -47,7 +47,9 @@ def test_names_of_the_hub(text, name, revision):
     assert found is not None and (found.name, found.revision, str(found)) == (name, revision, text)
 
 
-@pytest.mark.parametrize("text", ["tiny", "./a/b", "/a/b", "a/b/c", "~/b", "here/b", "here/b@x", "a/b@../x", "a/b@", "a"])
+@pytest.mark.parametrize(
+    "text", ["tiny", "./a/b", "/a/b", "a/b/c", "~/b", "here/b", "here/b@x", "a/b@../x", "a/b@", "a"]
+)
 def test_what_is_a_path(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
@@ -61,8 +63,11 @@ def test_what_is_wanted_is_downloaded_once(hub):
     assert there == ["config.json", "model.safetensors", "sub/[1].json"] and found.whole
     assert pinned("own/model", "model", found.folder) == f"own/model@{found.commit}"
     asked = len(hub.asked)
-    assert fetch(model(), wanted, ModelError) == cached(model(), wanted) == found == fetch(
-        model(found.commit), wanted, ModelError
+    assert (
+        fetch(model(), wanted, ModelError)
+        == cached(model(), wanted)
+        == found
+        == fetch(model(found.commit), wanted, ModelError)
     )
     assert len(hub.asked) == asked
 
@@ -111,7 +116,10 @@ def silent(*arguments: object, **options: object) -> None:
 def test_what_cannot_be_had_is_told_in_one_line(hub, tmp_path, monkeypatch):
     hub.add("models/own/pickled", {"config.json": b"{}", "pytorch_model.bin": b""})
     for repository, line in (
-        (model(name="own/none"), r"own/none: is no path here, and the Hugging Face Hub has no such model.*hf auth login"),
+        (
+            model(name="own/none"),
+            r"own/none: is no path here, and the Hugging Face Hub has no such model.*hf auth login",
+        ),
         (model("v9"), "own/model@v9: the Hugging Face Hub has no such revision"),
         (model(name="own/pickled"), "own/pickled: no weights"),
         (model(name="a--b/c"), "a--b/c: downloading it failed"),

@@ -462,7 +462,7 @@ def test_a_data_set_of_the_hub(hub, tmp_path, monkeypatch):
     other = hub.add("datasets/own/vqa", files, "v2")
     ask(monkeypatch, hub.address, tmp_path / "cache", offline=True)  # what is there needs no Hub
     assert list(import_rows(Path("own/vqa"), tmp_path / "again").files) == ["train", "test"]
-    with pytest.raises(DataError, match="own/vqa@v2: is no folder here, nor in the cache.*--repo-type dataset"):
+    with pytest.raises(DataError, match=r"own/vqa@v2: is no folder here, nor in the cache.*--repo-type dataset"):
         import_rows(Path("own/vqa@v2"), tmp_path / "no")
     ask(monkeypatch, hub.address, tmp_path / "cache")
     assert list(import_rows(Path("own/vqa@v2"), tmp_path / "v2").files) == ["train"]
@@ -482,7 +482,9 @@ def test_a_data_set_that_only_a_script_makes_is_refused(hub, tmp_path):
     hub.add("datasets/own/script", {"script.py": b"boom", "data.zip": b"PK"})
     converted = {"default/train/0000.parquet": parquet([{"image": picture(1), "question": "q?", "answer": "a"}])}
     hub.add("datasets/own/script", converted, "refs/convert/parquet")
-    with pytest.raises(DataError, match=r"own/script: expected tables in it.*no script is run: own/script@refs/convert"):
+    with pytest.raises(
+        DataError, match=r"own/script: expected tables in it.*no script is run: own/script@refs/convert"
+    ):
         import_rows(Path("own/script"), tmp_path / "out")
     with pytest.raises(DataError, match="has no such data set"):
         import_rows(Path("own/none"), tmp_path / "out")

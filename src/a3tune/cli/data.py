@@ -90,7 +90,11 @@ def prepare(
 @data.command("import")
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="CSV, TSV, Excel, JSON, JSONL, parquet, a folder of such, or OWNER/NAME[@REVISION] of the Hub.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="CSV, TSV, Excel, JSON, JSONL, parquet, a folder of such, or OWNER/NAME[@REVISION] of the Hub.",
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of train.jsonl, validation.jsonl and test.jsonl.")],
     columns: Annotated[

@@ -50,8 +50,8 @@ def label(
 
 
 def _given(settings: LabelsConfig) -> dict[str, Any]:
-    """What a run that reads these labels takes over into its own settings, as JSON values; models of the Hugging Face Hub
-    with their commit."""
+    """What a run that reads these labels takes over into its own settings, as JSON values; models of the Hub with their
+    commit."""
     tree = asdict(settings)
     tree |= {"ranker": pinned(settings.ranker), "weights": settings.weights and pinned(settings.weights)}
     return {name: tree[name] for name in LABEL_MAKING}

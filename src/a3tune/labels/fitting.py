@@ -11,6 +11,7 @@ from a3tune.errors import LabelError
 from a3tune.labels.fetch import model_folder, pinned
 from a3tune.labels.propose import default_settings
 from a3tune.labels.stored import StoredSettings, none_found, stored_settings
+from a3tune.machine import hub
 from a3tune.models import folder_hash
 
 
@@ -99,8 +100,8 @@ def _same(model: str | Path | None, given: str | None, content: str | None) -> b
         return given is None or content is None
     folder = model_folder(model, download=False)
     if folder.is_dir():
-        of_the_hub = folder != Path(model)  # whose commits stay as they are; a folder may have changed
-        return (of_the_hub and pinned(model) == given) or folder_hash(folder) == content
+        commit = hub.named(str(model), "model") and pinned(model)  # stays as it is; a folder may have changed
+        return (commit is not None and commit == given) or folder_hash(folder) == content
     return given is not None and str(model) in (given, given.partition("@")[0])
 
 

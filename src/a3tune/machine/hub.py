@@ -24,7 +24,7 @@ _ANSWER_SECONDS = 30.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Choice = Callable[[Sequence[str]], Sequence[str]]
-"""Names of all files of a repository -> patterns of those that are wanted; ValueError, with why, if nothing is of use."""
+"""Names of all files of a repository -> patterns of those that are wanted; ValueError, with why, if none is of use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def fetch(repository: Repository, choose: Choice, error: type[A3TuneError]) -> S
 
     Raises:
         error: it is not in the cache and the Hub cannot be reached in `SECONDS`, or may not be asked
-            (`HF_HUB_OFFLINE`); there is no such repository or revision, a login is needed, or `choose` finds nothing of use.
+            (`HF_HUB_OFFLINE`); there is no such repository or revision, a login is needed, or nothing in it is of use.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -161,8 +161,8 @@ def check_reachable(name: str, instead: str, error: type[A3TuneError]) -> None:
 
     if constants.HF_HUB_OFFLINE:
         raise error(
-            f"{name}: is no folder here, nor in the cache of the Hugging Face Hub, and HF_HUB_OFFLINE is set: unset it, "
-            f"or {instead}"
+            f"{name}: is no folder here, nor in the cache of the Hugging Face Hub, and HF_HUB_OFFLINE is set: unset "
+            f"it, or {instead}"
         )
     if not _takes_connections(constants.ENDPOINT):
         raise error(
@@ -199,7 +199,6 @@ def _bar() -> Any:
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.pop("name", None)  # by which the Hub turns its bars off
             super().__init__(*args, **kwargs | {"disable": not sys.stderr.isatty(), "leave": False})
 
     return Bar

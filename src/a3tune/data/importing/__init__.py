@@ -60,8 +60,8 @@ def import_rows(
     by: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Imported:
-    """Make rows of a table, a folder of tables, or a data set of the Hugging Face Hub, and write them to `out`: one file for
-    each split, and `import.json`, which says what they were made of.
+    """Make rows of a table, a folder of tables, or a data set of the Hugging Face Hub, and write them to `out`: one
+    file for each split, and `import.json`, which says what they were made of.
 
     Images are named relative to `out`; those that the table holds are written to `out/images`. A row that cannot be
     used is left out, and told. Splits are those of the source (a column, or the names of its files), else groups of

@@ -42,8 +42,8 @@ def find_source(source: Path) -> Source:
         if not any(_is_table(name) for name in files):
             has = Counter(PurePosixPath(name).suffix or name for name in files).most_common(6)
             raise ValueError(
-                f"expected tables in it ({', '.join(TABLES)}), it has {', '.join(name for name, _ in has)}; no script is "
-                f"run: {repository.name}@refs/convert/parquet is what the Hub made of it, if it did"
+                f"expected tables in it ({', '.join(TABLES)}), it has {', '.join(name for name, _ in has)}; no script "
+                f"is run: {repository.name}@refs/convert/parquet is what the Hub made of it, if it did"
             )
         return [f"*{ending}" for ending in sorted(endings)]
 
