@@ -35,6 +35,8 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "demo: decoding method": (["demo", "evaluation.decode=vcdd"], "vcd, dola"),
     "data check: folder": (["data", "check", "nosuch"], "expected the folder of a data set"),
     "data check: name": (["data", "check", "thesis", "--name", "nosuch"], "nosuch"),
+    "data check: labels": (["data", "check", ROWS, "--labels", "nosuch"], "nosuch: expected finished region labels"),
+    "data check: model": (["data", "check", ROWS, "--model", "nosuch"], "there is no such folder"),
     "data prepare: folder": (["data", "prepare", "nosuch", "--out", "out"], "expected the folder of a data set"),
     "data prepare: unknown layout": (["data", "prepare", "thesis", "--out", "out"], "thesis"),
     "data import: source": (["data", "import", "nosuch.csv", "--out", "out"], "nosuch.csv: expected a table"),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from a3tune.cli.app import app, echo
-from a3tune.cli.options import Data, Force, bar, echo_left_out, refuse_existing
+from a3tune.cli.options import Data, Force, Overrides, bar, echo_left_out, quieten, refuse_existing
 from a3tune.errors import RunError, shown
 
 data = typer.Typer(
@@ -36,23 +36,35 @@ def check(
         Path,
         typer.Argument(metavar="DIR|FILE", help="A data set as its authors publish it, or a file of your own rows."),
     ],
+    overrides: Overrides = None,
     name: Name = None,
     variant: Variant = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="STORE", help="Of your own rows: count those that have labels there.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Of your own rows: count tokens, and rows too long for it.")
+    ] = None,
 ) -> None:
     """Count a data set beside the paper's Table 6, or your own rows, and list what is wrong.
 
-    Example: `a3tune data check Slake1.0`, or `a3tune data check train.jsonl`
+    Example: `a3tune data check Slake1.0`, or `a3tune data check train.jsonl --labels labels --model tiny`
     """
-    if source.is_file() and name is None:
-        from a3tune.data.checking import check_rows, format_rows_check
+    if (source.is_file() or (source / "state.json").is_file()) and name is None:
+        from a3tune.commands.check_rows import look_through
 
-        with bar("Opening images") as progress:
-            looked = check_rows(source, progress)
-        echo(format_rows_check(looked))
-        echo_left_out("rows that are not usable", looked.problems)
-        if not looked.ok:
+        problems = 0
+        if model is not None:
+            quieten()
+        for text, what, lines in look_through(source, labels, model, overrides or (), bar):
+            echo(text)
+            echo_left_out(what, lines)
+            problems += len(lines)
+        if problems:
             raise typer.Exit(1)
         return
+    if labels or model or overrides:
+        raise RunError(f"{source}: expected a file of your own rows with --labels, --model or settings")
     from a3tune.data.sets import check, format_check
 
     with bar("Reading") as progress:

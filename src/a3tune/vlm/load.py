@@ -140,6 +140,14 @@ def load_boxes(path: str | Path) -> Callable[[int, int], np.ndarray]:
     return partial(family_of(config, str(path)).boxes, config, processor)
 
 
+def load_bare(path: str | Path) -> Vlm:
+    """A model without weights, and its processor: for all that asks its configuration only. Raises as `load_vlm`."""
+    config, processor = _described(_source(path), str(path))
+    with torch.device("meta"), _readable(str(path)):
+        model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
+    return Vlm(model=model, processor=processor, name=str(path))
+
+
 def _source(path: str | Path) -> str:
     """Where a model is read: what the cache of the Hub holds whole is read there, and the Hub is not asked for news."""
     if str(path) == "tiny":
