@@ -114,12 +114,13 @@ def _import(
             read += 1
             name = str(row.get(chosen.of.get("id", ""), "")).strip() or f"{part.path.stem}-{number}"
             try:
-                samples = samples_of(row, chosen, name, part.folder, pictures, prompt)
+                samples, problems = samples_of(row, chosen, name, part.folder, pictures, prompt)
                 place = _split_of(part, row, chosen)
             except DataError as error:
                 left_out.append(f"{part.path.name}:{number}: {error}")
             else:
                 found.setdefault(place, []).extend(samples)
+                left_out += [f"{part.path.name}:{number}: {problem}" for problem in problems]
     notes = list(source.notes)
     hashes = _open_images(found, left_out, progress)
     without_duplicates(found, hashes, notes)

@@ -21,10 +21,11 @@ _LONGEST = 100
 
 def samples_of(
     row: Mapping[str, Any], columns: Columns, name: str, folder: Path, pictures: Pictures, prompt: str | None
-) -> list[Sample]:
-    """The questions of a row; several turns of a conversation become `name-1`, `name-2`, ...
+) -> tuple[list[Sample], list[str]]:
+    """The questions of a row, and a line for each turn without a question or an answer.
 
-    `prompt` is asked where there is no column of questions.
+    Several turns of a conversation become `name-1`, `name-2`, ... `prompt` is asked where there is no column of
+    questions.
 
     Raises:
         DataError: something is missing or damaged; says which column.
@@ -38,8 +39,13 @@ def samples_of(
     meta |= _inner_meta(row, columns)
     if patient := _text(_value(row, columns, "patient")):
         meta["patient"] = patient
-    samples = []
+    samples, problems = [], []
     for turn, (question, answer) in enumerate(turns, start=1):
+        if missing := _missing(question, answer):
+            if len(turns) == 1:
+                raise DataError(missing)
+            problems.append(f"turn {turn}: {missing}")
+            continue
         options, answer = _options(row, columns, rest["options"], answer)
         fields: dict[str, Any] = {
             "id": name if len(turns) == 1 else f"{name}-{turn}",
@@ -55,7 +61,12 @@ def samples_of(
         if rest["regions"] is not None:
             fields["regions"] = plain(rest["regions"])
         samples.append(sample_of(f"row {name:.60}", Path(), fields))
-    return samples
+    return samples, problems
+
+
+def _missing(question: str, answer: str) -> str:
+    empty = [name for name, text in (("question", question), ("answer", answer)) if not text.strip()]
+    return f"no {' and no '.join(empty)}" if empty else ""
 
 
 def _turns(row: Mapping[str, Any], columns: Columns, prompt: str | None) -> list[tuple[str, str]]:
@@ -63,9 +74,6 @@ def _turns(row: Mapping[str, Any], columns: Columns, prompt: str | None) -> list
         return question_and_answers(_value(row, columns, "conversation"))
     question = _text(_value(row, columns, "prompt")) if "prompt" in columns.of else prompt or ""
     answer = _text(_value(row, columns, "answer"))
-    empty = [name for name, text in (("question", question), ("answer", answer)) if not text.strip()]
-    if empty:
-        raise DataError(f"no {' and no '.join(empty)}")
     return [(without_marks(question), answer.strip())]
 
 
