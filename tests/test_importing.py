@@ -106,31 +106,6 @@ def test_csv_as_spreadsheets_write_it(tmp_path, options):
     assert (row.prompt, row.answer) == ("Was zeigt das Bild, präzise?", "Leber")
 
 
-def test_excel(tmp_path):
-    openpyxl = pytest.importorskip("openpyxl")
-    png(tmp_path / "7.png")
-    book = openpyxl.Workbook()
-    for row in (
-        ["image", "question", "answer"],
-        [7.0, "How many?", 2.0],
-        [None, None, None],
-        ["7.png", "Is it?", True],
-    ):
-        book.active.append(row)
-    book.save(tmp_path / "q.xlsx")
-    assert [(row.prompt, row.answer) for row in one_file(tmp_path / "q.xlsx")] == [("Is it?", "yes")]
-    (tmp_path / "q.xlsx").write_bytes(b"PK no workbook")
-    with pytest.raises(DataError, match="expected an Excel workbook"):
-        import_rows(tmp_path / "q.xlsx", tmp_path / "out")
-
-
-def test_excel_without_openpyxl_is_told(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
-    (tmp_path / "q.xlsx").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"a3tune\[excel\].*save it as CSV"):
-        import_rows(tmp_path / "q.xlsx", tmp_path / "out")
-
-
 TALK = [
     {"from": "human", "value": "<image>\nIs there a mass?"},
     {"from": "gpt", "value": "Yes."},
@@ -357,7 +332,8 @@ def test_columns_that_are_not_there(tmp_path, columns, message):
     with pytest.raises(DataError, match="no column looks like the image; name it with --map image=COLUMN, one of a, b"):
         import_rows(table(tmp_path / "x.csv", [[1, 2]], ["a", "b"]), tmp_path / "out")
     with pytest.raises(
-        DataError, match="--by hospital: expected image, or a column that every row has: modality, patient"
+        DataError,
+        match=r"--by hospital: expected image, or a column .* \(image, modality, patient\); 4 of 4 rows have no",
     ):
         import_rows(source, tmp_path / "out", by="hospital")
 
@@ -499,3 +475,114 @@ def test_several_data_sets_in_a_folder_are_not_mixed(tmp_path):
     with pytest.raises(DataError, match=r"expected one data set, found several: a, b; name one"):
         import_rows(tmp_path / "set", tmp_path / "out")
     assert list(import_rows(tmp_path / "set" / "a", tmp_path / "out").files) == ["train", "test"]
+
+
+def lines(path: Path, *rows: object) -> Path:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+ASKED = {"image": "a.png", "question": "Is it?", "answer": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("image;question;answer\na.png;Is it?;yes;\n", 0),  # an empty cell at the end of a line
+        (",image,question,answer,,\n0,a.png,Is it?,yes,,\n", 3),  # the index of pandas, and columns without a name
+        ("sep=;\nimage;question;answer\na.png;Is it?;yes\n", 0),
+        ("\ufeffImage,Question,ANSWER\r\nA.PNG,Is it?,yes\r\n", 0),
+        ("image,question,answer\ra,Is it?,yes\r", 0),
+    ],
+)
+def test_strange_csv(tmp_path, text, columns):
+    png(tmp_path / "a.PNG")
+    (tmp_path / "q.csv").write_bytes(text.encode())
+    done = import_rows(tmp_path / "q.csv", tmp_path / "out", shares=[1])
+    (row,) = all_rows(done)
+    assert (row.image.name, row.prompt, row.answer) == ("a.PNG", "Is it?", "yes") and done.left_out == ()
+    assert len([name for name in done.columns if name.startswith("column ")]) == columns
+
+
+def test_names_in_another_case_are_found_if_there_is_one(tmp_path):
+    for level, name in enumerate(("a.PNG", "b.png", "B.PNG", "c.JPG", "c.jpg.txt")):
+        png(tmp_path / name, level)
+    rows = [ASKED | {"image": name} for name in ("A.png", "B.png", "C", "a", "b")]
+    done = import_rows(lines(tmp_path / "q.jsonl", *rows), tmp_path / "out", shares=[1])
+    assert [row.image.name for row in all_rows(done)] == ["a.PNG", "c.JPG", "b.png"]  # "a" says the same as "A.png"
+    assert [line.partition(";")[0] for line in done.left_out] == ["q.jsonl:2: no such image: 'B.png'"]
+
+
+def test_nothing_is_no_answer(tmp_path):
+    png(tmp_path / "a.png")
+    rows = [ASKED | {"answer": answer} for answer in (float("nan"), "nan", None, "", 0, False, "None")]
+    rows += [ASKED | {"patient": "nan", "ward": float("nan"), "question": "Else?"}]
+    done = import_rows(lines(tmp_path / "q.jsonl", *rows), tmp_path / "out", shares=[1])
+    assert [row.answer for row in all_rows(done)] == ["0", "no", "None", "yes"]
+    assert done.left_out == tuple(f"q.jsonl:{at}: no answer" for at in (1, 2, 3, 4)) and all_rows(done)[-1].meta == {}
+
+
+def test_a_line_that_is_no_object_is_left_out(tmp_path):
+    png(tmp_path / "a.png")
+    source = lines(
+        tmp_path / "q.jsonl", ASKED, "{broken\n", '{"answer": 1, "answer": 2}\n', '{"question": "\\ud800"}\n'
+    )
+    done = import_rows(source, tmp_path / "out", shares=[1])
+    assert len(all_rows(done)) == 1 and [line[:10] for line in done.left_out] == [f"q.jsonl:{at}:" for at in (2, 3, 4)]
+    with pytest.raises(DataError, match=r"q\.jsonl:1: expected one JSON object per line"):
+        import_rows(lines(tmp_path / "q.jsonl", "a,b\n", "c,d\n"), tmp_path / "out")
+
+
+def test_conversations_that_are_none(tmp_path):
+    png(tmp_path / "a.png")
+    user, system, model = ({"role": role, "content": "x"} for role in ("user", "system", "assistant"))
+    talks = [[system], [], None, "x", [user], [model, user], [user, user, model], [user, {"role": "tool"}, model]]
+    talks += [[user, model, user, model | {"content": " "}], [system, user, system, model]]
+    rows = [{"id": f"{at}", "image": "a.png", "messages": talk} for at, talk in enumerate(talks)]
+    done = import_rows(lines(tmp_path / "q.jsonl", *rows), tmp_path / "out", shares=[1])
+    assert [row.id for row in all_rows(done)] == ["8-1"]  # the last says the same
+    assert len(done.left_out) == 9 and done.left_out[-1] == "q.jsonl:9: turn 2: no answer"
+
+
+def test_what_a_table_holds_and_is_no_image_is_not_left_behind(tmp_path):
+    text = "data:text/html;base64," + b64encode(b"<html>").decode()
+    wrong = "data:text/html;base64," + b64encode(picture(5)).decode()  # what it is tells the file, not the label
+    done = import_rows(lines(tmp_path / "q.jsonl", *(ASKED | {"image": it} for it in (text, wrong))), tmp_path / "out")
+    assert len(done.left_out) == 1 and "its format is not recognised" in done.left_out[0]
+    assert [path.suffix for path in (tmp_path / "out" / "images").iterdir()] == [".png"]
+
+
+def test_what_a_split_is_by_need_not_be_kept(tmp_path):
+    """Ids of studies have too many values for results, and numbers of patients are personal: both can split."""
+    rows = []
+    for number in range(20):
+        png(tmp_path / f"{number}.png", number)
+        rows.append(ASKED | {"image": f"{number}.png", "study": f"s{number}", "mrn": f"m{number // 4}"})
+    for field, groups in (("study", 20), ("mrn", 5)):
+        done = import_rows(lines(tmp_path / "q.jsonl", *rows), tmp_path / field, by=field)
+        of = {
+            name: {rows[int(Path(row.image).stem)][field] for row in read_rows(file)}
+            for name, file in done.files.items()
+        }
+        assert sum(map(len, of.values())) == len(set.union(*of.values())) == groups and len(of) == 3
+        assert not any(row.meta for row in all_rows(done)) and f"split by {field}" in done.notes
+    with pytest.raises(DataError, match=r"--by study: .*\(image, mrn\); 1 of 20 rows have no study"):
+        import_rows(lines(tmp_path / "q.jsonl", *rows[1:], rows[0] | {"study": None}), tmp_path / "no", by="study")
+    with pytest.raises(DataError, match="--map: expected one field for a column, image is named for several"):
+        import_rows(tmp_path / "q.jsonl", tmp_path / "no", columns={"image": "image", "prompt": "image"})
+
+
+def test_folders_inside_of_splits(tmp_path):
+    """What the outer folder is called counts: it was lost, and the test's images came into the training."""
+    for name in ("train/normal", "train/other", "test/normal"):
+        png(tmp_path / "set" / name / "I.PNG", len(name))
+        lines(tmp_path / "set" / name / "metadata.jsonl", {"file_name": "I.PNG", "question": name, "answer": "yes"})
+    done = import_rows(tmp_path / "set", tmp_path / "out")
+    assert {name: len(rows) for name, rows in done.splits.items()} == {"train": 2, "test": 1}
+    assert {row.prompt.partition("/")[0] for row in done.splits["test"]} == {"test"}
+
+
+@pytest.mark.parametrize("shares", ["80/10/10", ".8/.1", "nan/1", "-1/1/1", "inf", "a/b", ".7/.2/.1/0", ""])
+def test_shares_that_are_none(tmp_path, shares):
+    result = CliRunner().invoke(app, ["data", "import", "q.csv", "--out", str(tmp_path / "out"), f"--split={shares}"])
+    assert result.exit_code == 2 and "expected one to three shares that sum to 1" in result.output

@@ -165,7 +165,7 @@ def _shares(text: str) -> list[float]:
         shares = [float(part) for part in text.split("/")]
     except ValueError:
         shares = []
-    if not 1 <= len(shares) <= 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    if not 1 <= len(shares) <= 3 or not all(0 <= share <= 1 for share in shares) or abs(sum(shares) - 1) > 1e-6:
         raise RunError(f"--split: expected one to three shares that sum to 1, as .8/.1/.1, got {shown(text)}")
     return shares
 

@@ -108,6 +108,8 @@ def _import(
         if not head:
             left_out.append(f"{part.path.name}: a table without rows")
             continue
+        if not names:
+            raise DataError(f"{part.path}:{head[0][0]}: {head[0][1].get('', 'no column has a name')}")
         chosen = choose_columns(str(part.path), names, said)
         became |= _became(chosen)
         for number, row in chain(head, rows):
@@ -122,13 +124,13 @@ def _import(
                 found.setdefault(place, []).extend(samples)
                 left_out += [f"{part.path.name}:{number}: {problem}" for problem in problems]
     notes = list(source.notes)
-    hashes = _open_images(found, left_out, progress)
+    hashes = _open_images(found, left_out, pictures.out, progress)
     without_duplicates(found, hashes, notes)
-    without_personal_fields(found, became, notes)
     if not any(found.values()):
         listed = "".join(f"\n  {line}" for line in left_out[:10])
         raise DataError(f"{source.path}: expected rows, none of {read:,} can be used:{listed}")
     splits = _splits(found, hashes, shares, by, notes)
+    without_personal_fields(splits, became)
     if empty := [name for name, samples in splits.items() if not samples]:
         notes.append(f"too few images or patients for {' and '.join(empty)}")
     splits = {name: samples for name, samples in splits.items() if samples}
@@ -169,10 +171,13 @@ def _became(columns: Columns) -> dict[str, str]:
     )
 
 
-def _open_images(found: Found, left_out: list[str], progress: Progress) -> dict[Path, str]:
-    """Hash of the file of every image; samples whose image does not open are taken out."""
+def _open_images(found: Found, left_out: list[str], held: Path, progress: Progress) -> dict[Path, str]:
+    """Hash of the file of every image; samples whose image does not open are taken out, with its file in `held`."""
     images = dict.fromkeys(sample.image for samples in found.values() for sample in samples)
     hashes, errors = look_at([image for image in images if isinstance(image, Path)], progress)
+    for image in errors:
+        if image.parent == held:
+            image.unlink(missing_ok=True)
     for place, samples in found.items():
         left_out += [f"{sample.id}: {errors[sample.image]}" for sample in samples if sample.image in errors]
         found[place] = [sample for sample in samples if sample.image in hashes]
@@ -200,11 +205,17 @@ def _splits(
     if sum(share > 0 for share in shares) < 2:
         return {ALL if not any(shares[1:]) else "test": rest}
     by = by or ("patient" if all("patient" in sample.meta for sample in rest) else "image")
-    if by != "image" and not all(by in sample.meta for sample in rest):
-        fields = sorted({key for sample in rest for key in sample.meta})
-        raise DataError(f"--by {by}: expected image, or a column that every row has: {', '.join(fields) or 'none'}")
+    counts = Counter(key for sample in rest for key in sample.meta)
+    if by != "image" and counts[by] < len(rest):
+        full = ", ".join(["image", *(key for key, count in sorted(counts.items()) if count == len(rest))])
+        raise DataError(
+            f"--by {by}: expected image, or a column that every row has ({full}); {len(rest) - counts[by]:,} of "
+            f"{len(rest):,} rows have no {by}"
+        )
     if by == "image":
-        notes.append("split by image: two images of one patient may be in two splits; --map patient=COLUMN mends it")
+        some = f"{len(rest) - counts['patient']:,} rows say no patient" if counts["patient"] else ""
+        mend = some or "--map patient=COLUMN mends it"
+        notes.append(f"split by image: two images of one patient may be in two splits; {mend}")
     else:
         notes.append(f"split by {by}")
     return _checked(split(rest, shares, image if by == "image" else lambda row: row.meta[by]), keys, notes)

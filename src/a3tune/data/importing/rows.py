@@ -15,6 +15,7 @@ from a3tune.types import AnswerType, Sample
 
 _TYPES: dict[str, AnswerType] = {name: name for name in get_args(AnswerType)}
 _TYPES |= {"closed-ended": "closed", "open-ended": "open", "yes/no": "closed", "multiple-choice": "choice"}
+_NOTHING = ("nan", "NaN", "<NA>")
 _LONGEST = 100
 """Characters of a value that results can be broken down by."""
 
@@ -88,10 +89,11 @@ def _value(row: Mapping[str, Any], columns: Columns, field: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A cell as text: lists of one are what they hold, yes and no may be booleans."""
+    """A cell as text: lists of one are what they hold, yes and no may be booleans; "" for what pandas writes for
+    nothing."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if value is None:
+    if value is None or value != value or value in _NOTHING:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -101,7 +103,8 @@ def _text(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    return str(value).strip() if isinstance(value, str | int | float) and len(str(value)) <= _LONGEST else ""
+    text = _text(value).strip() if isinstance(value, str | int | float) else ""
+    return text if len(text) <= _LONGEST else ""
 
 
 def _inner_meta(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:
