@@ -25,6 +25,8 @@ class Hub:
     address: str
     repositories: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict, repr=False)
     """`models/owner/name` or `datasets/owner/name` -> branch or commit -> file -> content."""
+    breaks: bool = False
+    """Whether connections break off in the middle of an answer."""
     asked: list[str] = field(default_factory=list)
     """Requests, "GET /api/...", in their order."""
 
@@ -74,6 +76,9 @@ def serving() -> Iterator[Hub]:
             for name, value in (headers | {"Content-Length": str(len(data))}).items():
                 self.send_header(name, value)
             self.end_headers()
+            if hub.breaks:
+                self.close_connection = True
+                return
             if self.command == "GET":
                 self.wfile.write(data)
 

@@ -1,5 +1,6 @@
 """Repositories that a user names: out of the cache, or downloaded; what cannot be had is told in one line, soon."""
 
+import io
 import shutil
 import time
 from collections.abc import Iterator
@@ -127,6 +128,9 @@ def test_what_cannot_be_had_is_told_in_one_line(hub, tmp_path, monkeypatch):
         with pytest.raises(ModelError, match=line) as told:
             fetch(repository, wanted, ModelError)
         assert "\n" not in str(told.value) and len(str(told.value)) < 450
+    hub.breaks = True
+    with pytest.raises(ModelError, match=r"own/model@v1: downloading it failed: .*; what came is kept"):
+        fetch(model("v1"), wanted, ModelError)
     for address, offline, line in (
         (NOBODY, False, r"own/model@v1: .* cannot be reached .*HF_HUB_OFFLINE=1 takes what was downloaded before"),
         (NOBODY, True, r"own/model@v1: .*HF_HUB_OFFLINE is set: unset it, or fetch it elsewhere"),
@@ -142,3 +146,14 @@ def test_what_cannot_be_had_is_told_in_one_line(hub, tmp_path, monkeypatch):
         fetch(model("v1"), wanted, ModelError)
     assert time.monotonic() - start < 4
     assert "hf download own/model --revision v1 --local-dir DIR" in str(told.value)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_is_shown_on_a_terminal(hub, monkeypatch, terminal):
+    """Whatever the libraries were told: commands turn the Hub's own bars off."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stderr", screen)
+    fetch(model(), wanted, ModelError)
+    assert ("Fetching 3 files" in screen.getvalue()) is terminal

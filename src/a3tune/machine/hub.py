@@ -68,7 +68,7 @@ def named(text: str, kind: Literal["model", "dataset"]) -> Repository | None:
 def cached(repository: Repository, choose: Choice) -> Snapshot | None:
     """What the cache of the Hub on this machine holds, if all that is wanted is there; asks nobody."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 
     where: dict[str, Any] = {"repo_type": repository.kind, "revision": repository.revision}
     try:
@@ -82,7 +82,7 @@ def cached(repository: Repository, choose: Choice) -> Snapshot | None:
         patterns = list(choose(names))
         snapshot_download(repository.name, local_files_only=True, **where, allow_patterns=patterns)
         return Snapshot(folder, folder.name, whole=True)
-    except (LocalEntryNotFoundError, HFValidationError, ValueError):
+    except (LocalEntryNotFoundError, ValueError):
         return None
 
 
@@ -96,7 +96,7 @@ def fetch(repository: Repository, choose: Choice, error: type[A3TuneError]) -> S
             (`HF_HUB_OFFLINE`); there is no such repository or revision, a login is needed, or nothing in it is of use.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     here = cached(repository, choose)
     if here is not None and (here.whole or constants.HF_HUB_OFFLINE):
@@ -124,7 +124,7 @@ def fetch(repository: Repository, choose: Choice, error: type[A3TuneError]) -> S
         ) from None
     except A3TuneError:
         raise
-    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as failed:
+    except Exception as failed:  # connections break in the ways of the library below
         raise error(
             f"{repository}: downloading it failed: {in_short(failed)}; what came is kept, the same command goes on. "
             f"Or fetch it by hand: {repository.by_hand}"
