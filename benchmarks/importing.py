@@ -2,9 +2,9 @@
 
     python benchmarks/importing.py [--rows N] [--out FILE]
 
-Each import is the command, in a Python process of its own. The rows are drawn: 20 questions about each image, of patients
-of two images; one row in 100 has no answer, one in 100 is a copy of the row before, one in 100 names no image that is
-there. Peak memory is that of the process, Python and its libraries included.
+Each import is the command, in a Python process of its own. The rows are drawn: 20 questions about each image, of
+patients of two images; one row in 100 has no answer, one in 100 is a copy of the row before, one in 100 names no image
+that is there. Peak memory is that of the process, Python and its libraries included.
 """
 
 import argparse
@@ -221,8 +221,8 @@ def main() -> None:
     text = [
         "# Import",
         "\n".join(f"- {name}: {value}" for name, value in about().items()),
-        f"{rows:,} questions about {images:,} images of 64 x 64 pixels, every one of which is opened. A conversation is "
-        "one row in.",
+        f"{rows:,} questions about {images:,} images of 64 x 64 pixels, every one of which is opened. A conversation "
+        "is one row in.",
         table(head, lines),
     ]
     write(args.out, {"about": about(), "sources": found}, "\n\n".join(text))
