@@ -103,7 +103,7 @@ def fetch(repository: Repository, choose: Choice, error: type[A3TuneError]) -> S
         return here
     check_reachable(str(repository), f"fetch it elsewhere (`{repository.by_hand}`) and give the folder", error)
     try:
-        about = HfApi().repo_info(
+        about: Any = HfApi().repo_info(
             repository.name, repo_type=repository.kind, revision=repository.revision, timeout=_ANSWER_SECONDS
         )
         patterns = list(_chosen(repository, choose, [item.rfilename for item in about.siblings or []], error))
