@@ -8,6 +8,7 @@ Processor time is that of the process, user and system. A module's share is its 
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from resource import RUSAGE_CHILDREN, getrusage
 from measure import Spread, about, table, write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from mistakes import MISTAKES, scene
+from mistakes import MISTAKES, NO_HUB, scene
 
 MAIN = "from a3tune.cli import main; main()"
 Calls = dict[str, tuple[list[str], float | None]]
@@ -63,7 +64,8 @@ def told(repeats: int, most: int | None = None) -> dict[str, Spread]:
         for _ in range(repeats):
             for name, own in found.items():
                 before = _children()
-                subprocess.run([sys.executable, "-c", MAIN, *MISTAKES[name][0]], cwd=folder, capture_output=True)
+                call = [sys.executable, "-c", MAIN, *MISTAKES[name][0]]
+                subprocess.run(call, cwd=folder, capture_output=True, env=os.environ | NO_HUB)
                 own.append(_children() - before)
     return {name: Spread.of(values) for name, values in found.items()}
 

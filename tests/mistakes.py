@@ -23,6 +23,9 @@ from a3tune.types import Sample
 ROWS, ADAPTER, NO_ADAPTER = "rows.jsonl", "run/adapter", ("--adapter", "none")
 UNLABELLED = ("labels.source=none",)
 
+NO_HUB = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "/nowhere"}
+"""Environment in which mistakes are made: no model and no data set of the Hub is at hand."""
+
 MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "no such command": (["trian"], "Did you mean"),
     "demo: setting": (["demo", "training.epoch=1"], "did you mean training.epochs"),
@@ -47,9 +50,13 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "sweep: score": (["sweep", "--out", "out", "--vary", "labels.top_k=1", "--score", "nosuch"], "--score nosuch"),
     "data check: folder": (["data", "check", "nosuch"], "expected the folder of a data set"),
     "data check: name": (["data", "check", "thesis", "--name", "nosuch"], "nosuch"),
+    "data check: labels": (["data", "check", ROWS, "--labels", "nosuch"], "nosuch: expected finished region labels"),
+    "data check: model": (["data", "check", ROWS, "--model", "nosuch"], "there is no such folder"),
     "data prepare: folder": (["data", "prepare", "nosuch", "--out", "out"], "expected the folder of a data set"),
     "data prepare: unknown layout": (["data", "prepare", "thesis", "--out", "out"], "thesis"),
     "data import: source": (["data", "import", "nosuch.csv", "--out", "out"], "nosuch.csv: expected a table"),
+    "data import: Hub, offline": (["data", "import", "own/questions", "--out", "out"], "HF_HUB_OFFLINE is set"),
+    "data import: like a path": (["data", "import", "no/such.csv", "--out", "out"], "no/such.csv: expected a table"),
     "data import: column": (["data", "import", ROWS, "--out", "out", "--map", "question=Frage"], "no such column"),
     "data import: map": (["data", "import", ROWS, "--out", "out", "--map", "question"], "FIELD=COLUMN"),
     "data import: split": (["data", "import", ROWS, "--out", "out", "--split", "8/1/1"], "sum to 1"),
@@ -72,6 +79,10 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "label: setting": (["label", ROWS, "--out", "labels", "labels.topk=2"], "did you mean labels.top_k"),
     "label: segmenter": (["label", ROWS, "--out", "labels", "labels.proposer=samm"], "superpixels, sam"),
     "label: ranker": (["label", ROWS, "--out", "labels", "labels.ranker=nosuch"], "expected the folder of a ranker"),
+    "label: ranker of the Hub, offline": (
+        ["label", ROWS, "--out", "labels", "labels.ranker=own/clip"],
+        "HF_HUB_OFFLINE",
+    ),
     "label: visual prompt": (["label", ROWS, "--out", "labels", "labels.visual_prompt=red"], "visual_prompt"),
     "label: no weights": (["label", ROWS, "--out", "o", "labels.proposer=sam"], "expected the folder of its model"),
     "label: useless weights": (["label", ROWS, "--out", "o", "labels.weights=bert"], "needs no weights"),

@@ -202,6 +202,7 @@ def test_a_bomb_inside_a_jpeg_stream_is_refused(syntax):
         ("liver_expb_1frame.dcm", "pydicom", "liver_1frame.dcm"),
         ("rtdose_rle_1frame.dcm", "pydicom", "rtdose_1frame.dcm"),
         ("SC_rgb_rle.dcm", "pydicom", "SC_rgb_rle_16bit.dcm"),
+        ("SC_rgb_jpeg_gdcm.dcm", "gdcm", "SC_rgb_rle.dcm"),
     ],
 )
 def test_one_picture_in_two_compressions(name, package, same):
@@ -209,3 +210,25 @@ def test_one_picture_in_two_compressions(name, package, same):
     if not all((SAMPLES / file).is_file() for file in (name, same)):
         pytest.skip("this pydicom brings other files")
     assert np.array_equal(np.asarray(load_image(SAMPLES / name)), np.asarray(load_image(SAMPLES / same)))
+
+
+@pytest.mark.parametrize("name", ["MR_small.dcm", "CT_small.dcm"])
+@pytest.mark.parametrize(
+    "syntax", ["JPEGLosslessProcess14_1", "JPEGLosslessProcess14", "JPEGLSLossless", "JPEG2000Lossless"]
+)
+def test_what_another_program_compressed_without_loss(tmp_path, name, syntax):
+    """16 bits, signed: encoded by GDCM."""
+    gdcm = pytest.importorskip("gdcm")
+    if not (SAMPLES / name).is_file():
+        pytest.skip("this pydicom brings other files")
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(SAMPLES / name))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    writer.SetFileName(str(tmp_path / name))
+    writer.SetFile(reader.GetFile())
+    assert change.Change()
+    writer.SetImage(change.GetOutput())
+    assert writer.Write() and pydicom.dcmread(tmp_path / name).file_meta.TransferSyntaxUID.is_compressed
+    assert np.array_equal(np.asarray(load_image(tmp_path / name)), np.asarray(load_image(SAMPLES / name)))

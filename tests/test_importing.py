@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from base64 import b64encode
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ from a3tune.data.importing.splitting import split
 from a3tune.data.rows import read_rows
 from a3tune.errors import DataError
 from a3tune.types import Sample
+from hubs import Hub, ask, serving
 from rowfiles import written
 from test_tables import saved
 
@@ -102,31 +104,6 @@ def test_csv_as_spreadsheets_write_it(tmp_path, options):
     )
     (row,) = one_file(source, columns={"image": "Bild", "question": "Frage", "answer": "x"})
     assert (row.prompt, row.answer) == ("Was zeigt das Bild, präzise?", "Leber")
-
-
-def test_excel(tmp_path):
-    openpyxl = pytest.importorskip("openpyxl")
-    png(tmp_path / "7.png")
-    book = openpyxl.Workbook()
-    for row in (
-        ["image", "question", "answer"],
-        [7.0, "How many?", 2.0],
-        [None, None, None],
-        ["7.png", "Is it?", True],
-    ):
-        book.active.append(row)
-    book.save(tmp_path / "q.xlsx")
-    assert [(row.prompt, row.answer) for row in one_file(tmp_path / "q.xlsx")] == [("Is it?", "yes")]
-    (tmp_path / "q.xlsx").write_bytes(b"PK no workbook")
-    with pytest.raises(DataError, match="expected an Excel workbook"):
-        import_rows(tmp_path / "q.xlsx", tmp_path / "out")
-
-
-def test_excel_without_openpyxl_is_told(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
-    (tmp_path / "q.xlsx").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"a3tune\[excel\].*save it as CSV"):
-        import_rows(tmp_path / "q.xlsx", tmp_path / "out")
 
 
 TALK = [
@@ -355,7 +332,8 @@ def test_columns_that_are_not_there(tmp_path, columns, message):
     with pytest.raises(DataError, match="no column looks like the image; name it with --map image=COLUMN, one of a, b"):
         import_rows(table(tmp_path / "x.csv", [[1, 2]], ["a", "b"]), tmp_path / "out")
     with pytest.raises(
-        DataError, match="--by hospital: expected image, or a column that every row has: modality, patient"
+        DataError,
+        match=r"--by hospital: expected image, or a column .* \(image, modality, patient\); 4 of 4 rows have no",
     ):
         import_rows(source, tmp_path / "out", by="hospital")
 
@@ -428,3 +406,183 @@ def test_any_bytes_are_no_rows_or_a_data_error(tmp_path_factory, data, ending):
     path.write_bytes(data)
     with pytest.raises(DataError, match="q"):
         import_rows(path, path.parent / "out")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.chdir(tmp_path)
+    with serving() as hub:
+        ask(monkeypatch, hub.address, tmp_path / "cache")
+        yield hub
+
+
+def parquet(rows: list[dict]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def test_a_data_set_of_the_hub(hub, tmp_path, monkeypatch):
+    def rows(level: int) -> bytes:
+        return parquet([{"image": {"bytes": picture(level), "path": None}, "question": "Is it?", "answer": "yes"}])
+
+    files = {"README.md": b"# VQA", "make.py": b"boom", "data/train-00000-of-00001-eb88.parquet": rows(1)}
+    first = hub.add("datasets/own/vqa", files | {"data/test-00000-of-00001-aa.parquet": rows(2)})
+    result = CliRunner().invoke(app, ["data", "import", "own/vqa", "--out", "mine"])
+    assert result.exit_code == 0, result.output
+    assert f"own/vqa of the Hugging Face Hub at {first}; its files stay in " in result.output
+    assert (len(read_rows(Path("mine/train.jsonl"))), len(read_rows(Path("mine/test.jsonl")))) == (1, 1)
+    record = json.loads(Path("mine/import.json").read_text())
+    assert (record["source"], record["commit"], record["written"]) == ("own/vqa", first, {"train": 1, "test": 1})
+    assert not [asked for asked in hub.asked if "README" in asked or "make.py" in asked]
+    other = hub.add("datasets/own/vqa", files, "v2")
+    ask(monkeypatch, hub.address, tmp_path / "cache", offline=True)  # what is there needs no Hub
+    assert list(import_rows(Path("own/vqa"), tmp_path / "again").files) == ["train", "test"]
+    with pytest.raises(DataError, match=r"own/vqa@v2: is no folder here, nor in the cache.*--repo-type dataset"):
+        import_rows(Path("own/vqa@v2"), tmp_path / "no")
+    ask(monkeypatch, hub.address, tmp_path / "cache")
+    assert list(import_rows(Path("own/vqa@v2"), tmp_path / "v2").files) == ["train"]
+    assert json.loads((tmp_path / "v2/import.json").read_text())["commit"] == other
+    assert not (tmp_path / "no").exists()
+
+
+def test_images_of_the_hub_stay_in_its_cache_and_archives_are_told(hub, tmp_path):
+    table = b"file_name,question,answer\nA.PNG,Is it?,yes\nb.png,Is it?,no\n"
+    hub.add("datasets/own/files", {"train/metadata.csv": table, "train/A.PNG": picture(1), "imgs.zip": b"PK"})
+    done = import_rows(Path("own/files"), tmp_path / "out")
+    assert load_image(read_rows(done.files["train"])[0].image).getpixel((0, 0)) == (1, 1, 1)
+    assert "not fetched: imgs.zip" in format_import(done) and "no such image: 'b.png'" in done.left_out[0]
+
+
+def test_a_data_set_that_only_a_script_makes_is_refused(hub, tmp_path):
+    hub.add("datasets/own/script", {"script.py": b"boom", "data.zip": b"PK"})
+    converted = {"default/train/0000.parquet": parquet([{"image": picture(1), "question": "q?", "answer": "a"}])}
+    hub.add("datasets/own/script", converted, "refs/convert/parquet")
+    with pytest.raises(
+        DataError, match=r"own/script: expected tables in it.*no script is run: own/script@refs/convert"
+    ):
+        import_rows(Path("own/script"), tmp_path / "out")
+    with pytest.raises(DataError, match="has no such data set"):
+        import_rows(Path("own/none"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert list(import_rows(Path("own/script@refs/convert/parquet"), tmp_path / "out").files) == ["train"]
+
+
+def test_several_data_sets_in_a_folder_are_not_mixed(tmp_path):
+    png(tmp_path / "set" / "a" / "1.png")
+    for name in ("a/train", "a/test", "b/train"):
+        table(tmp_path / "set" / f"{name}.csv", [["1.png", "p", "CT", "q?", "a"]])
+    with pytest.raises(DataError, match=r"expected one data set, found several: a, b; name one"):
+        import_rows(tmp_path / "set", tmp_path / "out")
+    assert list(import_rows(tmp_path / "set" / "a", tmp_path / "out").files) == ["train", "test"]
+
+
+def lines(path: Path, *rows: object) -> Path:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+ASKED = {"image": "a.png", "question": "Is it?", "answer": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("image;question;answer\na.png;Is it?;yes;\n", 0),  # an empty cell at the end of a line
+        (",image,question,answer,,\n0,a.png,Is it?,yes,,\n", 3),  # the index of pandas, and columns without a name
+        ("sep=;\nimage;question;answer\na.png;Is it?;yes\n", 0),
+        ("\ufeffImage,Question,ANSWER\r\nA.PNG,Is it?,yes\r\n", 0),
+        ("image,question,answer\ra,Is it?,yes\r", 0),
+    ],
+)
+def test_strange_csv(tmp_path, text, columns):
+    png(tmp_path / "a.PNG")
+    (tmp_path / "q.csv").write_bytes(text.encode())
+    done = import_rows(tmp_path / "q.csv", tmp_path / "out", shares=[1])
+    (row,) = all_rows(done)
+    assert (row.image.name, row.prompt, row.answer) == ("a.PNG", "Is it?", "yes") and done.left_out == ()
+    assert len([name for name in done.columns if name.startswith("column ")]) == columns
+
+
+def test_names_in_another_case_are_found_if_there_is_one(tmp_path):
+    for level, name in enumerate(("a.PNG", "b.png", "B.PNG", "c.JPG", "c.jpg.txt")):
+        png(tmp_path / name, level)
+    rows = [ASKED | {"image": name} for name in ("A.png", "B.png", "C", "a", "b")]
+    done = import_rows(lines(tmp_path / "q.jsonl", *rows), tmp_path / "out", shares=[1])
+    assert [row.image.name for row in all_rows(done)] == ["a.PNG", "c.JPG", "b.png"]  # "a" says the same as "A.png"
+    assert [line.partition(";")[0] for line in done.left_out] == ["q.jsonl:2: no such image: 'B.png'"]
+
+
+def test_nothing_is_no_answer(tmp_path):
+    png(tmp_path / "a.png")
+    rows = [ASKED | {"answer": answer} for answer in (float("nan"), "nan", None, "", 0, False, "None")]
+    rows += [ASKED | {"patient": "nan", "ward": float("nan"), "question": "Else?"}]
+    done = import_rows(lines(tmp_path / "q.jsonl", *rows), tmp_path / "out", shares=[1])
+    assert [row.answer for row in all_rows(done)] == ["0", "no", "None", "yes"]
+    assert done.left_out == tuple(f"q.jsonl:{at}: no answer" for at in (1, 2, 3, 4)) and all_rows(done)[-1].meta == {}
+
+
+def test_a_line_that_is_no_object_is_left_out(tmp_path):
+    png(tmp_path / "a.png")
+    source = lines(
+        tmp_path / "q.jsonl", ASKED, "{broken\n", '{"answer": 1, "answer": 2}\n', '{"question": "\\ud800"}\n'
+    )
+    done = import_rows(source, tmp_path / "out", shares=[1])
+    assert len(all_rows(done)) == 1 and [line[:10] for line in done.left_out] == [f"q.jsonl:{at}:" for at in (2, 3, 4)]
+    with pytest.raises(DataError, match=r"q\.jsonl:1: expected one JSON object per line"):
+        import_rows(lines(tmp_path / "q.jsonl", "a,b\n", "c,d\n"), tmp_path / "out")
+
+
+def test_conversations_that_are_none(tmp_path):
+    png(tmp_path / "a.png")
+    user, system, model = ({"role": role, "content": "x"} for role in ("user", "system", "assistant"))
+    talks = [[system], [], None, "x", [user], [model, user], [user, user, model], [user, {"role": "tool"}, model]]
+    talks += [[user, model, user, model | {"content": " "}], [system, user, system, model]]
+    rows = [{"id": f"{at}", "image": "a.png", "messages": talk} for at, talk in enumerate(talks)]
+    done = import_rows(lines(tmp_path / "q.jsonl", *rows), tmp_path / "out", shares=[1])
+    assert [row.id for row in all_rows(done)] == ["8-1"]  # the last says the same
+    assert len(done.left_out) == 9 and done.left_out[-1] == "q.jsonl:9: turn 2: no answer"
+
+
+def test_what_a_table_holds_and_is_no_image_is_not_left_behind(tmp_path):
+    text = "data:text/html;base64," + b64encode(b"<html>").decode()
+    wrong = "data:text/html;base64," + b64encode(picture(5)).decode()  # what it is tells the file, not the label
+    done = import_rows(lines(tmp_path / "q.jsonl", *(ASKED | {"image": it} for it in (text, wrong))), tmp_path / "out")
+    assert len(done.left_out) == 1 and "its format is not recognised" in done.left_out[0]
+    assert [path.suffix for path in (tmp_path / "out" / "images").iterdir()] == [".png"]
+
+
+def test_what_a_split_is_by_need_not_be_kept(tmp_path):
+    """Ids of studies have too many values for results, and numbers of patients are personal: both can split."""
+    rows = []
+    for number in range(20):
+        png(tmp_path / f"{number}.png", number)
+        rows.append(ASKED | {"image": f"{number}.png", "study": f"s{number}", "mrn": f"m{number // 4}"})
+    for field, groups in (("study", 20), ("mrn", 5)):
+        done = import_rows(lines(tmp_path / "q.jsonl", *rows), tmp_path / field, by=field)
+        of = {
+            name: {rows[int(Path(row.image).stem)][field] for row in read_rows(file)}
+            for name, file in done.files.items()
+        }
+        assert sum(map(len, of.values())) == len(set.union(*of.values())) == groups and len(of) == 3
+        assert not any(row.meta for row in all_rows(done)) and f"split by {field}" in done.notes
+    with pytest.raises(DataError, match=r"--by study: .*\(image, mrn\); 1 of 20 rows have no study"):
+        import_rows(lines(tmp_path / "q.jsonl", *rows[1:], rows[0] | {"study": None}), tmp_path / "no", by="study")
+    with pytest.raises(DataError, match="--map: expected one field for a column, image is named for several"):
+        import_rows(tmp_path / "q.jsonl", tmp_path / "no", columns={"image": "image", "prompt": "image"})
+
+
+def test_folders_inside_of_splits(tmp_path):
+    """What the outer folder is called counts: it was lost, and the test's images came into the training."""
+    for name in ("train/normal", "train/other", "test/normal"):
+        png(tmp_path / "set" / name / "I.PNG", len(name))
+        lines(tmp_path / "set" / name / "metadata.jsonl", {"file_name": "I.PNG", "question": name, "answer": "yes"})
+    done = import_rows(tmp_path / "set", tmp_path / "out")
+    assert {name: len(rows) for name, rows in done.splits.items()} == {"train": 2, "test": 1}
+    assert {row.prompt.partition("/")[0] for row in done.splits["test"]} == {"test"}
+
+
+@pytest.mark.parametrize("shares", ["80/10/10", ".8/.1", "nan/1", "-1/1/1", "inf", "a/b", ".7/.2/.1/0", ""])
+def test_shares_that_are_none(tmp_path, shares):
+    result = CliRunner().invoke(app, ["data", "import", "q.csv", "--out", str(tmp_path / "out"), f"--split={shares}"])
+    assert result.exit_code == 2 and "expected one to three shares that sum to 1" in result.output

@@ -13,7 +13,7 @@ import pytest
 from typer.main import get_command
 
 from a3tune.cli import app
-from mistakes import MISTAKES, ROWS, scene
+from mistakes import MISTAKES, NO_HUB, ROWS, scene
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "scipy", "matplotlib", "skimage", "gradio")
 MOST = 2.5
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tell(calls: list[Sequence[str]], folder: Path) -> list[tuple[int, str, list[str], float]]:
     """What commands in one new process end with and say, what it has loaded then, and its processor time so far."""
     interpreter = [sys.executable, "-c", CODE]
-    environment = os.environ | {"COLUMNS": "300", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"COLUMNS": "300", "OMP_NUM_THREADS": "1"} | NO_HUB
     said = subprocess.check_output(interpreter, input=json.dumps(calls), cwd=folder, text=True, env=environment)
     return [tuple(found) for found in json.loads(said)]
 

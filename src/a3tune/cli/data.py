@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from a3tune.cli.app import app, echo
-from a3tune.cli.options import Data, Force, bar, echo_left_out, refuse_existing
+from a3tune.cli.options import Data, Force, Overrides, bar, echo_left_out, quieten, refuse_existing
 from a3tune.errors import RunError, shown
 
 data = typer.Typer(
@@ -36,23 +36,35 @@ def check(
         Path,
         typer.Argument(metavar="DIR|FILE", help="A data set as its authors publish it, or a file of your own rows."),
     ],
+    overrides: Overrides = None,
     name: Name = None,
     variant: Variant = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="STORE", help="Of your own rows: count those that have labels there.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Of your own rows: count tokens, and rows too long for it.")
+    ] = None,
 ) -> None:
     """Count a data set beside the paper's Table 6, or your own rows, and list what is wrong.
 
-    Example: `a3tune data check Slake1.0`, or `a3tune data check train.jsonl`
+    Example: `a3tune data check Slake1.0`, or `a3tune data check train.jsonl --labels labels --model tiny`
     """
-    if source.is_file() and name is None:
-        from a3tune.data.checking import check_rows, format_rows_check
+    if (source.is_file() or (source / "state.json").is_file()) and name is None:
+        from a3tune.commands.check_rows import look_through
 
-        with bar("Opening images") as progress:
-            looked = check_rows(source, progress)
-        echo(format_rows_check(looked))
-        echo_left_out("rows that are not usable", looked.problems)
-        if not looked.ok:
+        problems = 0
+        if model is not None:
+            quieten()
+        for text, what, lines in look_through(source, labels, model, overrides or (), bar):
+            echo(text)
+            echo_left_out(what, lines)
+            problems += len(lines)
+        if problems:
             raise typer.Exit(1)
         return
+    if labels or model or overrides:
+        raise RunError(f"{source}: expected a file of your own rows with --labels, --model or settings")
     from a3tune.data.sets import check, format_check
 
     with bar("Reading") as progress:
@@ -90,7 +102,11 @@ def prepare(
 @data.command("import")
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="CSV, TSV, Excel, JSON, JSONL, parquet, or a folder of such.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="CSV, TSV, Excel, JSON, JSONL, parquet, a folder of such, or OWNER/NAME[@REVISION] of the Hub.",
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of train.jsonl, validation.jsonl and test.jsonl.")],
     columns: Annotated[
@@ -109,15 +125,16 @@ def import_(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Make rows of a table or of a Hugging Face data set on the disk; columns are guessed, and shown.
+    """Make rows of a table or of a Hugging Face data set; columns are guessed, and shown.
 
     Example: `a3tune data import questions.csv --out mine --images scans --map prompt=Frage,answer=Antwort`
     """
-    from a3tune.data.importing import format_import, import_rows
+    from a3tune.data.importing import find_source, format_import, import_rows
 
     said, shares = _columns(columns or []), _shares(split)
     for name in _SPLITS:
         refuse_existing(out / f"{name}.jsonl", force)
+    find_source(source)  # a download has a bar of its own
     with bar("Opening images") as progress:
         done = import_rows(
             source, out, columns=said, images=images, prompt=prompt, shares=shares, by=by, progress=progress
@@ -148,7 +165,7 @@ def _shares(text: str) -> list[float]:
         shares = [float(part) for part in text.split("/")]
     except ValueError:
         shares = []
-    if not 1 <= len(shares) <= 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    if not 1 <= len(shares) <= 3 or not all(0 <= share <= 1 for share in shares) or abs(sum(shares) - 1) > 1e-6:
         raise RunError(f"--split: expected one to three shares that sum to 1, as .8/.1/.1, got {shown(text)}")
     return shares
 

@@ -1,6 +1,7 @@
 """What can be told of a command's arguments before anything slow is imported: what is not there, or no name of ours.
 
-Every check raises what the work itself would raise, through the function that it would raise it by. Touches nothing.
+Every check raises what the work itself would raise, through the function that it would raise it by. Touches nothing but
+the cache of the Hugging Face Hub, for a model of it that the user named.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,8 +14,9 @@ from a3tune.data.rows import check_split, read_split
 from a3tune.decoding import check_name, make_strategy
 from a3tune.errors import ConfigError, LabelError
 from a3tune.evaluation.regions import kind_of_regions
+from a3tune.labels.fetch import model_folder
 from a3tune.labels.propose import check_proposer
-from a3tune.labels.rank import check_ranker, check_visual_prompt, format_query, ranker_folder
+from a3tune.labels.rank import check_ranker, check_visual_prompt, format_query
 from a3tune.labels.stored import none_found
 from a3tune.metrics.radiology import check_weights
 from a3tune.models import check_model, read_adapter
@@ -42,9 +44,11 @@ def check_store(folder: Path) -> None:
 
 
 def check_label_maker(labels: LabelsConfig) -> None:
-    check_proposer(labels.proposer, labels.weights)
+    """What finds and ranks segments. A model of the Hugging Face Hub is downloaded here, before other bars open."""
     check_visual_prompt(labels.visual_prompt)
-    check_ranker(ranker_folder(labels.ranker))
+    check_proposer(labels.proposer, labels.weights and Path())  # its name, and whether it has a model at all
+    check_proposer(labels.proposer, labels.weights and model_folder(labels.weights))
+    check_ranker(model_folder(labels.ranker))
 
 
 def check_demo(configs: Iterable[RunConfig], folder: Path) -> None:

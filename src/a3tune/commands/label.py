@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from a3tune.config import LabelsConfig, RunConfig
 from a3tune.config.settings import LABEL_MAKING
 from a3tune.data.images import describe
 from a3tune.data.rows import read_split
+from a3tune.labels.fetch import pinned
 from a3tune.labels.make import make_maker
 from a3tune.labels.quality import Quality, label_quality
 from a3tune.labels.rank import format_query
@@ -50,6 +50,8 @@ def label(
 
 
 def _given(settings: LabelsConfig) -> dict[str, Any]:
-    """What a run that reads these labels takes over into its own settings, as JSON values."""
+    """What a run that reads these labels takes over into its own settings, as JSON values; models of the Hub with their
+    commit."""
     tree = asdict(settings)
-    return {name: str(tree[name]) if isinstance(tree[name], Path) else tree[name] for name in LABEL_MAKING}
+    tree |= {"ranker": pinned(settings.ranker), "weights": settings.weights and pinned(settings.weights)}
+    return {name: tree[name] for name in LABEL_MAKING}

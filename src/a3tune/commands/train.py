@@ -9,7 +9,8 @@ from transformers import TrainerCallback
 from a3tune.config import RunConfig
 from a3tune.data.public import public_data
 from a3tune.data.rows import read_split
-from a3tune.labels.rank.known import SHIPPED, warn_of
+from a3tune.labels.rank.kinds import SHIPPED
+from a3tune.labels.rank.known import warn_of
 from a3tune.machine import processes
 from a3tune.machine.files import write_atomic
 from a3tune.report.card import CARD, model_card

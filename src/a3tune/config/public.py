@@ -33,8 +33,9 @@ def public_name(model: str) -> str:
 
 
 def is_hub_name(model: str) -> bool:
-    """Whether this reads as `owner/name` of the Hugging Face Hub rather than a local folder or `tiny`."""
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", model) is not None and not Path(model).exists()
+    """Whether this reads as `owner/name` of the Hugging Face Hub, perhaps with `@revision`, rather than a local folder
+    or `tiny`."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+(@\w[\w./-]*)?", model) is not None and not Path(model).exists()
 
 
 def _plain(value: Any) -> str:

@@ -71,11 +71,11 @@ class LabelsConfig(_Section):
     proposer: Text = "superpixels"
     """Name in the registry of `labels/propose`: superpixels, sam (SAM, SAM-HQ, SAM 2), medsam, litemedsam."""
     weights: FilePath | None = None
-    """Folder of the proposer's weights, where it has any."""
+    """Of the proposer, where it has any: a folder, or a name on the Hugging Face Hub, `owner/name[@revision]`."""
     proposal: Options = field(default_factory=dict)
     """The proposer's own settings, in place of its defaults."""
     ranker: Text = "tiny"
-    """`tiny` (shipped in the package), or the folder of a BiomedCLIP, CLIP or SigLIP."""
+    """`tiny` (shipped in the package), or a BiomedCLIP, CLIP or SigLIP: a folder, or a name on the Hub."""
     visual_prompt: Text = "dim"
     """How a segment is shown to the ranker: a name in the registry of `labels/rank`."""
     query: Text = "{question}"

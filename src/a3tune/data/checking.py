@@ -18,7 +18,8 @@ class RowsCheck:
 
     path: Path
     rows: int
-    usable: int
+    samples: tuple[Sample, ...]
+    """Of the usable rows."""
     with_regions: int
     """Of the usable ones, rows whose regions are known."""
     images: int
@@ -27,6 +28,10 @@ class RowsCheck:
     """Usable rows by answer type."""
     problems: tuple[str, ...]
     """A line for each row that is not usable, and why."""
+
+    @property
+    def usable(self) -> int:
+        return len(self.samples)
 
     @property
     def ok(self) -> bool:
@@ -54,7 +59,7 @@ def check_rows(path: Path, progress: Callable[[int, int], None] = lambda done, t
     return RowsCheck(
         path=path,
         rows=len(usable) + len(problems),
-        usable=len(usable),
+        samples=tuple(usable),
         with_regions=sum(bool(sample.regions) for sample in usable),
         images=len({sample.image for sample in usable}),
         kinds=Counter(sample.answer_type for sample in usable),

@@ -131,7 +131,7 @@ def _data(demo: Demo, stages: Stages, bar: Bar) -> str:
 def _labels(demo: Demo, stages: Stages, data: str, bar: Bar) -> str:
     config = demo.configs["a3tune"]
     weights = config.labels.weights
-    settings = asdict(config.labels) | {"store": None, "weights": weights and digest(weights)}
+    settings = asdict(config.labels) | {"store": None, "weights": weights and _weights(str(weights), "")}
 
     def work() -> None:
         with bar("Finding regions") as progress:

@@ -8,9 +8,10 @@ from typing import Any
 from a3tune.config import LabelsConfig
 from a3tune.config.settings import LABEL_MAKING
 from a3tune.errors import LabelError
+from a3tune.labels.fetch import model_folder, pinned
 from a3tune.labels.propose import default_settings
-from a3tune.labels.rank import ranker_folder
 from a3tune.labels.stored import StoredSettings, none_found, stored_settings
+from a3tune.machine import hub
 from a3tune.models import folder_hash
 
 
@@ -82,21 +83,26 @@ def _contradictions(
         for name, value in numbers.items():
             if (name in proposer and proposer[name] != value) or (name not in proposer and name in labels.proposal):
                 yield f"labels.proposal {name} is {value}, theirs were made with {proposer.get(name)}"
-    places = {"weights": labels.weights, "ranker": ranker_folder(labels.ranker)}
     contents = {"weights": proposer.get("weights"), "ranker": ranker.get("content")}
-    for name, place in places.items():
-        named_alike = by_name and str(getattr(labels, name)) == str(stored.given.get(name))
-        if name in said and not named_alike and not _same(place, stored.given.get(name), contents[name]):
-            yield f"labels.{name} is {getattr(labels, name)}, which is not the model that theirs were made with"
+    for name, content in contents.items():
+        model, given = getattr(labels, name), stored.given.get(name)
+        named_alike = by_name and str(model) == str(given)
+        if name in said and not named_alike and not _same(model, given, content):
+            yield f"labels.{name} is {model}, which is not the model that theirs were made with" + (
+                f" ({given})" if given else ""
+            )
 
 
-def _same(folder: Path | None, given: str | None, content: str | None) -> bool:
-    """Whether a model is the one that labels were made with: by its content, or by its name where it is not here."""
-    if folder is None or content is None:
+def _same(model: str | Path | None, given: str | None, content: str | None) -> bool:
+    """Whether a model is the one that labels were made with: by its commit or content, or by its name where it is not
+    here. Asks nobody."""
+    if model is None or content is None:
         return given is None or content is None
+    folder = model_folder(model, download=False)
     if folder.is_dir():
-        return folder_hash(folder) == content
-    return str(folder) == given
+        commit = hub.named(str(model), "model") and pinned(model)  # stays as it is; a folder may have changed
+        return (commit is not None and commit == given) or folder_hash(folder) == content
+    return given is not None and str(model) in (given, given.partition("@")[0])
 
 
 def _differences(stored: list[StoredSettings]) -> list[str]:

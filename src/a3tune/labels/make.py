@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from a3tune.config import LabelsConfig
+from a3tune.labels.fetch import model_folder
 from a3tune.labels.propose import Proposer, make_proposer
 from a3tune.labels.rank import (
     VISUAL_PROMPTS,
@@ -18,7 +19,6 @@ from a3tune.labels.rank import (
     check_visual_prompt,
     format_query,
     make_ranker,
-    ranker_folder,
     top_k,
 )
 from a3tune.masks import decode_mask
@@ -97,11 +97,14 @@ def similarity(segments_ME: np.ndarray, query_E: np.ndarray) -> np.ndarray:
 def make_maker(settings: LabelsConfig, device: str = "auto") -> LabelMaker:
     """What `a3tune label` makes labels with; `device` as `model.device`.
 
-    Raises what `make_proposer` and `make_ranker` raise.
+    Models of the Hugging Face Hub are downloaded (`fetch.model_folder`). Raises what that, `make_proposer` and
+    `make_ranker` raise.
     """
     return LabelMaker(
-        make_proposer(settings.proposer, settings.weights, settings.proposal, device),
-        make_ranker(ranker_folder(settings.ranker), device),
+        make_proposer(
+            settings.proposer, settings.weights and model_folder(settings.weights), settings.proposal, device
+        ),
+        make_ranker(model_folder(settings.ranker), device),
         settings.visual_prompt,
         settings.query,
     )

@@ -12,23 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from a3tune.attention.capture import use_capture
 from a3tune.claims import check_claims, check_shape
 from a3tune.errors import A3TuneError, ModelError, in_short
 from a3tune.machine.digests import DIGESTS, check_digests
+from a3tune.machine.hub import check_reachable
 from a3tune.machine.trial import template_ends
 from a3tune.models import cached_model, check_finite, check_model, choose_device, read_config, shipped
 from a3tune.vlm.checks import check_generation, check_images
 from a3tune.vlm.families import FAMILIES, Family, family_of
 from a3tune.vlm.processor import load_processor
 from a3tune.vlm.quantize import Quantization, is_quantized, quantization_config
-
-HUB_SECONDS = 5.0
-"""For the Hugging Face Hub to say that it is there."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +140,14 @@ def load_boxes(path: str | Path) -> Callable[[int, int], np.ndarray]:
     return partial(family_of(config, str(path)).boxes, config, processor)
 
 
+def load_bare(path: str | Path) -> Vlm:
+    """A model without weights, and its processor: for all that asks its configuration only. Raises as `load_vlm`."""
+    config, processor = _described(_source(path), str(path))
+    with torch.device("meta"), _readable(str(path)):
+        model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
+    return Vlm(model=model, processor=processor, name=str(path))
+
+
 def _source(path: str | Path) -> str:
     """Where a model is read: what the cache of the Hub holds whole is read there, and the Hub is not asked for news."""
     if str(path) == "tiny":
@@ -173,18 +178,8 @@ def _described(source: str, name: str) -> tuple[Any, Any]:
 
 def _check_reachable(source: str) -> None:
     """ModelError where the Hugging Face Hub is needed and cannot be reached: transformers tries for half a minute."""
-    downloaded = Path(source).is_dir() or isinstance(try_to_load_from_cache(source, "config.json"), str)
-    if downloaded or constants.HF_HUB_OFFLINE:
-        return
-    try:
-        HfApi().model_info(source, timeout=HUB_SECONDS)
-    except HfHubHTTPError:  # it was reached; transformers says what it answered
-        return
-    except Exception as error:
-        raise ModelError(
-            f"model {source}: is no folder here, and the Hugging Face Hub cannot be reached "
-            f"({type(error).__name__}). Give the folder of a copy; HF_HUB_OFFLINE=1 takes what was downloaded before"
-        ) from error
+    if not Path(source).is_dir() and not isinstance(try_to_load_from_cache(source, "config.json"), str):
+        check_reachable(f"model {source}", "give the folder of a copy", ModelError)
 
 
 def _in_one_piece(head: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:

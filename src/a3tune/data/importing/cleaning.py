@@ -44,9 +44,9 @@ def without_duplicates(found: Found, hashes: Mapping[Path, str], notes: list[str
         notes.append(f"{several:,} questions of one image have several answers: all are kept")
 
 
-def without_personal_fields(found: Found, became: dict[str, str], notes: list[str]) -> None:
+def without_personal_fields(splits: dict[str, list[Sample]], became: dict[str, str]) -> None:
     """Takes out of `meta` what says who a patient is, and what has too many values to break results down by."""
-    rows = [sample for samples in found.values() for sample in samples]
+    rows = [sample for samples in splits.values() for sample in samples]
     values: dict[str, set[str]] = {}
     for sample in rows:
         for key, value in sample.meta.items():
@@ -63,8 +63,8 @@ def without_personal_fields(found: Found, became: dict[str, str], notes: list[st
         kept = became[key] == f"meta.{key}"
         if kept:
             became[key] = dropped.get(key, became[key] if key in values else "left out: no short texts or numbers")
-    for place, samples in found.items():
-        found[place] = [
+    for name, samples in splits.items():
+        splits[name] = [
             replace(sample, meta={key: item for key, item in sample.meta.items() if key not in dropped})
             for sample in samples
         ]

@@ -1,6 +1,7 @@
 """Columns of foreign tables -> the public fields: which is which, guessed by name and shown, or said by the user."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -52,6 +53,8 @@ def choose_columns(where: str, names: Iterable[str], said: Mapping[str, str]) ->
             raise DataError(f"--map {name}={column}: expected one of {', '.join(KNOWN)} before the =")
         if column not in names:
             raise DataError(f"--map {name}={column}: {where} has no such column, it has {_listed(names)}")
+    if several := [column for column, count in Counter(said.values()).items() if count > 1]:
+        raise DataError(f"--map: expected one field for a column, {several[0]:.60} is named for several")
     plain = {re.sub(r"[ -]", "_", name.strip().lower()): name for name in reversed(names)}
     of = dict(said)
     for name, known in KNOWN.items():

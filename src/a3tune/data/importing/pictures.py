@@ -31,6 +31,8 @@ class Pictures:
     new: Callable[[Path], Path]
     """Told what is about to be made; see `machine.files.all_or_none`."""
     _found: dict[tuple[Path, str], Path] = field(default_factory=dict)
+    _listed: dict[Path, dict[str, list[Path]]] = field(default_factory=dict)
+    """Folder -> name in small letters -> files."""
 
     def find(self, beside: Path, value: Any) -> Path:
         """The file of a cell: a name (beside the table, in `folders`), a data URI, base 64, bytes, or a struct of them.
@@ -44,6 +46,8 @@ class Pictures:
             value = value[0]
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path") or value.get("url")
+        if type(value) is int:
+            value = str(value)  # "7" of a spreadsheet
         if isinstance(value, bytes) and value:
             return self._keep(value)
         if not isinstance(value, str) or not value.strip():
@@ -62,11 +66,28 @@ class Pictures:
             endings = ("", *PICTURES) if not file.lower().endswith(PICTURES) else ("",)
             places = (folder / f"{file}{end}" for folder in (*self.folders, beside) for end in endings)
             whole = next((folder / name for folder in (*self.folders, beside) if (folder / name).is_file()), None)
-            found = whole or next((place for place in places if place.is_file()), None)
+            found = (
+                whole or next((place for place in places if place.is_file()), None) or self._in_other_case(beside, file)
+            )
             if found is None:
                 raise DataError(f"no such image: {shown(name, 150)}; --images DIR says where images are")
             self._found[beside, name] = found if whole or not fragment else found.with_name(f"{found.name}#{fragment}")
         return self._found[beside, name]
+
+    def _in_other_case(self, beside: Path, file: str) -> Path | None:
+        """The one file of this name in capitals or not, as Windows finds it; its ending may be left out."""
+        for folder in (*self.folders, beside):
+            parent = (folder / file).parent
+            if parent not in self._listed:
+                names: dict[str, list[Path]] = {}
+                for path in parent.iterdir() if parent.is_dir() else ():
+                    names.setdefault(path.name.lower(), []).append(path)
+                self._listed[parent] = names
+            name = Path(file).name.lower()
+            found = [path for end in ("", *PICTURES) for path in self._listed[parent].get(f"{name}{end}", [])]
+            if len(found) == 1 and found[0].is_file():
+                return found[0]
+        return None
 
     def _keep(self, data: bytes) -> Path:
         ending = ".dcm" if data[128:132] == b"DICM" else _SUFFIXES.get(data[:2], ".img")

@@ -15,16 +15,18 @@ from a3tune.types import AnswerType, Sample
 
 _TYPES: dict[str, AnswerType] = {name: name for name in get_args(AnswerType)}
 _TYPES |= {"closed-ended": "closed", "open-ended": "open", "yes/no": "closed", "multiple-choice": "choice"}
+_NOTHING = ("nan", "NaN", "<NA>")
 _LONGEST = 100
 """Characters of a value that results can be broken down by."""
 
 
 def samples_of(
     row: Mapping[str, Any], columns: Columns, name: str, folder: Path, pictures: Pictures, prompt: str | None
-) -> list[Sample]:
-    """The questions of a row; several turns of a conversation become `name-1`, `name-2`, ...
+) -> tuple[list[Sample], list[str]]:
+    """The questions of a row, and a line for each turn without a question or an answer.
 
-    `prompt` is asked where there is no column of questions.
+    Several turns of a conversation become `name-1`, `name-2`, ... `prompt` is asked where there is no column of
+    questions.
 
     Raises:
         DataError: something is missing or damaged; says which column.
@@ -38,8 +40,13 @@ def samples_of(
     meta |= _inner_meta(row, columns)
     if patient := _text(_value(row, columns, "patient")):
         meta["patient"] = patient
-    samples = []
+    samples, problems = [], []
     for turn, (question, answer) in enumerate(turns, start=1):
+        if missing := _missing(question, answer):
+            if len(turns) == 1:
+                raise DataError(missing)
+            problems.append(f"turn {turn}: {missing}")
+            continue
         options, answer = _options(row, columns, rest["options"], answer)
         fields: dict[str, Any] = {
             "id": name if len(turns) == 1 else f"{name}-{turn}",
@@ -55,7 +62,12 @@ def samples_of(
         if rest["regions"] is not None:
             fields["regions"] = plain(rest["regions"])
         samples.append(sample_of(f"row {name:.60}", Path(), fields))
-    return samples
+    return samples, problems
+
+
+def _missing(question: str, answer: str) -> str:
+    empty = [name for name, text in (("question", question), ("answer", answer)) if not text.strip()]
+    return f"no {' and no '.join(empty)}" if empty else ""
 
 
 def _turns(row: Mapping[str, Any], columns: Columns, prompt: str | None) -> list[tuple[str, str]]:
@@ -63,9 +75,6 @@ def _turns(row: Mapping[str, Any], columns: Columns, prompt: str | None) -> list
         return question_and_answers(_value(row, columns, "conversation"))
     question = _text(_value(row, columns, "prompt")) if "prompt" in columns.of else prompt or ""
     answer = _text(_value(row, columns, "answer"))
-    empty = [name for name, text in (("question", question), ("answer", answer)) if not text.strip()]
-    if empty:
-        raise DataError(f"no {' and no '.join(empty)}")
     return [(without_marks(question), answer.strip())]
 
 
@@ -80,10 +89,11 @@ def _value(row: Mapping[str, Any], columns: Columns, field: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A cell as text: lists of one are what they hold, yes and no may be booleans."""
+    """A cell as text: lists of one are what they hold, yes and no may be booleans; "" for what pandas writes for
+    nothing."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if value is None:
+    if value is None or value != value or value in _NOTHING:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -93,7 +103,8 @@ def _text(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    return str(value).strip() if isinstance(value, str | int | float) and len(str(value)) <= _LONGEST else ""
+    text = _text(value).strip() if isinstance(value, str | int | float) else ""
+    return text if len(text) <= _LONGEST else ""
 
 
 def _inner_meta(row: Mapping[str, Any], columns: Columns) -> dict[str, str]:

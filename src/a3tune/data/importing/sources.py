@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
+from a3tune.data.importing.excel import read_excel
 from a3tune.data.plain_json import parse_json
 from a3tune.data.tables import class_names, saved_splits, table_rows
 from a3tune.errors import DataError, shown
@@ -33,8 +33,8 @@ PICTURES = (
     ".nii.gz",
     ".mgz",
 )
-_FIELD, _UNPACKED, _RATIO = 2**27, 2**28, 100
-"""Most characters of a cell; a workbook that unpacks to more, and to this multiple of its size, is refused."""
+_FIELD = 2**27
+"""Most characters of a cell."""
 _SHARD = re.compile(r"^(?P<split>[a-z]+)(?=[-_.]|$)")
 
 
@@ -70,7 +70,7 @@ def find_parts(source: Path) -> list[Part]:
         return [Part(source)]
     files = sorted(file for file in source.rglob("*") if file.suffix.lower() in TABLES and not _is_hidden(source, file))
     about = [file for file in files if file.stem == "metadata"]
-    shards = [file for file in files if _split_of(file.stem)]
+    shards = [file for file in files if _split_in(source, file)]
     parts = about or shards or files
     if not parts:
         raise DataError(f"{source}: expected a table ({', '.join(TABLES)}) in this folder, found none")
@@ -79,11 +79,15 @@ def find_parts(source: Path) -> list[Part]:
         raise DataError(
             f"{source}: expected one table, or tables named by split, found {len(parts)}: {listed}; name one"
         )
-    return [Part(file, _split_of(file.parent.name if about else file.stem)) for file in parts]
+    sets = sorted({_set_of(source, file) for file in shards if not about})
+    if len(sets) > 1:
+        raise DataError(f"{source}: expected one data set, found several: {', '.join(sets[:8])}; name one")
+    return [Part(file, _split_in(source, file)) for file in parts]
 
 
 def read_part(part: Part) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number (from 1; of lines of a text as an editor counts them) and columns of every row.
+    """Number (from 1; of lines of a text as an editor counts them) and columns of every row; of a line that is no row
+    `{"": WHY}`.
 
     Raises:
         DataError: the file cannot be read as what its name says.
@@ -96,7 +100,7 @@ def read_part(part: Part) -> Iterator[tuple[int, dict[str, Any]]]:
     elif ending in (".csv", ".tsv"):
         yield from _read_csv(part.path, "\t" if ending == ".tsv" else None)
     elif ending == ".xlsx":
-        yield from _read_excel(part.path)
+        yield from read_excel(part.path)
     elif ending in (".jsonl", ".ndjson"):
         yield from _read_lines(part.path)
     elif ending == ".json":
@@ -108,6 +112,19 @@ def read_part(part: Part) -> Iterator[tuple[int, dict[str, Any]]]:
 def _split_of(name: str) -> str | None:
     match = _SHARD.match(name.lower())
     return SPLITS.get(match["split"]) if match else None
+
+
+def _split_in(source: Path, file: Path) -> str | None:
+    """What a file's name says, `train-00000-of-00002.parquet`, or a folder's: `train/0000.parquet`."""
+    names = ["" if file.stem == "metadata" else file.stem, *file.relative_to(source).parts[:-1]]
+    return next((split for name in names if (split := _split_of(name))), None)
+
+
+def _set_of(source: Path, file: Path) -> str:
+    """The folder whose splits a file is one of: that of the file, or that of the folder which is named by its split."""
+    parts = file.relative_to(source).parts[:-1]
+    named = [] if _split_of(file.stem) else [at for at, name in enumerate(parts) if _split_of(name)]
+    return "/".join(parts[: named[0]] if named else parts) or "."
 
 
 def _is_hidden(source: Path, file: Path) -> bool:
@@ -147,51 +164,26 @@ def _read_csv(path: Path, delimiter: str | None) -> Iterator[tuple[int, dict[str
     text = _text(path)
     if "\0" in text:
         raise DataError(f"{path}: expected a text, got bytes of 0 in it")
-    head = text.partition("\n")[0]
+    head, _, rest = text.partition("\n")
+    said = re.fullmatch(r"sep=(.)\r?", head)  # Excel's own line
+    if said:
+        delimiter, text = said[1], rest
     delimiter = delimiter or max(",;\t|", key=head.count)
     with _long_cells():
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
         try:
-            names = [name.strip() for name in reader.fieldnames or []]
+            names = [name.strip() or f"column {at}" for at, name in enumerate(reader.fieldnames or [], start=1)]
             if len(set(names)) < len(names):
                 raise DataError(f"{path}: expected a name for each column, each once, got {shown(names, 150)}")
             reader.fieldnames = names
             for row in reader:
-                if None in row:
-                    yield reader.line_num, {"": f"more cells than the {len(names)} columns"}
+                line = reader.line_num + bool(said)
+                if any(row.pop(None, None) or ()):
+                    yield line, {"": f"more cells than the {len(names)} columns"}
                 elif any(row.values()):
-                    yield reader.line_num, row
+                    yield line, row
         except csv.Error as error:
             raise DataError(f"{path}:{reader.line_num}: expected a table of columns: {error}") from None
-
-
-def _read_excel(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        import openpyxl
-    except ImportError:
-        raise DataError(
-            f"{path}: Excel needs openpyxl, which is not installed: pip install 'a3tune[excel]', or save it as CSV"
-        ) from None
-    try:
-        with ZipFile(path) as packed:
-            size = sum(item.file_size for item in packed.infolist())
-        if size > max(_UNPACKED, _RATIO * path.stat().st_size):
-            raise DataError(f"{path}: it unpacks to {size:,} bytes, far more than its size; save it as CSV")
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        rows = book.worksheets[0].iter_rows(values_only=True)
-        names = ["" if name is None else str(name).strip() for name in next(rows, ())]
-        for number, cells in enumerate(rows, start=2):
-            row = {name: _cell(cell) for name, cell in zip(names, cells, strict=False) if name}
-            if any(value not in (None, "") for value in row.values()):
-                yield number, row
-    except DataError:
-        raise
-    except (BadZipFile, OSError, KeyError, ValueError, IndexError, TypeError, SyntaxError) as error:
-        raise DataError(f"{path}: expected an Excel workbook (.xlsx), could not read it: {shown(error)}") from None
-
-
-def _cell(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -200,7 +192,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 yield number, _object(parse_json(line, constants=True))
             except ValueError as error:
-                raise DataError(f"{path}:{number}: expected one JSON object per line: {error}") from None
+                yield number, {"": f"expected one JSON object per line: {error}"}
 
 
 def _read_json(path: Path) -> list[dict[str, Any]]:

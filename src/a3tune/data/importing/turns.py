@@ -23,7 +23,7 @@ def question_and_answers(value: Any) -> list[tuple[str, str]]:
     said = [(_role(item), _content(item.get("content", item.get("value")))) for item in value]
     said = [(role, text) for role, text in said if role != "system"]
     roles = [role for role, _ in said]
-    if len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
+    if not roles or len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
         raise DataError(f"expected questions and answers in turn, got {shown(roles)}")
     return [(without_marks(said[at][1]), said[at + 1][1].strip()) for at in range(0, len(said), 2)]
 

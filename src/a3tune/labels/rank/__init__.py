@@ -17,7 +17,6 @@ from a3tune.labels.rank.kinds import BIOMEDCLIP_CONFIG, CLIP_TYPES
 from a3tune.labels.rank.query import format_query
 from a3tune.labels.rank.visual import VISUAL_PROMPTS
 from a3tune.machine.registry import Registry
-from a3tune.models import shipped
 
 __all__ = [
     "RANKERS",
@@ -27,7 +26,6 @@ __all__ = [
     "check_visual_prompt",
     "format_query",
     "make_ranker",
-    "ranker_folder",
     "top_k",
 ]
 
@@ -79,11 +77,6 @@ def check_visual_prompt(name: str) -> None:
     """Raises ConfigError when there is no such visual prompt."""
     if name not in VISUAL_PROMPTS:
         raise ConfigError(f"visual_prompt: expected one of {', '.join(VISUAL_PROMPTS)}, got {name!r}")
-
-
-def ranker_folder(name: str) -> Path:
-    """Folder of `labels.ranker`: the one shipped in the package for `tiny`."""
-    return shipped("ranker") if name == "tiny" else Path(name)
 
 
 def make_ranker(folder: Path, device: str | None = None) -> Ranker:

@@ -19,9 +19,10 @@ from transformers import AutoTokenizer, BertConfig, BertModel, ViTConfig, ViTMod
 from a3tune.errors import ModelError
 from a3tune.labels.rank.embed import FolderRanker, square
 from a3tune.labels.rank.kinds import BIOMEDCLIP_CONFIG as CONFIG
+from a3tune.labels.rank.kinds import BIOMEDCLIP_WEIGHTS
 from a3tune.models import check_complete, read_config, read_pickled
 
-_SAFETENSORS, _PICKLED = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
+_SAFETENSORS, _PICKLED = BIOMEDCLIP_WEIGHTS
 _HEAD_WIDTH = 64
 """Of both published towers; the checkpoint does not say it."""
 _VISION_EPS, _TEXT_EPS = 1e-6, 1e-12

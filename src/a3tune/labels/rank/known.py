@@ -6,10 +6,9 @@ from itertools import islice
 from a3tune.data.images import load_image
 from a3tune.data.phantom.scan import SIZE
 from a3tune.errors import DataError
+from a3tune.labels.rank.kinds import SHIPPED
 from a3tune.types import ImageSource
 
-SHIPPED = "tiny"
-"""`labels.ranker` of the one in the package."""
 _LOOKED_AT = 8
 WARNING = (
     "warning: the shipped ranker knows phantom scans only, and these images are none: which regions it takes is near "
