@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -27,7 +28,6 @@ from a3tune.data.rows import read_rows
 from a3tune.demo.plan import plan_demo
 from a3tune.evaluation.predictions import read_predictions
 from a3tune.evaluation.results import clusters, scores
-from a3tune.labels.store import LabelStore
 from a3tune.metrics.stats import Estimate, paired_difference, seeds_interval
 from a3tune.run.folder import RunFolder
 from a3tune.training import train
@@ -63,8 +63,8 @@ def labels_of(share: float, samples: Sequence[Sample], seed: int) -> Iterator[No
     kept = set(random.Random(seed).sample(patients, max(1, round(share * len(patients)))))
     source = train.region_source
 
-    def region_source(config: RunConfig, store: LabelStore | None) -> train.RegionSource:
-        regions_for = source(config, store)
+    def region_source(config: RunConfig, *of: Any) -> train.RegionSource:
+        regions_for = source(config, *of)
 
         def some(sample: Sample, height: int, width: int) -> Labels | None:
             return regions_for(sample, height, width) if sample.meta["patient"] in kept else None

@@ -22,6 +22,7 @@ from a3tune.types import Sample
 
 ROWS, ADAPTER, NO_ADAPTER = "rows.jsonl", "run/adapter", ("--adapter", "none")
 UNLABELLED = ("labels.source=none",)
+VALIDATED = (f"data.train={ROWS}", *UNLABELLED, f"data.validation={ROWS}", "training.eval_steps=5")
 
 MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "no such command": (["trian"], "Did you mean"),
@@ -70,6 +71,24 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "train: no rows": (["train"], "add data.train=FILE.jsonl"),
     "train: rows": (["train", "data.train=no.jsonl"], "expected a JSONL file"),
     "train: empty rows": (["train", "data.train=empty.jsonl", *UNLABELLED], "empty.jsonl: expected at least one row"),
+    "train: validation": (
+        ["train", f"data.train={ROWS}", *UNLABELLED, "data.validation=no.jsonl"],
+        "no.jsonl: expected a JSONL file",
+    ),
+    "train: empty validation": (
+        ["train", f"data.train={ROWS}", *UNLABELLED, "data.validation=empty.jsonl", "training.eval_steps=5"],
+        "empty.jsonl: expected at least one row",
+    ),
+    "train: no validation": (
+        ["train", f"data.train={ROWS}", *UNLABELLED, "training.eval_steps=5"],
+        "add data.validation=FILE.jsonl",
+    ),
+    "train: score": (
+        ["train", *VALIDATED, "training.keep_best=closed_acuracy"],
+        "did you mean closed_accuracy",
+    ),
+    "train: score that no row has": (["train", *VALIDATED, "training.keep_best=closed_accuracy"], "no question has it"),
+    "train: patience": (["train", *VALIDATED, "training.patience=2"], "keep_best names no score"),
     "train: heads": (
         ["train", f"data.train={ROWS}", "labels.source=truth", "alignment.heads=9999", "--dry-run"],
         "alignment.heads: expected at most",

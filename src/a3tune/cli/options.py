@@ -1,10 +1,9 @@
-"""What several commands share: options, a progress bar, and the refusal to replace a file."""
+"""What several commands share: options, a dry run, quiet libraries, and the refusal to replace a file."""
 
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,21 +57,6 @@ def show_dry_run(settings: "RunConfig", what: str) -> None:
     from a3tune.config import dump_config
 
     echo(dump_config(settings) + f"\n# Would {what}.")
-
-
-@contextmanager
-def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error while this is open; nothing where that is no terminal."""
-    if not sys.stderr.isatty() or processes.index() > 0:
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(title, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 class _Visible(logging.Formatter):

@@ -15,12 +15,12 @@ from a3tune.cli.options import (
     DryRun,
     Force,
     Overrides,
-    bar,
     load_settings,
     quieten,
     refuse_existing,
     show_dry_run,
 )
+from a3tune.cli.progress import bar
 from a3tune.errors import RunError
 
 if TYPE_CHECKING:
@@ -95,10 +95,14 @@ def train(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRu
     check_train(settings)
     quieten()
     from a3tune.commands.train import fine_tune
+    from a3tune.run.folder import RunFolder
+    from a3tune.training.best import read_best
 
     with bar("Training") as progress:
-        folder = fine_tune(settings, progress, lambda line: echo(line, err=True))
-    echo(f"Adapter: {folder / 'adapter'}")
+        folder = RunFolder(fine_tune(settings, progress, lambda line: echo(line, err=True), progress.note))
+    echo(f"Adapter: {folder.adapter}")
+    if best := read_best(folder):
+        echo(f"Best: {folder.best} ({best.score} {best.value:.4g} after step {best.step})")
 
 
 @app.command("eval")

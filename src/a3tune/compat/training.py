@@ -11,6 +11,7 @@ OVERRIDDEN = {
         "_load_optimizer_and_scheduler",
         "_save_checkpoint",
         "compute_loss",
+        "evaluate",
         "get_batch_samples",
         "get_train_dataloader",
         "log",
