@@ -88,6 +88,11 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
         "did you mean closed_accuracy",
     ),
     "train: score that no row has": (["train", *VALIDATED, "training.keep_best=closed_accuracy"], "no question has it"),
+    "train: tracker": (["train", *VALIDATED, "training.report_to=tensorbord"], "did you mean tensorboard"),
+    "train: tracker that is not there": (
+        ["train", *VALIDATED, "training.report_to=neptune"],
+        "neptune is not installed; pip install neptune",
+    ),
     "train: patience": (["train", *VALIDATED, "training.patience=2"], "keep_best names no score"),
     "train: heads": (
         ["train", f"data.train={ROWS}", "labels.source=truth", "alignment.heads=9999", "--dry-run"],

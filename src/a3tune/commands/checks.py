@@ -20,6 +20,7 @@ from a3tune.metrics.radiology import check_weights
 from a3tune.models import check_model, read_adapter
 from a3tune.run.folder import MARKER, RunFolder
 from a3tune.training.score import validation_sample
+from a3tune.training.tracking import check_trackers
 
 
 def check_label(config: RunConfig) -> None:
@@ -64,6 +65,7 @@ def check_train(config: RunConfig) -> None:
         check_split(config.data, "validation")
     if validation_sample(config):
         check_methods(config.evaluation, [config.evaluation.decode])
+    check_trackers(config.training.report_to)
     check_model(config.model.path)
     if config.labels.source == "weak" and not config.label_store.is_dir():
         raise none_found(config.label_store)

@@ -5,7 +5,8 @@ The best one says itself at which step it was made and how good it is, so that a
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,11 +109,27 @@ def save_adapter(model: Any, state: dict[str, Any] | None, base: str, folder: Ru
 def _write(
     model: Any, state: dict[str, Any] | None, base: str, place: Path, best: Mapping[str, Any] | None = None
 ) -> None:
-    for adapter_config in model.peft_config.values():
-        adapter_config.base_model_name_or_path = base
-    model.save_pretrained(str(place), state_dict=state, save_embedding_layers=False)
+    with _named(model, base):
+        model.save_pretrained(str(place), state_dict=state, save_embedding_layers=False)
     # PEFT's empty form of a model card; ours is written from the settings and the data (`report.card`).
     (place / "README.md").unlink(missing_ok=True)
     if best is not None:
         (place / BEST).write_text(json.dumps(sealed(best)) + "\n")
     write_digests(place)
+
+
+@contextmanager
+def _named(model: Any, base: str) -> Iterator[None]:
+    """While this is open the adapter says its base by the user's name.
+
+    Not longer: checkpoints are saved with PEFT's default, which looks for files of that name on the Hub.
+    """
+    configs = list(model.peft_config.values())
+    before = [config.base_model_name_or_path for config in configs]
+    for config in configs:
+        config.base_model_name_or_path = base
+    try:
+        yield
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config.base_model_name_or_path = name

@@ -15,41 +15,26 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from a3tune.adapters import add_adapter
 from a3tune.config import RunConfig
 from a3tune.data.rows import read_split
-from a3tune.errors import A3TuneError, AdapterError, ConfigError, RunError
+from a3tune.errors import A3TuneError, ConfigError, RunError
 from a3tune.machine.files import remove
-from a3tune.models import base_hashes, check_adapter, choose_device
+from a3tune.models import base_hashes, choose_device
 from a3tune.run.folder import RunFolder
 from a3tune.training.best import BestAdapter, save_adapter
-from a3tune.training.checkpoint import check_checkpoint, delete_others, last_checkpoint, samples_of_step, state_of
+from a3tune.training.checkpoint import check_checkpoint, delete_others, last_checkpoint, state_of
 from a3tune.training.collate import Collator, RegionSource
-from a3tune.training.identity import identity_of, is_recorded, record, refuse_other_content
+from a3tune.training.identity import identity_of, record, refuse_other_content
 from a3tune.training.interrupt import Interrupted, StopOnRequest, stopping_on_interrupt
 from a3tune.training.log import MetricsFile, ProgressBar
 from a3tune.training.nonfinite import NonFiniteError
 from a3tune.training.regions import known_labels, label_store, region_source
+from a3tune.training.resume import accumulation, is_finished, refuse_other_settings
 from a3tune.training.score import validation_sample
+from a3tune.training.tracking import make_trackers
 from a3tune.training.trainer import A3Trainer
 from a3tune.training.validation import EveryFewSteps, Validation
 from a3tune.types import Sample
 from a3tune.vlm.load import load_vlm
 from a3tune.vlm.quantize import is_quantized, prepare_for_training
-
-HARMLESS = {
-    "model.device",
-    "data.validation",
-    "data.test",
-    "training.save_steps",
-    "training.log_steps",
-    "training.workers",
-    "training.report_to",
-    "labels.workers",
-    "labels.backend",
-}
-"""Settings that a run may go on with when they change: they do not touch what is learnt."""
-PLACES = {"model.path", "data.train", "labels.store", "labels.weights", "labels.ranker"}
-"""Settings that say where something lies; what lies there is compared itself (`training.identity`)."""
-PASSES = ("training.batch_size", "training.accumulation")
-"""Settings that may change together: what is learnt depends on their product."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +56,10 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
         folder = RunFolder.create(config.output)
     with folder.lock() if args.process_index == 0 else nullcontext():
         checkpoint = last_checkpoint(folder.checkpoints)
-        finished = _is_finished(folder)
+        finished = is_finished(folder)
         started = checkpoint is not None or finished
         if started:
-            _refuse_other_settings(folder, config)
+            refuse_other_settings(folder, config)
         samples, labels, measured = read_split(config.data, "train"), label_store(config), validation_sample(config)
         known = known_labels(labels, measured)
         identity = identity_of(config, samples, labels, measured, known) if args.process_index == 0 else None
@@ -84,7 +69,7 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
             return folder.path
         if checkpoint is not None:
             check_checkpoint(checkpoint)
-            args.gradient_accumulation_steps = _accumulation(config, args.world_size, checkpoint)
+            args.gradient_accumulation_steps = accumulation(config, args.world_size, checkpoint)
         shown: list[TrainerCallback] = [ProgressBar()] if callbacks is None else list(callbacks)
         if args.process_index == 0:
             _say_what_is_not_measured(config, measured, known)
@@ -108,6 +93,10 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
             folder.write_config(config)
             folder.write_environment()
             record(folder, identity, started=started)
+        pictures = trainer.validation.pictures if trainer.validation else list
+        step = state_of(checkpoint)["global_step"] if checkpoint else 0
+        for tracker in make_trackers(config.training.report_to, folder, step, pictures, first=args.process_index == 0):
+            trainer.add_callback(tracker)
         with _explaining(folder, trainer, stop):
             weights = _learn(trainer, stop, best, checkpoint)
             if args.process_index == 0:
@@ -151,7 +140,8 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         dataloader_pin_memory=not use_cpu and torch.cuda.is_available(),
         activation_checkpointing=settings.activation_checkpointing,
         remove_unused_columns=False,
-        report_to="none",
+        run_name=config.output.name,
+        report_to="none",  # `tracking` tells them
         disable_tqdm=True,
     )
 
@@ -209,67 +199,6 @@ def _explaining(folder: RunFolder, trainer: A3Trainer, stop: StopOnRequest) -> I
         raise RunError(
             f"{folder.path}: cannot be written: {error}; make room and run the same command again"
         ) from error
-
-
-def _accumulation(config: RunConfig, processes: int, checkpoint: Path) -> int:
-    """Forward passes per optimiser step, so that it takes as many samples as before, on `processes` processes.
-
-    Raises RunError when they cannot share them evenly.
-    """
-    samples, pass_samples = samples_of_step(checkpoint), config.training.batch_size * processes
-    if samples % pass_samples:
-        raise RunError(
-            f"{checkpoint}: an optimiser step of this run takes {samples} samples, which {processes} processes cannot "
-            f"share in batches of {config.training.batch_size}. Use a number of processes that divides "
-            f"{samples // config.training.batch_size}"
-        )
-    if samples // pass_samples != config.training.accumulation:
-        logger.warning(
-            "going on with %d processes: training.accumulation=%d keeps the %d samples of a step",
-            processes,
-            samples // pass_samples,
-            samples,
-        )
-    return samples // pass_samples
-
-
-def _is_finished(folder: RunFolder) -> bool:
-    """Whether the run's adapter is there. Raises RunError where it is no more what was saved."""
-    if not folder.adapter.is_dir() or not any(folder.adapter.iterdir()):
-        return False
-    try:
-        check_adapter(folder.adapter)
-    except AdapterError as error:
-        raise RunError(
-            f"{error} Or delete {folder.adapter}: the same command then makes it again from the last checkpoint"
-        ) from error
-    return True
-
-
-def _refuse_other_settings(folder: RunFolder, config: RunConfig) -> None:
-    """An adapter whose steps were made with different settings would be neither's."""
-    if not folder.config.is_file():
-        raise RunError(
-            f"{folder.path}: holds a run without its {folder.config.name}, which says what it was trained with. Put it "
-            "back to go on, or choose another output"
-        )
-    earlier = folder.read_config()
-    same_passes = _samples(earlier) == _samples(config)
-    harmless = HARMLESS | PLACES if is_recorded(folder) else HARMLESS
-    for section in ("model", "data", "labels", "adapter", "alignment", "training"):
-        old, new = asdict(getattr(earlier, section)), asdict(getattr(config, section))
-        for name in old:
-            key = f"{section}.{name}"
-            if old[name] != new[name] and key not in harmless and not (key in PASSES and same_passes):
-                raise RunError(
-                    f"{folder.path}: holds a run with other settings: {key} was {old[name]}, "
-                    f"now {new[name]}. Choose another output, or give the settings of its config.yaml to go on with it."
-                )
-
-
-def _samples(config: RunConfig) -> int:
-    """Of a process in an optimiser step."""
-    return config.training.batch_size * config.training.accumulation
 
 
 def _prepare(

@@ -12,18 +12,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import TrainerCallback
 
 from a3tune.config import EvaluationConfig
+from a3tune.data.images import load_image
 from a3tune.evaluation.evaluate import evaluate
+from a3tune.evaluation.predictions import Map
 from a3tune.evaluation.results import Results
 from a3tune.machine import processes
 from a3tune.metrics.catalogue import describe
 from a3tune.training.collate import IGNORED, Collator, learning
 from a3tune.training.step import Alignment, step_losses
 from a3tune.types import Sample
+from a3tune.vlm.grids import token_boxes
+from a3tune.vlm.heat import overlay
 from a3tune.vlm.load import Vlm
+from a3tune.vlm.patches import paint
 
+_LONGEST_SIDE = 512
+"""Of a picture, in pixels: a tracker keeps one of each evaluation."""
 _SUMS = ("tokens", "samples", "labelled", "llm", "align", "inside")
 """Of a batch; those of all batches add up to the means."""
 
@@ -87,6 +95,20 @@ class Validation:
             if (describe(name).main or name == self.also) and np.isfinite(estimate.mean)
         }
         return processes.from_first(losses | scores)
+
+    def pictures(self, most: int = 4) -> list[Image.Image]:
+        """Where the model looked in the last evaluation, in the first samples: those with a true region go first."""
+        if self.results is None:
+            return []
+        chosen = sorted(self.samples, key=lambda sample: not sample.regions)[:most]
+        return [self._picture(sample, self.results.maps[sample.id]) for sample in chosen]
+
+    def _picture(self, sample: Sample, values: Map) -> Image.Image:
+        pixels = np.asarray(load_image(sample.image))
+        size = (pixels.shape[0], pixels.shape[1])
+        picture = overlay(pixels, paint(values.astype(np.float32), token_boxes(self.vlm, *size), size))
+        picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+        return picture
 
     def _losses(self, alignment: Alignment | None, routed: bool) -> dict[str, float]:
         starts = list(range(0, len(self.samples), self.batch_size))
