@@ -94,6 +94,9 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
         "neptune is not installed; pip install neptune",
     ),
     "train: patience": (["train", *VALIDATED, "training.patience=2"], "keep_best names no score"),
+    "train: lr": (["train", "training.lr=1e-4"], "did you mean training.learning_rate?"),
+    "train: timed steps": (["train", *VALIDATED, "--timed-steps", "3"], "expected with --dry-run"),
+    "train: rows, dry run": (["train", "data.train=no.jsonl", "--dry-run"], "expected a JSONL file"),
     "train: heads": (
         ["train", f"data.train={ROWS}", "labels.source=truth", "alignment.heads=9999", "--dry-run"],
         "alignment.heads: expected at most",
@@ -152,6 +155,8 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "merge: adapter": (["merge", "nosuch", "--out", "out"], "expected an adapter folder"),
     "merge: routed": (["merge", ADAPTER, "--out", "out"], "cannot be merged"),
     "merge: output": (["merge", "plain", "--out", "thesis"], "--force"),
+    "clean: run": (["clean", "nosuch"], "expected the folder of a run"),
+    "clean: folder not ours": (["clean", "thesis"], "not ours"),
     "reproduce: name": (["reproduce", "table99"], "table99"),
     "reproduce: places": (["reproduce", "table1", "--on", "no.yaml"], "no.yaml"),
     "reproduce: setting": (["reproduce", "table1", "--set", "labels.topk=1"], "labels.top_k"),

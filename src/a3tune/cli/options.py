@@ -19,8 +19,18 @@ if TYPE_CHECKING:
 
 LISTED = 20
 """Most lines of one kind on the screen."""
+
+
+def _settings(incomplete: str) -> list[str]:
+    """Names of settings for the shell's Tab."""
+    from a3tune.config.reading import keys
+
+    return [f"{key}=" for key in keys() if key.startswith(incomplete)]
+
+
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as labels.top_k=2.")
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as labels.top_k=2.", autocompletion=_settings),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="Settings as YAML; --dry-run prints all of them.")
