@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from measure import about, peak_memory, table, write
 
 from a3tune.config import RunConfig, load_config
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="path without suffix for a .json and a .md")
     args = parser.parse_args()
     cases = dict(list(CASES.items())[:1]) if args.quick else CASES
+    torch.set_num_threads(2)  # the processes then begin anew: a fork would use again what this one has freed
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
