@@ -67,11 +67,12 @@ def _of_rows(config: RunConfig, samples: list[Sample]) -> str:
 
 def _so_far(config: RunConfig) -> str:
     folder = RunFolder(config.output)
-    checkpoint, finished = last_checkpoint(folder.checkpoints), is_finished(folder)
-    if checkpoint is None and not finished:
-        return ""
-    refuse_other_settings(folder, config)
-    return "; it is finished" if finished else f"; it goes on from step {state_of(checkpoint)['global_step']:,}"
+    finished, checkpoint = is_finished(folder), last_checkpoint(folder.checkpoints)
+    if finished or checkpoint:
+        refuse_other_settings(folder, config)
+    if finished:
+        return "; it is finished"
+    return f"; it goes on from step {state_of(checkpoint)['global_step']:,}" if checkpoint else ""
 
 
 def _of_memory(config: RunConfig, samples: list[Sample]) -> str:

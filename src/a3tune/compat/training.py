@@ -2,8 +2,9 @@
 
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-__all__ = ["OVERRIDDEN", "is_deepspeed_zero3_enabled", "one_device"]
+__all__ = ["OVERRIDDEN", "get_reporting_integration_callbacks", "is_deepspeed_zero3_enabled", "one_device"]
 
 OVERRIDDEN = {
     Trainer: (

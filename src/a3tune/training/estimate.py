@@ -107,8 +107,7 @@ def _peak(
     if config.training.activation_checkpointing:
         vlm.model.activation_checkpointing_enable({"use_reentrant": False})
     settings = config.adapter
-    ids = {"control_ids": vlm.control_ids, "layout_ids": vlm.layout_ids}
-    model: Any = add_adapter(vlm.model, settings, balance=config.training.load_balance > 0, **ids)
+    model: Any = add_adapter(vlm.model, settings, balance=config.training.load_balance > 0)
     model.train()
     batch = Collator(vlm, regions_for, membership=config.alignment.membership)(samples)
     alignment = Alignment(_few_heads(config, model), model) if config.active_alignment.weight else None

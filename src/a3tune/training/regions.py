@@ -35,7 +35,9 @@ def region_source(config: RunConfig, store: LabelStore | None, among: Container[
 def known_labels(store: LabelStore | None, samples: Sequence[Sample]) -> dict[str, str]:
     """Sample id -> hash of its labels in the store; samples that were never labelled are missing, which is no error."""
     known: dict[str, str] = {}
-    for sample in samples if store is not None else ():
+    if store is None:
+        return known
+    for sample in samples:
         with suppress(LabelError):
             known[sample.id] = store.content(sample)
     return known

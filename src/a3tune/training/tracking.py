@@ -58,7 +58,7 @@ def make_trackers(
         first: whether this is the process that writes.
     """
     check_trackers(names)
-    from transformers.integrations import get_reporting_integration_callbacks
+    from a3tune.compat.training import get_reporting_integration_callbacks
 
     made = []
     for name, kind in zip(names, get_reporting_integration_callbacks(list(names)), strict=True):
