@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from a3tune.adapters import load_adapter
+from a3tune.cli import app
 from a3tune.config import AdapterConfig, AlignmentConfig, LabelsConfig, RunConfig, load_config
 from a3tune.data.rows import read_rows, write_rows
 from a3tune.errors import ConfigError, RunError
@@ -279,3 +281,25 @@ def test_which_way_is_better():
     assert is_better("loss", 1.0, 2.0) and not is_better("loss", 2.0, 1.0)
     assert is_better("closed_accuracy", 0.5, 0.4) and is_better("hallucination", 0.1, 0.2)
     assert not is_better("coverage", 0.5, 0.5)
+
+
+def test_the_command_says_what_it_kept_and_gives_it_a_card(base: Path, tmp_path: Path):
+    rows = [f"data.train={base / 'train.jsonl'}", f"data.validation={base / 'validation.jsonl'}"]
+    settings = ["labels.source=truth", "training.max_steps=2", "training.eval_steps=1", "training.keep_best=loss"]
+    run = tmp_path / "run"
+    said = CliRunner().invoke(app, ["train", *rows, *settings, f"output={run}", "evaluation.max_new_tokens=4"])
+    assert said.exit_code == 0, said.output
+    assert f"Best: {run / 'best'} (loss " in said.output
+    card = (run / "best" / "README.md").read_text()
+    assert "kept for its loss on validation rows" in card
+    assert "validation rows" not in (run / "adapter" / "README.md").read_text()
+    test = str(base / "validation.jsonl")
+    answered = ["eval", test, "--adapter", str(run / "best"), "--out", str(tmp_path / "answers")]
+    assert CliRunner().invoke(app, [*answered, "evaluation.max_new_tokens=4"]).exit_code == 0
+    assert "Not evaluated yet" not in (run / "best" / "README.md").read_text()
+    check_digests(run / "best", RunError, "")
+    page = ["report", str(tmp_path / "answers"), "--out", str(tmp_path / "page.html")]
+    (tmp_path / "answers" / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
+    assert CliRunner().invoke(app, page).exit_code == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "Answer loss L_LLM, validation" in text and "Coverage, validation" in text

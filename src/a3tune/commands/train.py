@@ -15,6 +15,7 @@ from a3tune.machine.files import write_atomic
 from a3tune.report.card import CARD, model_card
 from a3tune.report.gather import counts, stored_quality
 from a3tune.run.folder import RunFolder
+from a3tune.training.best import read_best
 from a3tune.training.log import in_brief
 from a3tune.training.train import train
 
@@ -38,14 +39,20 @@ def fine_tune(
         if warning := warn_of(config.labels.ranker, images):
             warn(warning)
     folder = RunFolder(train(config, callbacks=[_Steps(progress, note)]))
-    cards = [adapter / CARD for adapter in (folder.adapter, folder.best) if adapter.is_dir()]
+    cards = {folder.adapter / CARD: ""}
+    best = read_best(folder) if processes.index() == 0 else None
+    if best:
+        cards[folder.best / CARD] = (
+            f"The adapter after step {best.step}, kept for its {best.score} on validation rows: {best.value:.4g}. It "
+            "was chosen by that number, which therefore flatters it."
+        )
     if processes.index() == 0 and not all(card.exists() for card in cards):
         samples = read_split(config.data, "train")
         labels = stored_quality(config, samples) if config.labels.source == "weak" else None
         name = public_data(samples)
-        text = model_card(config, counts(samples), data=name, labels=labels, synthetic=synthetic)
-        for card in cards:
+        for card, kept in cards.items():
             if not card.exists():
+                text = model_card(config, counts(samples), data=name, labels=labels, synthetic=synthetic, kept=kept)
                 write_atomic(card, text.encode())
     return folder.path
 
