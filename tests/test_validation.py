@@ -303,3 +303,32 @@ def test_the_command_says_what_it_kept_and_gives_it_a_card(base: Path, tmp_path:
     assert CliRunner().invoke(app, page).exit_code == 0
     text = (tmp_path / "page.html").read_text()
     assert "Answer loss L_LLM, validation" in text and "Coverage, validation" in text
+
+
+def test_weak_labels_of_the_rows_that_are_measured(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    store = tmp_path / "labels"
+    config = watched(base, tmp_path / "run", max_steps=1, keep_best="loss_align")
+    config = replace(config, labels=LabelsConfig(source="weak", store=store))
+
+    def label(rows: str) -> None:
+        assert CliRunner().invoke(app, ["label", str(base / rows), "--out", str(store)]).exit_code == 0
+
+    label("train.jsonl")
+    with pytest.raises(ConfigError, match=r"loss_align cannot be measured: no row of data\.validation has labels in"):
+        train(config, callbacks=())
+    by_answers = replace(config, training=replace(config.training, keep_best="loss"), output=tmp_path / "without")
+    with caplog.at_level(logging.WARNING):
+        (without,) = lines(train(by_answers, callbacks=()), validation=True)
+    assert "5 of the 5 validation rows that are evaluated have no labels in" in caplog.text
+    assert "eval_loss_align" not in without
+    label("validation.jsonl")
+    (measured,) = lines(train(config, callbacks=()), validation=True)
+    assert measured["eval_labelled"] == 1 and measured["eval_loss_align"] > 0
+
+
+def test_nothing_to_align_to_is_told(base: Path, tmp_path: Path):
+    rows = [replace(row, regions=None) for row in read_rows(base / "validation.jsonl")]
+    write_rows(tmp_path / "plain.jsonl", rows)
+    config = watched(base, tmp_path / "run", keep_best="loss_align")
+    with pytest.raises(ConfigError, match="nothing is aligned"):
+        validation_sample(replace(config, data=replace(config.data, validation=tmp_path / "plain.jsonl")))

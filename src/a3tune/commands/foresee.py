@@ -19,7 +19,7 @@ from a3tune.models import cached_model
 from a3tune.run.folder import RunFolder
 from a3tune.training.checkpoint import last_checkpoint, state_of
 from a3tune.training.estimate import Memory, estimate_memory, steps_of
-from a3tune.training.regions import label_store, region_source
+from a3tune.training.regions import known_labels, label_store, region_source
 from a3tune.training.resume import is_finished, refuse_other_settings
 from a3tune.training.score import validation_sample
 from a3tune.training.train import train
@@ -40,8 +40,9 @@ def foresee(config: RunConfig, timed_steps: int | None = None) -> Iterator[str]:
     steps = steps_of(config, len(samples), processes.count())
     yield f"Steps: {steps:,} of {size:,} samples{_so_far(config)}"
     if measured := validation_sample(config):
-        every = config.training.eval_steps
-        yield f"Validation: {len(measured):,} rows of {config.data.validation}, every {every:,} steps"
+        every, store = config.training.eval_steps, label_store(config)
+        labelled = f", {len(known_labels(config, store, measured)):,} of them labelled" if store else ""
+        yield f"Validation: {len(measured):,} rows of {config.data.validation}{labelled}, every {every:,} steps"
     name = config.model.path
     if name != "tiny" and not Path(name).is_dir() and cached_model(name) is None:
         yield f"Model: {name} is not on this machine; it would be downloaded, and its memory is not known before"

@@ -36,5 +36,6 @@ def refuse_other_content(answers: Iterable[tuple[Path, RunConfig]], trained: Ite
         samples, key = read_split(config.data, "train"), repr((config.model.path, config.data, labels, config.training))
         if key not in started:
             store, measured = label_store(config), validation_sample(config)
-            started[key] = training.identity_of(config, samples, store, measured, known_labels(store, measured))
+            known = known_labels(config, store, measured)
+            started[key] = training.identity_of(config, samples, store, measured, known)
         training.refuse_other_content(folder, started[key], samples)

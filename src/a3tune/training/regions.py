@@ -4,7 +4,7 @@ from collections.abc import Container, Sequence
 from contextlib import suppress
 
 from a3tune.config import RunConfig
-from a3tune.errors import LabelError
+from a3tune.errors import ConfigError, LabelError
 from a3tune.labels.fitting import fitting_settings
 from a3tune.labels.store import LabelStore
 from a3tune.labels.truth import truth_labels
@@ -32,12 +32,20 @@ def region_source(config: RunConfig, store: LabelStore | None, among: Container[
     return truth_labels if labels.source == "truth" else lambda sample, height, width: None
 
 
-def known_labels(store: LabelStore | None, samples: Sequence[Sample]) -> dict[str, str]:
-    """Sample id -> hash of its labels in the store; samples that were never labelled are missing, which is no error."""
+def known_labels(config: RunConfig, store: LabelStore | None, samples: Sequence[Sample]) -> dict[str, str]:
+    """Sample id -> hash of its labels in the store; samples that were never labelled are missing, which is no error.
+
+    Raises ConfigError where all are missing, and the best adapter is the one that is aligned best to them.
+    """
     known: dict[str, str] = {}
     if store is None:
         return known
     for sample in samples:
         with suppress(LabelError):
             known[sample.id] = store.content(sample)
+    if config.training.keep_best == "loss_align" and samples and not known:
+        raise ConfigError(
+            f"training.keep_best: loss_align cannot be measured: no row of data.validation has labels in "
+            f"{config.label_store}; make them with `a3tune label {config.data.validation} --out {config.label_store}`"
+        )
     return known

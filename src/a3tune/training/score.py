@@ -35,7 +35,10 @@ def validation_sample(config: RunConfig) -> list[Sample]:
     chosen = Random(_SEED).sample(range(len(rows)), min(settings.eval_samples, len(rows)))
     samples = [rows[index] for index in sorted(chosen)]
     if settings.keep_best is not None:
-        _check_score(settings.keep_best, samples, aligned=config.active_alignment.weight > 0)
+        aligned = config.active_alignment.weight > 0
+        if config.labels.source == "truth":
+            aligned = aligned and any(sample.regions for sample in samples)
+        _check_score(settings.keep_best, samples, aligned=aligned)
     return samples
 
 

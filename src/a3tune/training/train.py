@@ -61,7 +61,7 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
         if started:
             refuse_other_settings(folder, config)
         samples, labels, measured = read_split(config.data, "train"), label_store(config), validation_sample(config)
-        known = known_labels(labels, measured)
+        known = known_labels(config, labels, measured)
         identity = identity_of(config, samples, labels, measured, known) if args.process_index == 0 else None
         if started and identity is not None:
             refuse_other_content(folder, identity, samples)
