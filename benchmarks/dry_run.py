@@ -55,10 +55,10 @@ def training(config: RunConfig, warm: RunConfig) -> Callable[[], Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one case with a small model, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="two cases with a small model, to see that it works")
     parser.add_argument("--out", type=Path, help="path without suffix for a .json and a .md")
     args = parser.parse_args()
-    cases = dict(list(CASES.items())[:1]) if args.quick else CASES
+    cases = dict(list(CASES.items())[:2]) if args.quick else CASES
     torch.set_num_threads(2)  # the processes then begin anew: a fork would use again what this one has freed
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as place:
