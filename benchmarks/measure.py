@@ -154,13 +154,20 @@ def _peak(make: Callable[..., Callable[[], Any]], args: tuple, threads: int) -> 
     call = make(*args)
     before = _resident()
     call()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return before, getrusage(RUSAGE_SELF).ru_maxrss * unit
+    return before, _most_resident()
 
 
 def _resident() -> int:
     """Bytes in memory now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _most_resident() -> int:
+    """Bytes in memory at the most. On Linux not `ru_maxrss`: in a process that began anew it starts at its parent's."""
+    if sys.platform == "darwin":
+        return getrusage(RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def _processor() -> str:

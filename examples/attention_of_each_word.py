@@ -14,7 +14,7 @@ from a3tune.app.model import Answer, Asker, load_models
 from a3tune.config import EvaluationConfig, ModelConfig
 from a3tune.data.images import load_image
 from a3tune.data.phantom import make_scan
-from a3tune.report.figures import overlay
+from a3tune.vlm.heat import overlay
 from a3tune.vlm.patches import paint
 
 QUESTION = "Which part of the body does this image belong to?"

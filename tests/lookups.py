@@ -24,7 +24,7 @@ from a3tune.labels.propose import PROPOSERS
 from a3tune.labels.rank import VISUAL_PROMPTS
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("accelerate", "cd", "make", "pip", "python", "ray")
+PROGRAMS = ("accelerate", "cd", "make", "pip", "python", "ray", "tensorboard")
 """What a line may begin with besides `a3tune`."""
 FILES = ("jpg", "json", "jsonl", "md", "npz", "parquet", "png", "py", "yaml")
 SECTIONS = {field.name for field in fields(RunConfig)} - {"output"}

@@ -22,6 +22,7 @@ from a3tune.types import Sample
 
 ROWS, ADAPTER, NO_ADAPTER = "rows.jsonl", "run/adapter", ("--adapter", "none")
 UNLABELLED = ("labels.source=none",)
+VALIDATED = (f"data.train={ROWS}", *UNLABELLED, f"data.validation={ROWS}", "training.eval_steps=5")
 
 NO_HUB = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "/nowhere"}
 """Environment in which mistakes are made: no model and no data set of the Hub is at hand."""
@@ -96,6 +97,32 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "train: no rows": (["train"], "add data.train=FILE.jsonl"),
     "train: rows": (["train", "data.train=no.jsonl"], "expected a JSONL file"),
     "train: empty rows": (["train", "data.train=empty.jsonl", *UNLABELLED], "empty.jsonl: expected at least one row"),
+    "train: validation": (
+        ["train", f"data.train={ROWS}", *UNLABELLED, "data.validation=no.jsonl"],
+        "no.jsonl: expected a JSONL file",
+    ),
+    "train: empty validation": (
+        ["train", f"data.train={ROWS}", *UNLABELLED, "data.validation=empty.jsonl", "training.eval_steps=5"],
+        "empty.jsonl: expected at least one row",
+    ),
+    "train: no validation": (
+        ["train", f"data.train={ROWS}", *UNLABELLED, "training.eval_steps=5"],
+        "add data.validation=FILE.jsonl",
+    ),
+    "train: score": (
+        ["train", *VALIDATED, "training.keep_best=closed_acuracy"],
+        "did you mean closed_accuracy",
+    ),
+    "train: score that no row has": (["train", *VALIDATED, "training.keep_best=closed_accuracy"], "no question has it"),
+    "train: tracker": (["train", *VALIDATED, "training.report_to=tensorbord"], "did you mean tensorboard"),
+    "train: tracker that is not there": (
+        ["train", *VALIDATED, "training.report_to=neptune"],
+        "neptune is not installed; pip install neptune",
+    ),
+    "train: patience": (["train", *VALIDATED, "training.patience=2"], "keep_best names no score"),
+    "train: lr": (["train", "training.lr=1e-4"], "did you mean training.learning_rate?"),
+    "train: timed steps": (["train", *VALIDATED, "--timed-steps", "3"], "expected with --dry-run"),
+    "train: rows, dry run": (["train", "data.train=no.jsonl", "--dry-run"], "expected a JSONL file"),
     "train: heads": (
         ["train", f"data.train={ROWS}", "labels.source=truth", "alignment.heads=9999", "--dry-run"],
         "alignment.heads: expected at most",
@@ -154,6 +181,8 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "merge: adapter": (["merge", "nosuch", "--out", "out"], "expected an adapter folder"),
     "merge: routed": (["merge", ADAPTER, "--out", "out"], "cannot be merged"),
     "merge: output": (["merge", "plain", "--out", "thesis"], "--force"),
+    "clean: run": (["clean", "nosuch"], "expected the folder of a run"),
+    "clean: folder not ours": (["clean", "thesis"], "not ours"),
     "reproduce: name": (["reproduce", "table99"], "table99"),
     "reproduce: places": (["reproduce", "table1", "--on", "no.yaml"], "no.yaml"),
     "reproduce: setting": (["reproduce", "table1", "--set", "labels.topk=1"], "labels.top_k"),

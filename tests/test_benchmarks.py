@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 MEASURED = ("decoding_cost", "decoding_ports", "experts", "growth", "importing", "labels", "newcomer", "startup")
 """Each leaves `OUT.json` and `OUT.md`, and runs in this process."""
-ALONE = ("step_cost",)
+ALONE = ("dry_run", "step_cost")
 """The same, in a process of its own: it measures the memory of forked ones."""
 TESTED = ("convert", "families", "marks_study", "roofline", "store")
 """With a test of their own below."""

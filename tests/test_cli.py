@@ -664,3 +664,31 @@ def test_a_second_setting_of_the_store_does_not_stop_a_run(run: Run, data, vlm_f
 def test_labels_do_not_go_into_a_run(run: Run, trained: Path, data):
     result = run("label", data["train"], "--out", trained)
     assert result.exit_code == 2 and "is the folder of a run" in result.stderr
+
+
+def test_tab_completes_the_names_of_settings(monkeypatch: pytest.MonkeyPatch, run: Run):
+    words = "a3tune train training.ev"
+    monkeypatch.setenv("_A3TUNE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", "2")
+    said = CliRunner().invoke(app, [], prog_name="a3tune").output
+    assert {"training.eval_steps=", "training.eval_samples="} <= set(said.split())
+
+
+@pytest.mark.parametrize(
+    ("given", "ours"),
+    [
+        ("training.lr=1", "training.learning_rate"),
+        ("adapter.lora_r=8", "adapter.rank"),
+        ("training.load_in_4bit=true", "model.quantization"),
+    ],
+)
+def test_names_of_other_programs_are_known(given: str, ours: str, run: Run):
+    assert f"did you mean {ours}?" in run("train", given).stderr
+
+
+def test_all_such_names_lead_to_settings():
+    from a3tune.config.reading import ELSEWHERE, keys
+
+    assert set(ELSEWHERE.values()) <= set(keys())
+    assert not set(ELSEWHERE) & {key.rpartition(".")[2] for key in keys()}

@@ -23,11 +23,12 @@ from safetensors.numpy import load_file
 from a3tune.commands.evaluate import evaluate_run
 from a3tune.config import AlignmentConfig, DataConfig, EvaluationConfig, RunConfig
 from a3tune.data.rows import write_rows
-from a3tune.errors import DataError, RunError
+from a3tune.errors import ConfigError, DataError, RunError
 from a3tune.evaluation.predictions import read_maps
 from a3tune.evaluation.results import Results
 from a3tune.run.folder import RunFolder
 from a3tune.training import step
+from a3tune.training.best import read_best
 from a3tune.training.interrupt import Interrupted
 from a3tune.training.train import train
 from injection import context
@@ -230,6 +231,49 @@ def share_out(base: Path, folder: Path) -> None:
     config = steady(base, folder / "run", 1, 2)
     stopped(config, rank=1)
     train(config, callbacks=())
+
+
+def watched(base: Path, output: Path, size: int) -> RunConfig:
+    """A run that measures itself on five rows, in batches that two processes share unevenly."""
+    config = steady(base, output, size, 1)
+    settings = {"eval_steps": 1, "eval_samples": 5, "keep_best": "loss_llm", "patience": 3, "save_steps": 2}
+    return replace(
+        config,
+        data=replace(config.data, validation=base / "train.jsonl"),
+        evaluation=EvaluationConfig(2, 4),
+        training=replace(config.training, **settings),
+    )
+
+
+def watch(base: Path, folder: Path) -> str:
+    said = stopped(watched(base, folder, 2), rank=1, after=2)
+    train(watched(base, folder, 2), callbacks=())
+    return said
+
+
+def unwatchable(base: Path, folder: Path) -> str:
+    with pytest.raises(ConfigError) as told:
+        train(watched(base, folder, 2), callbacks=())
+    return str(told.value)
+
+
+def test_two_processes_measure_as_one(base: Path, tmp_path: Path) -> None:
+    """Also when they were stopped together and went on."""
+    whole = train(watched(base, tmp_path / "whole", 4), callbacks=())
+    assert "after step 2 of 4" in together(watch, base, tmp_path / "run")[1]
+    mine, other = ([line for line in metrics(run) if "eval_loss" in line] for run in (tmp_path / "run", whole))
+    assert [line["step"] for line in mine] == [1, 2, 3, 4]
+    for ours, theirs in zip(mine, other, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    ours, theirs = (read_best(RunFolder(run)) for run in (tmp_path / "run", whole))
+    assert ours and theirs and ours.step == theirs.step
+    found, expected = (load_file(run / "best" / "adapter_model.safetensors") for run in (tmp_path / "run", whole))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=2e-4, err_msg=name)
+
+
+def test_weights_that_are_shared_out_are_not_measured(base: Path, tmp_path: Path) -> None:
+    assert "training.eval_steps: no process holds" in together(unwatchable, base, tmp_path / "run", recipe="fsdp2")[0]
 
 
 def test_fsdp2_learns_saves_and_goes_on(base: Path, tmp_path: Path) -> None:

@@ -17,7 +17,21 @@ MISTAKE = 2
 code 1."""
 
 
-ORDER = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "app", "report", "merge", "reproduce")
+ORDER = (
+    "demo",
+    "data",
+    "convert",
+    "label",
+    "train",
+    "eval",
+    "compare",
+    "ask",
+    "app",
+    "report",
+    "merge",
+    "clean",
+    "reproduce",
+)
 """Order of the commands in the help: as a user comes to need them. All others come after these."""
 
 
@@ -58,7 +72,6 @@ def _telling() -> Iterator[None]:
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},

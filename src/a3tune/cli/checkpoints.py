@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from a3tune.cli.app import app, echo
-from a3tune.cli.options import Force, bar, quieten
+from a3tune.cli.options import Force, quieten
+from a3tune.cli.progress import bar
 
 
 @app.command()

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from a3tune.cli.app import app, echo
-from a3tune.cli.options import Data, Force, Overrides, bar, echo_left_out, quieten, refuse_existing
+from a3tune.cli.options import Data, Force, Overrides, echo_left_out, quieten, refuse_existing
+from a3tune.cli.progress import bar
 from a3tune.errors import RunError, shown
 
 data = typer.Typer(

@@ -13,13 +13,13 @@ from a3tune.cli.options import (
     DryRun,
     Force,
     Overrides,
-    bar,
     echo_left_out,
     load_settings,
     quieten,
     refuse_existing,
     show_dry_run,
 )
+from a3tune.cli.progress import bar
 
 MAKE = "make"
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the labels.")]

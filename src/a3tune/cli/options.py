@@ -1,10 +1,9 @@
-"""What several commands share: options, a progress bar, and the refusal to replace a file."""
+"""What several commands share: options, a dry run, quiet libraries, and the refusal to replace a file."""
 
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,8 +19,18 @@ if TYPE_CHECKING:
 
 LISTED = 20
 """Most lines of one kind on the screen."""
+
+
+def _settings(incomplete: str) -> list[str]:
+    """Names of settings for the shell's Tab."""
+    from a3tune.config.reading import keys
+
+    return [f"{key}=" for key in keys() if key.startswith(incomplete)]
+
+
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as labels.top_k=2.")
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as labels.top_k=2.", autocompletion=_settings),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="Settings as YAML; --dry-run prints all of them.")
@@ -58,21 +67,6 @@ def show_dry_run(settings: "RunConfig", what: str) -> None:
     from a3tune.config import dump_config
 
     echo(dump_config(settings) + f"\n# Would {what}.")
-
-
-@contextmanager
-def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error while this is open; nothing where that is no terminal."""
-    if not sys.stderr.isatty() or processes.index() > 0:
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(title, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 class _Visible(logging.Formatter):

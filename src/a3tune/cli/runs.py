@@ -15,13 +15,13 @@ from a3tune.cli.options import (
     DryRun,
     Force,
     Overrides,
-    bar,
     load_settings,
     quieten,
     refuse_existing,
     show_dry_run,
 )
-from a3tune.errors import RunError
+from a3tune.cli.progress import bar
+from a3tune.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from a3tune.config import RunConfig
@@ -75,30 +75,53 @@ def demo(
 
 
 @app.command()
-def train(overrides: Overrides = None, config: ConfigFile = None, dry_run: DryRun = False) -> None:
+def train(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    dry_run: DryRun = False,
+    timed_steps: Annotated[
+        int | None, typer.Option(min=1, help="With --dry-run: take so many steps, and say how long all would take.")
+    ] = None,
+) -> None:
     """Fine-tune an adapter; a run that was stopped goes on.
 
-    Needs data.train and, unless labels.source is truth or none, the labels of `a3tune label`.
+    Needs data.train and, unless labels.source is truth or none, the labels of `a3tune label`. With data.train a dry run
+    also looks at rows, labels and model, and says how many steps and how much memory it would take.
 
     Example: `a3tune train data.train=train.jsonl labels.store=labels output=runs/mine`
     """
     from a3tune.commands.settings import training_settings
 
     settings = training_settings(config, overrides or ())
-    if dry_run:
+    if dry_run and settings.data.train is None:
         show_dry_run(
-            settings, f"train an adapter ({settings.adapter.kind}) on {settings.data.train} in {settings.output}"
+            settings, f"train an adapter ({settings.adapter.kind}) in {settings.output}; data.train is missing"
         )
         return
     from a3tune.commands.checks import check_train
 
     check_train(settings)
     quieten()
+    if dry_run:
+        show_dry_run(
+            settings, f"train an adapter ({settings.adapter.kind}) on {settings.data.train} in {settings.output}"
+        )
+        from a3tune.commands.foresee import foresee
+
+        for line in foresee(settings, timed_steps):
+            echo(f"# {line}")
+        return
+    if timed_steps:
+        raise ConfigError("--timed-steps: expected with --dry-run, which takes a few steps and keeps nothing of them")
     from a3tune.commands.train import fine_tune
+    from a3tune.run.folder import RunFolder
+    from a3tune.training.best import read_best
 
     with bar("Training") as progress:
-        folder = fine_tune(settings, progress, lambda line: echo(line, err=True))
-    echo(f"Adapter: {folder / 'adapter'}")
+        folder = RunFolder(fine_tune(settings, progress, lambda line: echo(line, err=True), progress.note))
+    echo(f"Adapter: {folder.adapter}")
+    if best := read_best(folder):
+        echo(f"Best: {folder.best} ({best.score} {best.value:.4g} after step {best.step})")
 
 
 @app.command("eval")

@@ -11,9 +11,9 @@ from a3tune.config import RunConfig
 from a3tune.data.images import load_image
 from a3tune.evaluation.evaluate import evaluate
 from a3tune.machine.files import write_atomic
-from a3tune.report.figures import overlay
 from a3tune.types import Sample
 from a3tune.vlm.grids import token_boxes
+from a3tune.vlm.heat import overlay
 from a3tune.vlm.patches import paint
 
 

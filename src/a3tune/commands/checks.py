@@ -21,6 +21,8 @@ from a3tune.labels.stored import none_found
 from a3tune.metrics.radiology import check_weights
 from a3tune.models import check_model, read_adapter
 from a3tune.run.folder import MARKER, RunFolder
+from a3tune.training.score import validation_sample
+from a3tune.training.tracking import check_trackers
 
 
 def check_label(config: RunConfig) -> None:
@@ -61,8 +63,13 @@ def check_demo(configs: Iterable[RunConfig], folder: Path) -> None:
 
 
 def check_train(config: RunConfig) -> None:
-    """Rows, labels, base model and run folder."""
+    """Rows, labels, base model, run folder, and what is measured while it trains."""
     check_split(config.data, "train")
+    if config.data.validation is not None:
+        check_split(config.data, "validation")
+    if validation_sample(config):
+        check_methods(config.evaluation, [config.evaluation.decode])
+    check_trackers(config.training.report_to)
     check_model(config.model.path)
     if config.labels.source == "weak" and not config.label_store.is_dir():
         raise none_found(config.label_store)

@@ -2,8 +2,9 @@
 
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-__all__ = ["OVERRIDDEN", "is_deepspeed_zero3_enabled", "one_device"]
+__all__ = ["OVERRIDDEN", "get_reporting_integration_callbacks", "is_deepspeed_zero3_enabled", "one_device"]
 
 OVERRIDDEN = {
     Trainer: (
@@ -11,6 +12,7 @@ OVERRIDDEN = {
         "_load_optimizer_and_scheduler",
         "_save_checkpoint",
         "compute_loss",
+        "evaluate",
         "get_batch_samples",
         "get_train_dataloader",
         "log",

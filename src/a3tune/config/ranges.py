@@ -43,6 +43,16 @@ def check_fillings(value: Any) -> tuple[str, ...]:
     )
 
 
+def check_names(value: Any) -> tuple[str, ...]:
+    """Names, each once, as a list or with commas between them; null and `none` are no names. ValueError for others."""
+    names = [name.strip() for name in value.strip("[]").split(",")] if isinstance(value, str) else value
+    if names in (None, ["none"], [""]):
+        return ()
+    if isinstance(names, list | tuple) and all(isinstance(name, str) and name for name in names):
+        return tuple(dict.fromkeys(names))
+    raise ValueError(f"expected names with commas between them, got {json.dumps(value, default=str)[:80]}")
+
+
 def check_head_count(name: str, heads: int | float | str | None, total: int | None) -> None:
     """ConfigError for a setting that asks for more heads than a model has; None is not said, or not known."""
     if isinstance(heads, int) and total is not None and heads > total:
@@ -62,6 +72,7 @@ GivenHeads = Annotated[
 ]
 """`Heads`, or null; not a union, of which every branch would complain."""
 Fillings = Annotated[tuple[Filling, ...], PlainValidator(check_fillings)]
+Names = Annotated[tuple[str, ...], PlainValidator(check_names)]
 Cosine = Annotated[float, Field(strict=True, ge=-1, le=1, description="a number >= -1 and <= 1")]
 Dropout = Annotated[float, Field(strict=True, ge=0, lt=1, description="a number >= 0 and < 1")]
 Switch = Annotated[bool, Field(strict=True, description="true or false")]

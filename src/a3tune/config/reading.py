@@ -57,6 +57,25 @@ def dump_config(config: RunConfig) -> str:
     return plain_yaml.dump(tree)
 
 
+ELSEWHERE = {
+    "lr": "training.learning_rate",
+    "gradient_accumulation_steps": "training.accumulation",
+    "gradient_checkpointing": "training.activation_checkpointing",
+    "per_device_train_batch_size": "training.batch_size",
+    "num_train_epochs": "training.epochs",
+    "warmup_ratio": "training.warmup",
+    "lr_scheduler_type": "training.scheduler",
+    "logging_steps": "training.log_steps",
+    "early_stopping_patience": "training.patience",
+    "metric_for_best_model": "training.keep_best",
+    "lora_r": "adapter.rank",
+    "r": "adapter.rank",
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
+    "load_in_4bit": "model.quantization",
+    "load_in_8bit": "model.quantization",
+}
+"""What other programs call a setting of ours."""
 _ADAPTER = TypeAdapter(RunConfig)
 _LONGEST = 2**18
 """Letters of a file of settings: all of them are 3,000, and YAML takes a second for 100,000."""
@@ -117,10 +136,11 @@ def _expected(annotation: Any) -> str:
 def _suggestion(parts: list[str]) -> str:
     """The known settings nearest to an unknown one: a near name in its section, or the same name in another section."""
     *section, name = parts
-    keys = list(_keys())
-    near = [".".join([*section, match]) for match in get_close_matches(name, _siblings(section), n=1)]
-    near = near or [key for key in keys if key.rpartition(".")[2] == name]
-    near = near or get_close_matches(".".join(parts), keys, n=1)
+    known = list(keys())
+    near = [ELSEWHERE[name]] if name in ELSEWHERE else []
+    near = near or [".".join([*section, match]) for match in get_close_matches(name, _siblings(section), n=1)]
+    near = near or [key for key in known if key.rpartition(".")[2] == name]
+    near = near or get_close_matches(".".join(parts), known, n=1)
     return f"; did you mean {' or '.join(near)}?" if near else f"; expected one of {', '.join(_siblings(section))}"
 
 
@@ -128,7 +148,7 @@ def _siblings(section: list[str]) -> list[str]:
     return list(_types(_types(RunConfig)[section[0]] if section else RunConfig))
 
 
-def _keys() -> Iterator[str]:
+def keys() -> Iterator[str]:
     """Dotted names of all settings."""
     for name, kind in _types(RunConfig).items():
         yield from (f"{name}.{leaf}" for leaf in _types(kind)) if is_dataclass(kind) else (name,)

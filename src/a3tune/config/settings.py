@@ -21,6 +21,7 @@ from a3tune.config.ranges import (
     Fraction,
     GivenHeads,
     Heads,
+    Names,
     Natural,
     NonNegative,
     Options,
@@ -59,6 +60,7 @@ class DataConfig(_Section):
 
     train: FilePath | None = None
     validation: FilePath | None = None
+    """What is measured while it trains, if `training.eval_steps` asks for it."""
     test: FilePath | None = None
 
 
@@ -190,6 +192,23 @@ class TrainingConfig(_Section):
     """Recompute activations in the backward pass: less memory, more time."""
     load_balance: NonNegative = 0.0
     """Weight of the routers' load-balance term: >= 0; the paper has none."""
+    eval_steps: Natural = 0
+    """Optimiser steps between evaluations on `data.validation`, the last step's besides: >= 0; 0 makes none."""
+    eval_samples: Count = 64
+    """Validation rows that are evaluated, always the same ones, drawn once: >= 1."""
+    keep_best: Text | None = None
+    """Score of the validation whose best adapter is kept too: loss, loss_llm, loss_align or a metric (closed_accuracy).
+    """
+    patience: Count | None = None
+    """Evaluations without a better score after which the training ends: >= 1; null trains to the end."""
+    report_to: Names = ()
+    """Trackers that the log goes to: tensorboard, wandb, trackio, mlflow, ..., as `transformers` names them."""
+
+    def __post_init__(self) -> None:
+        if self.keep_best is not None and not self.eval_steps:
+            raise ValueError(f"keep_best is {self.keep_best}, but eval_steps is 0: nothing is measured; set eval_steps")
+        if self.patience is not None and self.keep_best is None:
+            raise ValueError(f"patience is {self.patience}, but keep_best names no score to wait for; set keep_best")
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ def replacing_folder(path: Path, check: Callable[[], None]) -> Iterator[Path]:
         OutputError: the system refuses to write.
         RunError: another process writes `path`.
     """
-    work = path.with_name(f".{path.name}.unfinished")
+    work = _work(path)
     if work.is_symlink():
         raise OutputError(
             f"{work}: is a link, and what it leads to would be changed; remove it, or choose another name"
@@ -125,6 +125,15 @@ def replacing_folder(path: Path, check: Callable[[], None]) -> Iterator[Path]:
         finally:
             _restore(old, path)
             shutil.rmtree(work, ignore_errors=True)
+
+
+def restore_folder(path: Path) -> None:
+    """Put back what a process that was killed within `replacing_folder` has moved away, if nothing took its place."""
+    _restore(_work(path) / "old", path)
+
+
+def _work(path: Path) -> Path:
+    return path.with_name(f".{path.name}.unfinished")
 
 
 def _restore(old: Path, path: Path) -> None:

@@ -63,6 +63,7 @@ def model_card(
     data: str = "",
     labels: LabelQuality | None = None,
     synthetic: bool = False,
+    kept: str = "",
 ) -> str:
     """README.md for the folder of an adapter that was not evaluated yet (`with_evaluation`).
 
@@ -72,6 +73,7 @@ def model_card(
         data: name of what it was trained on that anybody may read.
         labels: how well its weak labels find the true regions, where these are known.
         synthetic: the data were phantom scans.
+        kept: why this adapter of the run was kept, if it is not the one of the last step.
     """
     base = public_name(config.model.path)
     kind = "A3Tune" if config.adapter.kind == "a3moe" else "LoRA"
@@ -80,6 +82,7 @@ def model_card(
         f"# {kind} adapter for {markdown(base)}",
         _RESEARCH,
         _introduction(config, base),
+        *([kept] if kept else []),
         "## How to load\n\n" + _loading(config),
         "## Training data" + (f"\n\n{markdown(data)}" if data else ""),
         _table(("What", "Number"), {name: f"{count:,}" for name, count in counts.items()}),

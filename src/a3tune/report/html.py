@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from a3tune.metrics.catalogue import Kind, describe
 from a3tune.report import figures
-from a3tune.report.records import CURVES, Case, ReportData, RunResult, View
+from a3tune.report.records import CURVES, Case, ReportData, RunResult, View, validation_curve
 from a3tune.report.reliance import reliance
 from a3tune.report.summary import NOTHING, by_test, glossary, headline, limits, summary, trust, typographic
 from a3tune.report.table import Cell, Column, Row, Table, comparison_table, ranked_cells
@@ -119,7 +119,8 @@ def render(data: ReportData) -> str:
         reliance=reliance(results),
         breakdowns=[_breakdown(data, name) for name in results[0].breakdown],
         tested=any(c.p is not None for result in results for c in result.differences.values()),
-        curve_figures=list(_curve_figures(results, ("loss_llm", "loss_align", "attention_inside"))),
+        curve_figures=list(_curve_figures(results, _training_curves(results))),
+        validated=any(map(validation_curve, (name for result in results for name in result.curves))),
         trained=[slot for slot, result in enumerate(results) if result.curves],
         expert_figures=list(_expert_figures(results)),
         head_figures=list(_head_figures(results)),
@@ -217,9 +218,15 @@ def _breakdown(data: ReportData, field: str) -> Breakdown:
     return Breakdown(field.replace("_", " ").capitalize(), tuple(rows))
 
 
+def _training_curves(results: Sequence[RunResult]) -> list[str]:
+    """Those of the training, then those of its validation."""
+    known = dict.fromkeys(name for result in results for name in result.curves if validation_curve(name))
+    return ["loss_llm", "loss_align", "attention_inside", *known]
+
+
 def _curve_figures(results: Sequence[RunResult], names: Sequence[str]) -> Iterator[Figure]:
     for name in names:
-        title = CURVES[name]
+        title = CURVES.get(name) or validation_curve(name) or name
         curves = [(slot, result.curves[name]) for slot, result in enumerate(results) if name in result.curves]
         if curves:
             ends = "; ".join(f"{results[slot].title} ends at {curve.values[-1]:.3g}" for slot, curve in curves)

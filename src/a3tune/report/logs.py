@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from a3tune.errors import RunError, in_short, shown
-from a3tune.report.records import CURVES, Curve, ExpertUse
+from a3tune.report.records import CURVES, Curve, ExpertUse, validation_curve
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -28,10 +28,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def curves_from_log(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
-    """The curves of `CURVES` in the lines of `metrics.jsonl`; one that was never logged is missing."""
+    """What is drawn of the lines of `metrics.jsonl`: `CURVES`, and those of the validation as far as it was logged."""
     logged = [line for line in lines if "step" in line]
     curves: dict[str, Curve] = {}
-    for name in CURVES:
+    for name in dict.fromkeys([*CURVES, *(key for line in logged for key in line if validation_curve(key))]):
         points = [(_finite(line["step"]), _finite(line[name])) for line in logged if line.get(name) is not None]
         if points:
             steps, values = zip(*points, strict=True)

@@ -10,8 +10,9 @@ from typing import Literal
 import numpy as np
 
 from a3tune.metrics.attention import Normalisation
-from a3tune.metrics.catalogue import Kind
+from a3tune.metrics.catalogue import Kind, describe
 from a3tune.metrics.stats import Estimate
+from a3tune.training.score import MEASURED, VALIDATION
 
 CURVES = {
     "loss_llm": "Answer loss L_LLM",
@@ -20,6 +21,14 @@ CURVES = {
     "heads_overlap": "Heads kept from pass to pass",
 }
 """Lines of `metrics.jsonl` that are drawn, and their titles."""
+
+
+def validation_curve(name: str) -> str | None:
+    """Title of the curve of what a validation measured, by its name in `metrics.jsonl`; None: it is not drawn."""
+    measured = name.removeprefix(VALIDATION)
+    if measured == name or (measured not in CURVES and describe(measured).kind not in MEASURED):
+        return None
+    return f"{CURVES.get(measured) or describe(measured).title}, validation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,7 @@ class RunResult:
     breakdown: Mapping[str, Mapping[str, Mapping[str, Estimate]]] = field(default_factory=dict)
     """By field (`question_type`, `modality`, ...) and its value: scores of answers by metric."""
     curves: Mapping[str, Curve] = field(default_factory=dict)
-    """By name, see `CURVES`; empty for a model that was not trained."""
+    """By name, see `CURVES` and `validation_curve`; empty for a model that was not trained."""
     experts: Mapping[Literal["query", "key"], ExpertUse] = field(default_factory=dict)
     head_share: np.ndarray | None = None
     """float [L, H]: share of the logged steps in which a head was selected."""

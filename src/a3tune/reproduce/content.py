@@ -10,7 +10,8 @@ from a3tune.evaluation import identity as evaluation
 from a3tune.models import base_hashes
 from a3tune.run.folder import RunFolder
 from a3tune.training import identity as training
-from a3tune.training.train import label_store
+from a3tune.training.regions import known_labels, label_store
+from a3tune.training.score import validation_sample
 
 
 def refuse_other_content(answers: Iterable[tuple[Path, RunConfig]], trained: Iterable[RunConfig]) -> None:
@@ -32,7 +33,9 @@ def refuse_other_content(answers: Iterable[tuple[Path, RunConfig]], trained: Ite
         folder, labels = RunFolder(config.output), config.labels
         if not training.is_recorded(folder) or (labels.source == "weak" and not config.label_store.is_dir()):
             continue
-        samples, key = read_split(config.data, "train"), repr((config.model.path, config.data.train, labels))
+        samples, key = read_split(config.data, "train"), repr((config.model.path, config.data, labels, config.training))
         if key not in started:
-            started[key] = training.identity_of(config, samples, label_store(config))
+            store, measured = label_store(config), validation_sample(config)
+            known = known_labels(config, store, measured)
+            started[key] = training.identity_of(config, samples, store, measured, known)
         training.refuse_other_content(folder, started[key], samples)

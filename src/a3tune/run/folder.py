@@ -105,6 +105,16 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def best(self) -> Path:
+        """The adapter with the best score of the validation, as `adapter` else; the one of the last step is there."""
+        return self.path / "best"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
     def evaluation(self) -> Path:
         """The settings that the answers were made with."""
         return self.path / "evaluation.yaml"

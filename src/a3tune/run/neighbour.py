@@ -45,6 +45,10 @@ TAKEN: dict[str, tuple[str, ...]] = {
         "workers",
         "activation_checkpointing",
         "load_balance",
+        "eval_steps",
+        "eval_samples",
+        "keep_best",
+        "patience",
     ),
     "evaluation": (
         "batch_size",

@@ -5,7 +5,7 @@ Knows what learning depends on. Names and places do not count: what was moved, o
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from a3tune.config import RunConfig
 from a3tune.data.content import other_part, row_contents
 from a3tune.errors import RunError, shown
+from a3tune.evaluation.identity import PARTS
 from a3tune.labels.store import LabelStore
 from a3tune.machine.hashes import difference
 from a3tune.models import base_hashes
@@ -30,20 +31,34 @@ class TrainingIdentity:
     """`row_contents` of these parts."""
     base: Mapping[str, str]
     """`models.base_hashes`."""
+    validation: Mapping[str, str] = field(default_factory=dict)
+    """Sample id -> `row_contents` of what is measured while it trains; empty if nothing is."""
 
 
 _IDENTITY = TypeAdapter(TrainingIdentity)
 
 
-def identity_of(config: RunConfig, samples: Sequence[Sample], labels: LabelStore | None) -> TrainingIdentity:
-    """What a training is made of. Raises DataError or LabelError for a row that cannot be used."""
+def identity_of(
+    config: RunConfig,
+    samples: Sequence[Sample],
+    labels: LabelStore | None,
+    validation: Sequence[Sample] = (),
+    known: Mapping[str, str] | None = None,
+) -> TrainingIdentity:
+    """What a training is made of. Raises DataError or LabelError for a row that cannot be used.
+
+    `validation` is measured while it trains; `known` holds hashes of its labels in the store, by sample id.
+    """
     parts = ["prompt", "answer", "image"]
     if config.labels.source == "truth":
         parts.append("regions")
     if labels is not None:
         parts.append("labels")
     more = {} if labels is None else {"labels": labels.content}
-    return TrainingIdentity(parts, row_contents(samples, parts, more), base_hashes(config.model.path))
+    of_store = {"labels": lambda sample: (known or {}).get(sample.id, "none")}
+    measured = row_contents(validation, [*PARTS, "labels"], of_store)
+    by_id = dict(zip((sample.id for sample in validation), measured, strict=True))
+    return TrainingIdentity(parts, row_contents(samples, parts, more), base_hashes(config.model.path), by_id)
 
 
 def is_recorded(folder: RunFolder) -> bool:
@@ -69,7 +84,7 @@ def refuse_other_content(folder: RunFolder, now: TrainingIdentity, samples: Sequ
     if not is_recorded(folder):
         return
     then = _read(folder)
-    what = _other_rows(then, now, samples) or _other_base(then.base, now.base)
+    what = _other_rows(then, now, samples) or _other_base(then.base, now.base) or _other_validation(then, now)
     if what:
         raise RunError(
             f"{folder.path}: holds a run that was started with other content: {what}. Put it back as it was to go on, "
@@ -111,6 +126,12 @@ def _other_rows(then: TrainingIdentity, now: TrainingIdentity, samples: Sequence
     if len(then.rows) != len(now.rows):
         return f"it had {len(then.rows)} rows, there are {len(now.rows)} now, the first that differs is row {number}"
     return f"{what} is another"
+
+
+def _other_validation(then: TrainingIdentity, now: TrainingIdentity) -> str | None:
+    names = [*then.validation, *now.validation]
+    other = next((name for name in names if then.validation.get(name) != now.validation.get(name)), None)
+    return None if other is None else f"sample {shown(other, 80)} of data.validation is another, or was not among them"
 
 
 def _other_base(then: Mapping[str, str], now: Mapping[str, str]) -> str | None:

@@ -5,6 +5,7 @@ Knows the names of what is logged and the records that it comes from; not how a 
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import ProgressCallback, TrainerCallback
 from a3tune.adapters import gate_loads
 from a3tune.machine.files import append, write_atomic
 from a3tune.training.checkpoint import CheckpointingTrainer
+from a3tune.training.score import VALIDATION
 from a3tune.training.step import StepLosses
 
 _AVERAGES = {
@@ -96,8 +98,16 @@ class LoggingTrainer(CheckpointingTrainer):
         super().log(logs, start_time)
 
 
+def of_a_step(logs: Mapping[str, Any]) -> bool:
+    """Whether a line says something of a step or of the validation, not of the training as a whole."""
+    return any(name == "loss" or name.startswith(VALIDATION) for name in logs)
+
+
 class MetricsFile(TrainerCallback):
-    """Appends every log line to `metrics.jsonl`: one JSON object with `step`, `epoch` and what `A3Trainer` logs."""
+    """Appends every log line to `metrics.jsonl`: one JSON object with `step`, `epoch` and what `A3Trainer` logs.
+
+    What the validation measured is a line of its own.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -111,7 +121,7 @@ class MetricsFile(TrainerCallback):
             write_atomic(self.path, "".join(kept).encode())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or logs is None or "loss" not in logs:
+        if not state.is_world_process_zero or logs is None or not of_a_step(logs):
             return
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in logs.items()
@@ -119,13 +129,24 @@ class MetricsFile(TrainerCallback):
         append(self.path, (json.dumps({"step": state.global_step, **finite}) + "\n").encode())
 
 
+def in_brief(logs: Mapping[str, Any]) -> dict[str, str]:
+    """What a line on the screen has room for."""
+    measured = (VALIDATION + name for name in ("loss_llm", "open_recall", "closed_accuracy"))
+    names = ("loss_llm", "loss_align", "attention_inside", *measured)
+    return {name: f"{logs[name]:.3g}" for name in names if isinstance(logs.get(name), int | float)}
+
+
 class ProgressBar(ProgressCallback):
     """One line on the terminal, with the last losses at its end."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._brief: dict[str, str] = {}
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        if self.training_bar is not None and logs is not None and "loss" in logs:
-            shown = ("loss_llm", "loss_align", "attention_inside")
-            self.training_bar.set_postfix({name: f"{logs[name]:.3g}" for name in shown if name in logs})
+        self._brief |= in_brief(logs or {})
+        if self.training_bar is not None:
+            self.training_bar.set_postfix(self._brief)
 
 
 def _step(line: str) -> float:

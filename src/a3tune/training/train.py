@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,40 +15,26 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from a3tune.adapters import add_adapter
 from a3tune.config import RunConfig
 from a3tune.data.rows import read_split
-from a3tune.errors import A3TuneError, AdapterError, ConfigError, RunError
-from a3tune.labels.fitting import fitting_settings
-from a3tune.labels.store import LabelStore
-from a3tune.labels.truth import truth_labels
-from a3tune.machine.digests import write_digests
-from a3tune.machine.files import new_folder, sync_folder, sync_tree
-from a3tune.models import base_hashes, check_adapter, choose_device
+from a3tune.errors import A3TuneError, ConfigError, RunError
+from a3tune.machine.files import remove
+from a3tune.models import base_hashes, choose_device
 from a3tune.run.folder import RunFolder
-from a3tune.training.checkpoint import check_checkpoint, delete_others, last_checkpoint, samples_of_step, state_of
+from a3tune.training.best import BestAdapter, save_adapter
+from a3tune.training.checkpoint import check_checkpoint, delete_others, last_checkpoint, state_of
 from a3tune.training.collate import Collator, RegionSource
-from a3tune.training.identity import identity_of, is_recorded, record, refuse_other_content
+from a3tune.training.identity import identity_of, record, refuse_other_content
 from a3tune.training.interrupt import Interrupted, StopOnRequest, stopping_on_interrupt
 from a3tune.training.log import MetricsFile, ProgressBar
 from a3tune.training.nonfinite import NonFiniteError
+from a3tune.training.regions import known_labels, label_store, region_source
+from a3tune.training.resume import accumulation, is_finished, refuse_other_settings
+from a3tune.training.score import validation_sample
+from a3tune.training.tracking import make_trackers
 from a3tune.training.trainer import A3Trainer
+from a3tune.training.validation import EveryFewSteps, Validation
 from a3tune.types import Sample
 from a3tune.vlm.load import load_vlm
 from a3tune.vlm.quantize import is_quantized, prepare_for_training
-
-HARMLESS = {
-    "model.device",
-    "data.validation",
-    "data.test",
-    "training.save_steps",
-    "training.log_steps",
-    "training.workers",
-    "labels.workers",
-    "labels.backend",
-}
-"""Settings that a run may go on with when they change: they do not touch what is learnt."""
-PLACES = {"model.path", "data.train", "labels.store", "labels.weights", "labels.ranker"}
-"""Settings that say where something lies; what lies there is compared itself (`training.identity`)."""
-PASSES = ("training.batch_size", "training.accumulation")
-"""Settings that may change together: what is learnt depends on their product."""
 
 logger = logging.getLogger(__name__)
 
@@ -70,21 +56,35 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
         folder = RunFolder.create(config.output)
     with folder.lock() if args.process_index == 0 else nullcontext():
         checkpoint = last_checkpoint(folder.checkpoints)
-        finished = _is_finished(folder)
+        finished = is_finished(folder)
         started = checkpoint is not None or finished
         if started:
-            _refuse_other_settings(folder, config)
-        samples, labels = read_split(config.data, "train"), label_store(config)
-        identity = identity_of(config, samples, labels) if args.process_index == 0 else None
+            refuse_other_settings(folder, config)
+        samples, labels, measured = read_split(config.data, "train"), label_store(config), validation_sample(config)
+        known = known_labels(config, labels, measured)
+        identity = identity_of(config, samples, labels, measured, known) if args.process_index == 0 else None
         if started and identity is not None:
             refuse_other_content(folder, identity, samples)
         if finished:
             return folder.path
         if checkpoint is not None:
             check_checkpoint(checkpoint)
-            args.gradient_accumulation_steps = _accumulation(config, args.world_size, checkpoint)
+            args.gradient_accumulation_steps = accumulation(config, args.world_size, checkpoint)
         shown: list[TrainerCallback] = [ProgressBar()] if callbacks is None else list(callbacks)
-        trainer, stop = _prepare(config, args, folder, samples, region_source(config, labels), shown)
+        if args.process_index == 0:
+            _say_what_is_not_measured(config, measured, known)
+            if not started:
+                remove(folder.best)  # of a run that stopped before its first checkpoint: of other settings, maybe
+        best = _best_adapter(config, folder)
+        trainer, stop = _prepare(
+            config,
+            args,
+            folder,
+            samples,
+            measured,
+            (region_source(config, labels), region_source(config, labels, known)),
+            shown if best is None else [best, *shown],
+        )
         if identity is not None:
             # The files of a model on the Hub are there once it was loaded.
             identity = replace(identity, base=base_hashes(config.model.path))
@@ -93,10 +93,14 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
             folder.write_config(config)
             folder.write_environment()
             record(folder, identity, started=started)
+        pictures = trainer.validation.pictures if trainer.validation else list
+        step = state_of(checkpoint)["global_step"] if checkpoint else 0
+        for tracker in make_trackers(config.training.report_to, folder, step, pictures, first=args.process_index == 0):
+            trainer.add_callback(tracker)
         with _explaining(folder, trainer, stop):
-            weights = _learn(trainer, stop, folder, checkpoint)
+            weights = _learn(trainer, stop, best, checkpoint)
             if args.process_index == 0:
-                _save_adapter(trainer.accelerator.unwrap_model(trainer.model), weights, config.model.path, folder)
+                save_adapter(trainer.accelerator.unwrap_model(trainer.model), weights, config.model.path, folder)
             trainer.accelerator.wait_for_everyone()
     return folder.path
 
@@ -136,24 +140,29 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         dataloader_pin_memory=not use_cpu and torch.cuda.is_available(),
         activation_checkpointing=settings.activation_checkpointing,
         remove_unused_columns=False,
-        report_to="none",
+        run_name=config.output.name,
+        report_to="none",  # `tracking` tells them
         disable_tqdm=True,
     )
 
 
-def label_store(config: RunConfig) -> LabelStore | None:
-    """The weak labels that a training uses, if any. Raises `LabelError` when they were not made yet."""
-    if config.labels.source != "weak":
-        return None
-    return LabelStore(config.label_store, fitting_settings(config.label_store, config.labels, by_name=True).name)
-
-
-def region_source(config: RunConfig, store: LabelStore | None) -> RegionSource:
-    """What `config.labels` means to the collator."""
-    labels = config.labels
-    if store is not None:
-        return lambda sample, height, width: store.labels(sample, labels.top_k, labels.threshold)
-    return truth_labels if labels.source == "truth" else lambda sample, height, width: None
+def _say_what_is_not_measured(config: RunConfig, measured: Sequence[Sample], known: Mapping[str, str]) -> None:
+    if config.data.validation is not None and not config.training.eval_steps:
+        logger.warning(
+            "data.validation: %s is not used, because training.eval_steps is 0; training.eval_steps=100 measures the "
+            "model on it every 100 steps",
+            config.data.validation,
+        )
+    if measured and config.labels.source == "weak" and len(known) < len(measured):
+        logger.warning(
+            "%d of the %d validation rows that are evaluated have no labels in %s: they count as rows without a region "
+            "in loss_align; `a3tune label %s --out %s` makes them",
+            len(measured) - len(known),
+            len(measured),
+            config.label_store,
+            config.data.validation,
+            config.label_store,
+        )
 
 
 @contextmanager
@@ -192,75 +201,16 @@ def _explaining(folder: RunFolder, trainer: A3Trainer, stop: StopOnRequest) -> I
         ) from error
 
 
-def _accumulation(config: RunConfig, processes: int, checkpoint: Path) -> int:
-    """Forward passes per optimiser step, so that it takes as many samples as before, on `processes` processes.
-
-    Raises RunError when they cannot share them evenly.
-    """
-    samples, pass_samples = samples_of_step(checkpoint), config.training.batch_size * processes
-    if samples % pass_samples:
-        raise RunError(
-            f"{checkpoint}: an optimiser step of this run takes {samples} samples, which {processes} processes cannot "
-            f"share in batches of {config.training.batch_size}. Use a number of processes that divides "
-            f"{samples // config.training.batch_size}"
-        )
-    if samples // pass_samples != config.training.accumulation:
-        logger.warning(
-            "going on with %d processes: training.accumulation=%d keeps the %d samples of a step",
-            processes,
-            samples // pass_samples,
-            samples,
-        )
-    return samples // pass_samples
-
-
-def _is_finished(folder: RunFolder) -> bool:
-    """Whether the run's adapter is there. Raises RunError where it is no more what was saved."""
-    if not folder.adapter.is_dir() or not any(folder.adapter.iterdir()):
-        return False
-    try:
-        check_adapter(folder.adapter)
-    except AdapterError as error:
-        raise RunError(
-            f"{error} Or delete {folder.adapter}: the same command then makes it again from the last checkpoint"
-        ) from error
-    return True
-
-
-def _refuse_other_settings(folder: RunFolder, config: RunConfig) -> None:
-    """An adapter whose steps were made with different settings would be neither's."""
-    if not folder.config.is_file():
-        raise RunError(
-            f"{folder.path}: holds a run without its {folder.config.name}, which says what it was trained with. Put it "
-            "back to go on, or choose another output"
-        )
-    earlier = folder.read_config()
-    same_passes = _samples(earlier) == _samples(config)
-    harmless = HARMLESS | PLACES if is_recorded(folder) else HARMLESS
-    for section in ("model", "data", "labels", "adapter", "alignment", "training"):
-        old, new = asdict(getattr(earlier, section)), asdict(getattr(config, section))
-        for name in old:
-            key = f"{section}.{name}"
-            if old[name] != new[name] and key not in harmless and not (key in PASSES and same_passes):
-                raise RunError(
-                    f"{folder.path}: holds a run with other settings: {key} was {old[name]}, "
-                    f"now {new[name]}. Choose another output, or give the settings of its config.yaml to go on with it."
-                )
-
-
-def _samples(config: RunConfig) -> int:
-    """Of a process in an optimiser step."""
-    return config.training.batch_size * config.training.accumulation
-
-
 def _prepare(
     config: RunConfig,
     args: TrainingArguments,
     folder: RunFolder,
     samples: Sequence[Sample],
-    regions_for: RegionSource,
+    measured: Sequence[Sample],
+    regions_for: tuple[RegionSource, RegionSource],
     callbacks: list[TrainerCallback],
 ) -> tuple[A3Trainer, StopOnRequest]:
+    """`regions_for` tells where to look in `samples` and in those that are `measured`."""
     device = "auto" if config.model.device_map else str(args.device)
     vlm = load_vlm(**asdict(replace(config.model, device=device)))
     if is_quantized(vlm.model):
@@ -273,24 +223,38 @@ def _prepare(
         control_ids=vlm.control_ids,
         layout_ids=vlm.layout_ids,
     )
-    stop = StopOnRequest()
+    stop, settings = StopOnRequest(), config.training
+    learnt, seen = (Collator(vlm, source, membership=config.alignment.membership) for source in regions_for)
+    validation = None
+    if measured:
+        evaluation = {"batch_size": settings.batch_size, "also": settings.keep_best}
+        validation = Validation(replace(vlm, model=model), measured, seen, config.active_evaluation, **evaluation)
+        callbacks = [EveryFewSteps(settings.eval_steps), *callbacks]
     trainer = A3Trainer(
         model,
         args,
         samples,
-        Collator(vlm, regions_for, membership=config.alignment.membership),
+        learnt,
         alignment=config.active_alignment,
-        load_balance=config.training.load_balance,
+        load_balance=settings.load_balance,
+        validation=validation,
         callbacks=[stop, MetricsFile(folder.metrics), *callbacks],
     )
     return trainer, stop
 
 
+def _best_adapter(config: RunConfig, folder: RunFolder) -> BestAdapter | None:
+    settings = config.training
+    if settings.keep_best is None:
+        return None
+    return BestAdapter(folder, settings.keep_best, settings.eval_steps, settings.patience, config.model.path)
+
+
 def _learn(
-    trainer: A3Trainer, stop: StopOnRequest, folder: RunFolder, checkpoint: Path | None
+    trainer: A3Trainer, stop: StopOnRequest, best: BestAdapter | None, checkpoint: Path | None
 ) -> dict[str, Any] | None:
     """To the last step. Returns the model's weights, also if the processes share them out; None: as they are in it."""
-    if checkpoint is not None and (state := state_of(checkpoint))["global_step"] >= state["max_steps"]:
+    if checkpoint is not None and _is_over(state_of(checkpoint), best):
         # Killed after its last step: the Trainer would take one more.
         model: Any = trainer.model
         model.load_adapter(str(checkpoint), model.active_adapter)
@@ -311,18 +275,12 @@ def _learn(
             "the same command goes on from there",
             stop.number,
         )
+    if best is not None and best.gave_up(trainer.state.global_step):
+        logger.warning("%s", best.reason(trainer.state.global_step, trainer.state.max_steps))
     return trainer.accelerator.get_state_dict(trainer.model_wrapped)
 
 
-def _save_adapter(model: Any, state: dict[str, Any] | None, base: str, folder: RunFolder) -> None:
-    """Save under another name first: a folder called `adapter` is always whole."""
-    for adapter_config in model.peft_config.values():
-        adapter_config.base_model_name_or_path = base
-    unfinished = new_folder(folder.adapter.with_name(".adapter.tmp"))
-    model.save_pretrained(str(unfinished), state_dict=state, save_embedding_layers=False)
-    # PEFT's empty form of a model card; ours is written from the settings and the data (`report.card`).
-    (unfinished / "README.md").unlink(missing_ok=True)
-    write_digests(unfinished)
-    sync_tree(unfinished)
-    unfinished.rename(folder.adapter)
-    sync_folder(folder.path)
+def _is_over(state: Mapping[str, Any], best: BestAdapter | None) -> bool:
+    """Whether a checkpoint is that of the last step: of all, or of those before a run got no better."""
+    step = state["global_step"]
+    return step >= state["max_steps"] or (best is not None and best.gave_up(step))

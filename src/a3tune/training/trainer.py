@@ -12,7 +12,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 
 from a3tune.adapters import A3MoEConfig
 from a3tune.compat.peft import disable_input_dtype_casting
-from a3tune.compat.training import one_device
+from a3tune.compat.training import is_deepspeed_zero3_enabled, one_device
 from a3tune.config import AlignmentConfig
 from a3tune.errors import ConfigError
 from a3tune.training.calibrate import calibrate, evenly_spaced
@@ -20,7 +20,9 @@ from a3tune.training.collate import Collator
 from a3tune.training.interrupt import Undisturbed
 from a3tune.training.memory import SmallerPassesTrainer
 from a3tune.training.nonfinite import check_finite
+from a3tune.training.score import VALIDATION
 from a3tune.training.step import Alignment, step_losses
+from a3tune.training.validation import Validation
 from a3tune.types import Sample
 
 
@@ -52,6 +54,8 @@ class A3Trainer(SmallerPassesTrainer):
         collator: makes the batches.
         alignment: weight, heads, rows and variant.
         load_balance: weight of the routers' load-balance term; the adapter must then be made with `balance=True`.
+        validation: what `evaluate` measures and logs, each name with `VALIDATION` before it; a callback says when
+            (`validation.EveryFewSteps`).
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class A3Trainer(SmallerPassesTrainer):
         *,
         alignment: AlignmentConfig,
         load_balance: float = 0.0,
+        validation: Validation | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         if args.label_smoothing_factor:
@@ -86,6 +91,12 @@ class A3Trainer(SmallerPassesTrainer):
             layer: Any = model.get_base_model().get_decoder().layers[0]  # pyright: ignore
             plugin: Any = self.accelerator.state.fsdp_plugin
             plugin.transformer_cls_names_to_wrap = [type(layer).__name__]
+        if validation is not None and (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+            raise ConfigError(
+                "training.eval_steps: no process holds the whole model where FSDP or ZeRO-3 share out its weights; "
+                "set it to 0 and evaluate afterwards, or use another recipe"
+            )
+        self.validation = validation
         for talkative in (PrinterCallback, ProgressCallback):
             self.remove_callback(talkative)
         self.collator = collator
@@ -107,6 +118,16 @@ class A3Trainer(SmallerPassesTrainer):
         starts = range(size * self.accelerator.process_index, len(chosen), size * self.accelerator.num_processes)
         batches = (self._prepare_inputs(self.collator(chosen[start : start + size])) for start in starts)
         calibrate(self.alignment, model, batches, routed=self.routed)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        if self.validation is None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        metrics = self.validation.measure(self.alignment, routed=self.routed)
+        self.log({VALIDATION + name: value for name, value in metrics.items()})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def get_train_dataloader(self) -> Any:
         loader: Any = super().get_train_dataloader()

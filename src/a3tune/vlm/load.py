@@ -134,9 +134,14 @@ def load_vlm(
     return Vlm(model=model, processor=processor, name=name)
 
 
+def describe(path: str | Path) -> tuple[Any, Any]:
+    """Configuration and processor of a model, without reading its weights. Raises as `load_vlm`."""
+    return _described(_source(path), str(path))
+
+
 def load_boxes(path: str | Path) -> Callable[[int, int], np.ndarray]:
     """(height, width) -> `grids.token_boxes` of a model, without reading its weights. Raises as `load_vlm`."""
-    config, processor = _described(_source(path), str(path))
+    config, processor = describe(path)
     return partial(family_of(config, str(path)).boxes, config, processor)
 
 

@@ -43,6 +43,11 @@ def quantization_config(bits: Quantization, config: PreTrainedConfig, dtype: tor
     )
 
 
+def quantised_weights(model: PreTrainedModel) -> int:
+    """How many weights would be in 4 or 8 bits: those of the linear layers of the language model."""
+    return sum(layer.weight.numel() for layer in model.get_decoder().modules() if isinstance(layer, nn.Linear))
+
+
 def is_quantized(model: nn.Module) -> bool:
     """Whether the weights are in 4 or 8 bits, as loaded here or as the checkpoint has them."""
     return getattr(model, "hf_quantizer", None) is not None
