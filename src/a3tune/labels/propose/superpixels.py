@@ -1,7 +1,7 @@
 """Segments from colours alone: no weights, no training. The embedded default."""
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from skimage.restoration import denoise_tv_chambolle
 from skimage.segmentation import watershed
 
 from a3tune.labels.propose.filters import Filters
-from a3tune.masks import encode_mask
+from a3tune.masks import encode_changes, suppress
 from a3tune.types import Rle, Segment
 
 _DENOISING_STEPS = 30
@@ -60,11 +60,10 @@ class Superpixels(Filters):
         tree = _merge(basins, colours)
         large = self.right_size(tree.size / basins.size)
         nodes = np.flatnonzero(large)[np.argsort(-tree.score[large], kind="stable")]
-        masks = tree.holds[nodes][:, basins]
-        fits = self.fit(masks)
-        masks, scores = masks[fits], tree.score[nodes][fits]
-        keep = self.distinct(masks, scores)
-        return [Segment(_enlarged(masks[index], image.size), float(scores[index])) for index in keep]
+        nodes = nodes[self.pass_filters(tree.size[nodes] / basins.size, *_extent(tree.holds[nodes], basins))]
+        overlaps = _overlaps(tree.holds[nodes], tree.size[nodes])
+        kept = nodes[suppress(overlaps, tree.score[nodes], self.max_overlap, self.max_segments)]
+        return [Segment(_enlarged(tree.holds[node][basins], image.size), float(tree.score[node])) for node in kept]
 
 
 def _basins(pixels: np.ndarray, smoothing: float) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +107,8 @@ def _merge(basins: np.ndarray, colours: np.ndarray) -> _Tree:
     near = _neighbours(basins)
 
     def ward(a: int, b: int) -> tuple[float, int, int]:
-        gap = sum((x - y) ** 2 for x, y in zip(mean[a], mean[b], strict=True))
+        (x, y, z), (u, v, w) = mean[a], mean[b]
+        gap = (x - u) ** 2 + (y - v) ** 2 + (z - w) ** 2
         return gap * size[a] * size[b] / (size[a] + size[b]), a, b
 
     holds = [*np.eye(count, dtype=bool)]
@@ -129,7 +129,8 @@ def _merge(basins: np.ndarray, colours: np.ndarray) -> _Tree:
         holds.append(holds[a] | holds[b])
         near.append((near[a] | near[b]) - {a, b})
         for other in near[new]:
-            near[other] = near[other] - {a, b} | {new}
+            near[other] -= {a, b}
+            near[other].add(new)
             heapq.heappush(queue, ward(new, other))
     ratio = np.asarray(merged_at) / (np.asarray(spread) / np.asarray(size) + _LEAST_VARIANCE)
     return _Tree(np.stack(holds), np.asarray(size), ratio / (1 + ratio))
@@ -137,18 +138,47 @@ def _merge(basins: np.ndarray, colours: np.ndarray) -> _Tree:
 
 def _neighbours(basins: np.ndarray) -> list[set[int]]:
     """For each label of int [H, W] the labels that share an edge of a pixel with it."""
-    near: list[set[int]] = [set() for _ in range(int(basins.max()) + 1)]
+    count = int(basins.max()) + 1
+    near: list[set[int]] = [set() for _ in range(count)]
     for one, other in ((basins[1:], basins[:-1]), (basins[:, 1:], basins[:, :-1])):
         border = one != other
-        for a, b in np.unique(np.stack((one[border], other[border]), axis=1), axis=0).tolist():
+        for pair in np.unique(one[border] * count + other[border]).tolist():
+            a, b = divmod(pair, count)
             near[a].add(b)
             near[b].add(a)
     return near
 
 
+def _extent(holds: np.ndarray, basins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of regions, bool [M, n] over the basins [H, W], what share of the shorter side their box has, and of the frame."""
+    count = holds.shape[1]
+    touched = [np.zeros((count, length), np.float32) for length in basins.shape]
+    for touch, places in zip(touched, np.indices(basins.shape), strict=True):
+        touch[basins, places] = 1
+    side = np.minimum(*((holds @ touch > 0).sum(1) for touch in touched)) / min(basins.shape)
+    frame = np.ones(basins.shape, bool)
+    frame[1:-1, 1:-1] = False
+    return side, holds @ np.bincount(basins[frame], minlength=count) / frame.sum()
+
+
+def _overlaps(holds: np.ndarray, size: np.ndarray) -> Callable[[int], np.ndarray]:
+    """IoU of one with all of regions, bool [M, n], of a tree: they lie in each other or apart."""
+    one = holds.argmax(1)
+
+    def overlaps(index: int) -> np.ndarray:
+        nested = holds[:, one[index]] | holds[index, one]
+        return np.where(nested, np.minimum(size, size[index]) / np.maximum(size, size[index]), 0)
+
+    return overlaps
+
+
 def _enlarged(mask: np.ndarray, size: tuple[int, int]) -> Rle:
-    """RLE in an image of `size` (width, height) of a mask of the reduced image: each pixel takes its nearest."""
-    width, height = size
-    rows = np.arange(height) * mask.shape[0] // height
-    columns = np.arange(width) * mask.shape[1] // width
-    return encode_mask(mask.T[columns][:, rows].T)
+    """RLE in an image of `size` (width, height) of a mask of the reduced image: each pixel takes its nearest.
+
+    What changes down the columns is found in the reduced rows, of which there are few.
+    """
+    (rows, columns), (width, height) = mask.shape, size
+    down = mask.T[np.arange(width) * columns // width].ravel()
+    changes = np.flatnonzero(np.diff(down, prepend=False))
+    first = -(-np.arange(rows) * height // rows)  # rows of the image that take each reduced row
+    return encode_changes(changes // rows * height + first[changes % rows], (height, width))
