@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,6 +61,19 @@ def test_segments_are_many_of_all_sizes_and_no_duplicates():
     assert (mask_iou(masks, masks) - np.eye(len(masks))).max() <= 0.8
     assert scores == sorted(scores, reverse=True)
     assert 0 <= min(scores) <= max(scores) <= 1
+
+
+@pytest.mark.parametrize("size", [(120, 120), (90, 300), (37, 16)])
+def test_what_is_read_off_the_tree_is_what_the_masks_say(size):
+    """Filters and duplicates on masks in pixels, the slow way, with an enlargement that repeats nothing."""
+    image = scan(4)[0].resize(size)
+    proposer = Superpixels(working_side=300, max_overlap=0.6, min_side=0.05)
+    everything = replace(proposer, max_overlap=1, max_segments=1000, max_frame=1, min_side=0)(image)
+    masks = np.stack([decode_mask(segment.mask) for segment in everything])
+    fits = np.flatnonzero(proposer.fit(masks))
+    kept = fits[proposer.distinct(masks[fits], np.array([everything[index].score for index in fits]))]
+    assert 3 < len(kept) < len(fits) < len(masks)
+    assert proposer(image) == [everything[index] for index in kept]
 
 
 def test_the_same_image_gives_the_same_segments():
