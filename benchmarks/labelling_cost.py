@@ -1,11 +1,11 @@
 """Processor time of labelling an image of 64 segments, part by part, beside that of an earlier version.
 
-    python benchmarks/labelling_cost.py [--before TREE] [--images DIR] [--repetitions N] [--out FILE]
+    python benchmarks/labelling_cost.py [--before TREE] [--images DIR] [--quick] [--repetitions N] [--out FILE]
 
-`TREE` is a working tree of that version (`git worktree add TREE COMMIT`). Both versions run in processes of their own and
-take turns image by image, each on all images in each round. Phantom scans as they are and enlarged, and with `--images`
-a folder's first few real ones: superpixels and the shipped ranker (`dim`), one thread, no disk. The labels of both are
-compared bit by bit.
+`TREE` is a working tree of that version (`git worktree add TREE COMMIT`). Both versions run in processes of their own
+and take turns image by image, each on all images in each round. Phantom scans as they are and enlarged, and with
+`--images` a folder's first few real ones: superpixels and the shipped ranker (`dim`), one thread, no disk. The labels
+of both are compared bit by bit.
 """
 
 import argparse
@@ -73,17 +73,18 @@ def serve(asked: IO[str], answers: IO[str]) -> None:
         print(proposed - start, embedded - proposed, labels, file=answers, flush=True)
 
 
-def images(folder: Path, real: Path | None) -> dict[str, list[Path]]:
+def images(folder: Path, real: Path | None, count: int) -> dict[str, list[Path]]:
     """Kind of image -> files."""
-    rows = read_rows(write_phantom(folder / "phantom", {"test": IMAGES})["test"])
-    scans = [source for source in dict.fromkeys(row.image for row in rows) if isinstance(source, Path)][:IMAGES]
+    rows = read_rows(write_phantom(folder / "phantom", {"test": count})["test"])
+    scans = [source for source in dict.fromkeys(row.image for row in rows) if isinstance(source, Path)][:count]
     enlarged: list[Path] = []
     for number, scan in enumerate(scans):
         enlarged.append(folder / f"{number}.png")
         load_image(scan).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(enlarged[-1])
     kinds = {"phantom": scans, f"phantom at {SIDE} x {SIDE}": enlarged}
     if real is not None:
-        kinds[f"real ({_sizes(sorted(real.iterdir())[:IMAGES])})"] = sorted(real.iterdir())[:IMAGES]
+        files = sorted(real.iterdir())[:count]
+        kinds[f"real ({_sizes(files)})"] = files
     return kinds
 
 
@@ -114,20 +115,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, help="working tree of the version to compare with")
     parser.add_argument("--images", type=Path, help="folder of real images")
+    parser.add_argument("--quick", action="store_true", help="two images, one round")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--out", type=Path, help="path without suffix for a .json and a .md")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.serve:
-        return serve(sys.stdin, sys.stdout)
+        serve(sys.stdin, sys.stdout)
+        return
+    count, repetitions = (2, 1) if options.quick else (IMAGES, options.repetitions)
     trees = {"before": options.before} if options.before else {}
     trees["now"] = Path(__file__).parents[1]
     sides = {name: Side(tree.resolve()) for name, tree in trees.items()}
     record, rows = {}, []
     with tempfile.TemporaryDirectory() as folder:
-        for kind, files in images(Path(folder), options.images).items():
-            found = record[kind] = measure(sides, files, options.repetitions)
+        for kind, files in images(Path(folder), options.images, count).items():
+            found = record[kind] = measure(sides, files, repetitions)
             for name, side in found.items():
                 whole = [sum(parts) for parts in zip(side["propose"], side["embed"], strict=True)]
                 same = "yes" if side["labels"] == found["now"]["labels"] else "no"
@@ -135,9 +139,10 @@ def main() -> None:
     for side in sides.values():
         side.close()
     lines = [f"- {name}: {value}" for name, value in about().items()]
-    lines += [f"- {IMAGES} images of each kind, {options.repetitions} rounds; median (least to most)", ""]
+    lines += [f"- {count} images of each kind, {repetitions} rounds; median (least to most)", ""]
     header = ["Images", "Version", "Segments, s", "Their vectors, s", "Both, s an image", "The same labels"]
-    write(options.out, {"about": about(), "seconds": record}, "\n".join(["# Cost of labelling", "", *lines, table(header, rows)]))
+    text = "\n".join(["# Cost of labelling", "", *lines, table(header, rows)])
+    write(options.out, {"about": about(), "seconds": record}, text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Segments of real images without weights: large and compact regions of two merge trees."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 

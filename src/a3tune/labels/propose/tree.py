@@ -39,7 +39,7 @@ class Tree:
         return self.holds[node][self.basins]
 
     def extent(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of regions [M], what share of the image's shorter side their box has, and what share of its frame they hold."""
+        """Of regions [M], what share of the image's shorter side their box has, and of its frame they hold."""
         holds, count = self.holds[nodes], self.holds.shape[1]
         touched = [np.zeros((count, length), np.float32) for length in self.basins.shape]
         for touch, places in zip(touched, np.indices(self.basins.shape), strict=True):
@@ -70,7 +70,7 @@ class Tree:
 
 
 def grow(image: Image.Image, side: int, smoothing: float) -> Tree:
-    """The tree of an image, reduced to `side` pixels at most, that was denoised with `smoothing` times its own noise."""
+    """The tree of an image, reduced to `side` pixels at most and denoised with `smoothing` times its own noise."""
     reduced = image.convert("RGB")
     reduced.thumbnail((side, side), Image.Resampling.BOX)
     return _merge(*_cut(np.asarray(reduced) / 255, smoothing))

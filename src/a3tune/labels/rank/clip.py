@@ -72,7 +72,7 @@ class ClipRanker(FolderRanker):
         return self._model.get_image_features(**inputs).pooler_output
 
     def _resized(self, image: Image.Image) -> Image.Image:
-        """A square as the processor resizes it, before it copies the pixels from format to format at their full size."""
+        """A square as the processor resizes it, which first copies all pixels from format to format."""
         images = self._images
         size = {name: length for name, length in dict(images.size or {}).items() if length}
         sides = (size.get("width"), size.get("height")) if len(size) == 2 else (size.get("shortest_edge"),) * 2
