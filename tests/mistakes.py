@@ -78,7 +78,7 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
         "meta field 'organ'",
     ),
     "label: setting": (["label", ROWS, "--out", "labels", "labels.topk=2"], "did you mean labels.top_k"),
-    "label: segmenter": (["label", ROWS, "--out", "labels", "labels.proposer=samm"], "superpixels, sam"),
+    "label: segmenter": (["label", ROWS, "--out", "labels", "labels.proposer=samm"], "superpixels, regions, sam"),
     "label: ranker": (["label", ROWS, "--out", "labels", "labels.ranker=nosuch"], "expected the folder of a ranker"),
     "label: ranker of the Hub, offline": (
         ["label", ROWS, "--out", "labels", "labels.ranker=own/clip"],

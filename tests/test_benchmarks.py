@@ -17,7 +17,18 @@ from a3tune.types import Sample
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
-MEASURED = ("decoding_cost", "decoding_ports", "experts", "growth", "importing", "labels", "newcomer", "startup")
+MEASURED = (
+    "decoding_cost",
+    "decoding_ports",
+    "experts",
+    "growth",
+    "importing",
+    "labelling_cost",
+    "labels",
+    "newcomer",
+    "proposers",
+    "startup",
+)
 """Each leaves `OUT.json` and `OUT.md`, and runs in this process."""
 ALONE = ("dry_run", "step_cost")
 """The same, in a process of its own: it measures the memory of forked ones."""

@@ -14,6 +14,7 @@ from a3tune.masks import (
     box_iou,
     box_mask,
     decode_mask,
+    encode_changes,
     encode_mask,
     mask_iou,
     region_mask,
@@ -32,6 +33,7 @@ def test_a_mask_survives_encoding(mask):
     assert code.size == mask.shape
     assert np.array_equal(decode_mask(code), mask)
     assert area(code) == mask.sum()
+    assert encode_changes(np.flatnonzero(np.diff(mask.T.ravel(), prepend=False)), mask.shape) == code
 
 
 @settings(deadline=None)

@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from scipy import ndimage
 
 from a3tune.errors import ConfigError
 from a3tune.labels.propose import PROPOSERS
+from a3tune.labels.propose.regions import Regions
 from a3tune.labels.propose.superpixels import Superpixels
+from a3tune.labels.propose.tree import grow
 from a3tune.masks import bounding_box, decode_mask, encode_mask, mask_iou
 
 
@@ -43,15 +46,17 @@ def best_iou(image, regions, proposer):
 
 
 @pytest.mark.parametrize("noise", [0, 4, 12])
-def test_organs_and_lesions_are_among_the_segments(noise):
-    found = np.concatenate([best_iou(*scan(seed, noise=noise), Superpixels()) for seed in range(4)])
+@pytest.mark.parametrize("proposer", [Superpixels(), Regions()])
+def test_organs_and_lesions_are_among_the_segments(proposer, noise):
+    found = np.concatenate([best_iou(*scan(seed, noise=noise), proposer) for seed in range(4)])
     assert (found >= 0.5).mean() >= 0.9
     assert found.mean() >= 0.75
 
 
-def test_segments_are_many_of_all_sizes_and_no_duplicates():
+@pytest.mark.parametrize("proposer", [Superpixels(), Regions()])
+def test_segments_are_many_of_all_sizes_and_no_duplicates(proposer):
     image, _ = scan(0)
-    segments = Superpixels()(image)
+    segments = proposer(image)
     masks = [segment.mask for segment in segments]
     scores = [segment.score for segment in segments]
     areas = [decode_mask(mask).mean() for mask in masks]
@@ -62,8 +67,54 @@ def test_segments_are_many_of_all_sizes_and_no_duplicates():
     assert 0 <= min(scores) <= max(scores) <= 1
 
 
-def test_the_same_image_gives_the_same_segments():
-    assert Superpixels()(scan(3)[0]) == Superpixels()(scan(3)[0])
+@pytest.mark.parametrize("size", [(120, 120), (90, 300), (37, 16)])
+def test_what_is_read_off_the_tree_is_what_the_masks_say(size):
+    """Filters and duplicates on masks in pixels, the slow way, with an enlargement that repeats nothing."""
+    image = scan(4)[0].resize(size)
+    proposer = Superpixels(working_side=300, max_overlap=0.6, min_side=0.05)
+    everything = replace(proposer, max_overlap=1, max_segments=1000, max_frame=1, min_side=0)(image)
+    masks = np.stack([decode_mask(segment.mask) for segment in everything])
+    fits = np.flatnonzero(proposer.fit(masks))
+    kept = fits[proposer.distinct(masks[fits], np.array([everything[index].score for index in fits]))]
+    assert 3 < len(kept) < len(fits) < len(masks)
+    assert proposer(image) == [everything[index] for index in kept]
+
+
+@pytest.mark.parametrize("proposer", [Superpixels, Regions])
+def test_the_same_image_gives_the_same_segments(proposer):
+    assert proposer()(scan(3)[0]) == proposer()(scan(3)[0])
+
+
+def film() -> tuple[Image.Image, np.ndarray]:
+    """A chest with a lung that ribs cross, and the lung."""
+    side = 240
+    picture = np.where(ellipse(side, 0.5, 0.5, 0.48, 0.48), 170.0, 10.0)
+    lung = ellipse(side, 0.5, 0.3, 0.33, 0.14)
+    picture[lung] = 70
+    ribs = ((np.arange(side) // 6) % 3 == 0)[:, None] & lung
+    picture[ribs] += 100
+    picture = ndimage.gaussian_filter(picture, 1) + 15 * np.random.default_rng(0).normal(size=picture.shape)
+    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).convert("RGB"), lung
+
+
+def test_the_second_tree_finds_a_lung_between_its_ribs():
+    image, lung = film()
+    fine, both = (best_iou(image, {"lung": lung}, Regions(large=large))[0] for large in (1.0, 0.06))
+    assert both > 0.5 > fine
+
+
+def test_perimeters_are_those_of_the_masks():
+    image, _ = scan(5)
+    tree = grow(image.resize((60, 45)), 128, 3.0)
+    for node, perimeter in enumerate(tree.perimeter(np.arange(len(tree.size))).tolist()):
+        padded = np.pad(tree.mask(node), 1)
+        assert perimeter == sum(np.count_nonzero(np.diff(padded, axis=axis)) for axis in (0, 1))
+
+
+def test_large_is_a_setting_with_a_range():
+    assert Regions(large=0.2).settings() == {**Regions().settings(), "large": 0.2}
+    with pytest.raises(ConfigError, match="regions: large: expected a number from 0 to 1"):
+        Regions(large=2)
 
 
 def test_filters_hold_at_any_image_size():
@@ -93,14 +144,16 @@ def test_odd_images_never_crash(width, height, value, noisy):
     pixels = np.full((height, width, 3), value, np.uint8)
     if noisy:
         pixels += np.random.default_rng(value).integers(0, 200, pixels.shape, dtype=np.uint8)
-    for segment in Superpixels()(Image.fromarray(pixels)):
-        assert decode_mask(segment.mask).shape == (height, width)
-        assert decode_mask(segment.mask).any()
+    for proposer in (Superpixels(), Regions()):
+        for segment in proposer(Image.fromarray(pixels)):
+            assert decode_mask(segment.mask).shape == (height, width)
+            assert decode_mask(segment.mask).any()
 
 
 def test_an_even_image_has_no_segments():
-    assert Superpixels()(Image.new("RGB", (120, 120), (50, 60, 70))) == []
-    assert Superpixels()(Image.new("RGB", (1, 1))) == []
+    for proposer in (Superpixels(), Regions()):
+        assert proposer(Image.new("RGB", (120, 120), (50, 60, 70))) == []
+        assert proposer(Image.new("RGB", (1, 1))) == []
 
 
 def test_it_is_fast_enough_to_run_while_a_user_waits():

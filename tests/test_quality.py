@@ -80,6 +80,25 @@ def test_a_region_of_two_parts_is_found_part_by_part_or_as_a_whole():
     assert (whole["all"].recall, whole["all"].best_iou) == (1, 1)
 
 
+def test_a_part_that_a_segment_only_touches_is_not_found_with_the_rest_of_the_region():
+    large, small = box_mask((0.0, 0.0, 10.0, 10.0), 20, 20), box_mask((12.0, 0.0, 17.0, 4.0), 20, 20)
+    touching = large.copy()
+    touching[0, 10:13] = True
+    both = Region(mask=encode_mask(large | small))
+    for segment, recall in ((touching, 0.5), (large | small, 1), (large, 0.5)):
+        labels = Labels("1", (Segment(encode_mask(segment)),), (0.0,))
+        found = label_quality([sample("1", both)], lambda one, labels=labels: labels)["all"]
+        assert (found.recall, found.ceiling_recall) == (recall, recall)
+
+
+def test_parts_count_where_nothing_was_found():
+    parts = Region(mask=encode_mask(box_mask((0, 0, 4, 4), 20, 20) | box_mask((9, 9, 13, 13), 20, 20)))
+    there = Labels("2", (Segment(encode_mask(box_mask((0, 0, 4, 4), 20, 20))),), (0.0,))
+    pair = [sample("1", parts), sample("2", TRUTH)]
+    found = label_quality(pair, lambda one: there if one.id == "2" else Labels("1", (), ()))["all"]
+    assert found.recall == pytest.approx(1 / 3)
+
+
 def test_specks_of_a_region_are_no_parts():
     mask = box_mask((0.0, 0.0, 10.0, 10.0), 20, 20)
     mask[15, 15] = True

@@ -23,8 +23,9 @@ from transformers import (
 )
 
 from a3tune.errors import ConfigError, LabelError, ModelError
-from a3tune.labels.rank import RANKERS, VISUAL_PROMPTS, format_query, make_ranker, top_k
+from a3tune.labels.rank import RANKERS, VISUAL_PROMPTS, format_query, make_ranker, show_each, top_k, visual
 from a3tune.labels.rank.clip import ClipRanker
+from a3tune.labels.rank.embed import square
 from a3tune.types import Sample
 from a3tune.vlm.tiny import train_tokenizer
 
@@ -132,6 +133,24 @@ def test_prompts_do_not_change_the_image_and_work_at_any_size(name, picture):
     large = np.zeros((1200, 2000), bool)
     large[5:1100, 7] = True
     assert max(VISUAL_PROMPTS[name](Image.new("RGB", (2000, 1200)), large).size) <= 512
+
+
+@pytest.mark.parametrize("colours", [True, False])
+@pytest.mark.parametrize("name", VISUAL_PROMPTS)
+def test_the_segments_of_an_image_are_shown_together_as_one_by_one(name, colours, monkeypatch):
+    pixels = np.random.default_rng(0).integers(50, 200, (700, 600, 3 if colours else 1), dtype=np.uint8)
+    image = Image.fromarray(np.broadcast_to(pixels, (700, 600, 3)).copy())
+    masks = [np.zeros((700, 600), bool), np.zeros((600, 700), bool).T]
+    masks[0][100:300, 20:400] = masks[1][7:9, 5:99] = masks[1][300:, 8] = True
+    together = show_each(name, image, masks)
+    for picture, mask in zip(together, masks, strict=True):
+        alone = VISUAL_PROMPTS[name](image, mask)
+        assert alone.mode == "RGB"
+        assert alone.tobytes() == picture.convert("RGB").tobytes()
+    monkeypatch.setattr(visual, "is_grey", lambda picture: False)
+    assert [shown.tobytes() for shown in show_each(name, image, masks)] == [
+        picture.convert("RGB").tobytes() for picture in together
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +263,20 @@ def test_siglip_reads_texts_padded_to_its_whole_context(siglip_folder):
         with torch.inference_mode():
             expected = torch.nn.functional.normalize(model.get_text_features(ids).pooler_output, dim=-1)
         assert np.abs(ranker.embed_texts([text, "is"])[0] - expected[0].numpy()).max() < 1e-5
+
+
+def test_pictures_are_resized_as_the_processor_does_and_may_have_one_channel(clip_folder, siglip_folder):
+    rng = np.random.default_rng(0)
+    grey = [Image.fromarray(rng.integers(0, 255, size, dtype=np.uint8)) for size in ((90, 140), (32, 32), (7, 7))]
+    for folder in (clip_folder, siglip_folder):
+        ranker = ClipRanker(folder, "cpu")
+        vectors = ranker.embed_images([image.convert("RGB") for image in grey])
+        assert np.array_equal(vectors, ranker.embed_images(grey))
+        squares = [square(image.convert("RGB")) for image in grey]
+        resized = [ranker._resized(image) for image in squares]
+        assert {image.size for image in resized} == {(32, 32)}
+        before, after = (ranker._images(images, return_tensors="np")["pixel_values"] for images in (squares, resized))
+        assert np.array_equal(before, after)
 
 
 def test_siglip_2_takes_images_of_any_size(tmp_path):

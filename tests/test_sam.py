@@ -216,7 +216,7 @@ def test_proposers_by_name(sam_folders):
     assert proposer == Sam(weights=sam_folders["sam"], points_per_side=4, min_iou=0, device="cpu")
     assert make_proposer("superpixels", settings={"max_segments": 9}).settings()["max_segments"] == 9
     for wrong, message in (
-        (("sma",), "expected one of superpixels, sam, medsam, litemedsam, got 'sma'"),
+        (("sma",), "expected one of superpixels, regions, sam, medsam, litemedsam, got 'sma'"),
         (("sam",), "expected the folder of its model"),
         (("superpixels", sam_folders["sam"]), "needs no weights"),
         (("sam", sam_folders["sam"], {"points": 4, "device": "cpu"}), "no such setting: device, points; .*min_iou"),

@@ -28,6 +28,14 @@ def encode_mask(mask: np.ndarray) -> Rle:
     return Rle((height, width), counts.decode("ascii"))
 
 
+def encode_changes(places: np.ndarray, size: tuple[int, int]) -> Rle:
+    """RLE of `size` (height, width) of a mask by where, down its columns, it begins and ends; int [N], rising."""
+    height, width = size
+    runs = np.diff(places, prepend=0, append=height * width)
+    counts: Any = coco.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)["counts"]
+    return Rle(size, counts.decode("ascii"))
+
+
 def decode_mask(rle: Rle) -> np.ndarray:
     """Mask bool [H, W] of an RLE.
 

@@ -71,7 +71,7 @@ class LabelsConfig(_Section):
     source: Literal["weak", "truth", "none"] = "weak"
     """`weak`: proposed and ranked. `truth`: the data set's own regions. `none`: no alignment, whatever its weight."""
     proposer: Text = "superpixels"
-    """Name in the registry of `labels/propose`: superpixels, sam (SAM, SAM-HQ, SAM 2), medsam, litemedsam."""
+    """Name in the registry of `labels/propose`: superpixels, regions, sam (SAM, SAM-HQ, SAM 2), medsam, litemedsam."""
     weights: FilePath | None = None
     """Of the proposer, where it has any: a folder, or a name on the Hugging Face Hub, `owner/name[@revision]`."""
     proposal: Options = field(default_factory=dict)

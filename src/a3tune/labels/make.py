@@ -14,11 +14,11 @@ from a3tune.config import LabelsConfig
 from a3tune.labels.fetch import model_folder
 from a3tune.labels.propose import Proposer, make_proposer
 from a3tune.labels.rank import (
-    VISUAL_PROMPTS,
     Ranker,
     check_visual_prompt,
     format_query,
     make_ranker,
+    show_each,
     top_k,
 )
 from a3tune.masks import decode_mask
@@ -67,8 +67,10 @@ class LabelMaker:
 
     def embed_segments(self, image: Image.Image, segments: Sequence[Segment]) -> np.ndarray:
         """Unit vectors float16 [M, E] of the segments of an RGB image, as stores keep them."""
-        show = VISUAL_PROMPTS[self.visual_prompt]
-        shown = [show(image, decode_mask(segment.mask)) for segment in segments]
+        masks = (decode_mask(segment.mask) for segment in segments)
+        shown = show_each(self.visual_prompt, image, masks)
+        if not getattr(self.ranker, "takes_grey", False):
+            shown = [picture.convert("RGB") for picture in shown]
         return self.ranker.embed_images(shown).astype(np.float16)
 
     def embed_query(self, query: str) -> np.ndarray:

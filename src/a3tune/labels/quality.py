@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from a3tune.masks import decode_mask, encode_mask, mask_iou, region_mask
+from a3tune.masks import area, decode_mask, encode_mask, mask_iou, region_mask
 from a3tune.types import Labels, Sample
 
 _LEAST_PART = 0.05
@@ -18,7 +18,8 @@ MIN_IOU = 0.5
 class Quality:
     """Means over the true regions of a group of samples; IoU is intersection over union.
 
-    A region of several connected parts, as both lungs, counts as these: one segment finds one of them, or all.
+    A region of several connected parts, as both lungs, counts as these: one segment finds one of them, or all those of
+    which it covers at least half.
     """
 
     samples: int
@@ -78,7 +79,9 @@ class _Overlap:
 def _compare(sample: Sample, labels: Labels, top_k: int) -> _Overlap:
     assert sample.regions
     if not labels.segments:
-        nothing = np.zeros(len(sample.regions))
+        nothing = np.zeros(
+            sum(len(_parts(decode_mask(region.mask))) if region.mask else 1 for region in sample.regions)
+        )
         return _Overlap(nothing, nothing, 0.0)
     height, width = labels.segments[0].mask.size
     truth = [region_mask(region, height, width) for region in sample.regions]
@@ -89,11 +92,14 @@ def _compare(sample: Sample, labels: Labels, top_k: int) -> _Overlap:
 
 
 def _overlap(mask: np.ndarray, labels: Labels) -> np.ndarray:
-    """IoU [parts, segments] of each part of a region: with the part, or with all of it if the part is met."""
-    whole, *parts = mask_iou(
-        [encode_mask(piece) for piece in (mask, *_parts(mask))], [segment.mask for segment in labels.segments]
-    )
-    return np.where(np.asarray(parts) > 0, np.maximum(parts, whole), 0)
+    """IoU [parts, segments] of each part of a region: with the part, or with all of it if half the part is inside."""
+    pieces = [encode_mask(piece) for piece in (mask, *_parts(mask))]
+    segments = [segment.mask for segment in labels.segments]
+    whole, *rest = mask_iou(pieces, segments)
+    parts = np.asarray(rest)
+    size = np.array([[area(piece)] for piece in pieces[1:]])
+    shared = parts * (size + [area(segment) for segment in segments]) / (1 + parts)
+    return np.where(shared >= 0.5 * size, np.maximum(parts, whole), parts)
 
 
 def _parts(mask: np.ndarray) -> list[np.ndarray]:

@@ -38,6 +38,7 @@ _HERE = "a3tune.labels.propose"
 PROPOSERS: Registry[Any] = Registry(
     {
         "superpixels": f"{_HERE}.superpixels:Superpixels",
+        "regions": f"{_HERE}.regions:Regions",
         "sam": f"{_HERE}.sam:Sam",
         "medsam": f"{_HERE}.boxes:MedSam",
         "litemedsam": f"{_HERE}.boxes:LiteMedSam",
@@ -46,7 +47,7 @@ PROPOSERS: Registry[Any] = Registry(
 """Name -> class of a proposer: a dataclass of its settings, with `weights` and `device` where it has a model."""
 
 
-HAVE_MODELS = {"superpixels": False, "sam": True, "medsam": True, "litemedsam": False}
+HAVE_MODELS = {"superpixels": False, "regions": False, "sam": True, "medsam": True, "litemedsam": False}
 """Which of ours take `weights`, told before they are imported."""
 
 

@@ -68,12 +68,11 @@ class Filters:
         frame = np.ones((height, width), dtype=bool)
         frame[1:-1, 1:-1] = False
         side = np.minimum(masks.any(1).sum(1), masks.any(2).sum(1)) / min(height, width)
-        return (
-            self.right_size(masks.sum((1, 2)) / (height * width))
-            & (side > 0)
-            & (side >= self.min_side)
-            & (masks[:, frame].mean(1) <= self.max_frame)
-        )
+        return self.pass_filters(masks.sum((1, 2)) / (height * width), side, masks[:, frame].mean(1))
+
+    def pass_filters(self, area: np.ndarray, side: np.ndarray, frame: np.ndarray) -> np.ndarray:
+        """Which segments `fit` keeps, bool [M], by their shares of the image [M] that the limits are about."""
+        return self.right_size(area) & (side > 0) & (side >= self.min_side) & (frame <= self.max_frame)
 
     def distinct(self, masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Indices of the best of bool [M, H, W] by scores [M] without duplicates, best first; int [<= max_segments]."""

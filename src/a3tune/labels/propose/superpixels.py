@@ -1,26 +1,16 @@
 """Segments from colours alone: no weights, no training. The embedded default."""
 
-import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
-from skimage.color import rgb2lab
-from skimage.restoration import denoise_tv_chambolle
-from skimage.segmentation import watershed
 
 from a3tune.labels.propose.filters import Filters
-from a3tune.masks import encode_mask
-from a3tune.types import Rle, Segment
-
-_DENOISING_STEPS = 30
-_LEAST_WEIGHT = 0.01
-"""Denoising weight where the image has no noise."""
-_LEAST_VARIANCE = 4.0
-"""Lab variance that the eye takes for even; keeps flat specks from winning."""
+from a3tune.labels.propose.tree import Tree, enlarged, grow
+from a3tune.masks import suppress
+from a3tune.types import Segment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,101 +44,17 @@ class Superpixels(Filters):
     max_frame: float = 0.25
 
     def __call__(self, image: Image.Image) -> list[Segment]:
-        reduced = image.convert("RGB")
-        reduced.thumbnail((self.working_side, self.working_side), Image.Resampling.BOX)
-        basins, colours = _basins(np.asarray(reduced) / 255, self.smoothing)
-        tree = _merge(basins, colours)
-        large = self.right_size(tree.size / basins.size)
-        nodes = np.flatnonzero(large)[np.argsort(-tree.score[large], kind="stable")]
-        masks = tree.holds[nodes][:, basins]
-        fits = self.fit(masks)
-        masks, scores = masks[fits], tree.score[nodes][fits]
-        keep = self.distinct(masks, scores)
-        return [Segment(_enlarged(masks[index], image.size), float(scores[index])) for index in keep]
+        tree = grow(image, self.working_side, self.smoothing)
+        kept = self.best(tree, tree.score)
+        return [Segment(enlarged(tree.mask(node), image.size), float(tree.score[node])) for node in kept]
 
+    def best(self, tree: Tree, score: np.ndarray, least: float = 0) -> np.ndarray:
+        """The regions of a tree that pass the filters and are no duplicates, best first; int [<= max_segments].
 
-def _basins(pixels: np.ndarray, smoothing: float) -> tuple[np.ndarray, np.ndarray]:
-    """Watershed basins of an RGB image [H, W, 3] in [0, 1]: labels int [H, W] from 0, and the denoised Lab colours."""
-    if min(pixels.shape[:2]) >= 3:
-        weight = max(smoothing * _noise_level(pixels), _LEAST_WEIGHT)
-        pixels = denoise_tv_chambolle(pixels, weight=weight, max_num_iter=_DENOISING_STEPS, channel_axis=-1)
-    colours = rgb2lab(pixels)
-    slope = np.hypot(ndimage.sobel(colours, 0), ndimage.sobel(colours, 1)).sum(-1)
-    return np.maximum(watershed(slope), 1) - 1, colours  # an even image has no minimum: one basin
-
-
-def _noise_level(pixels: np.ndarray) -> float:
-    """Standard deviation of the noise of [H, W, 3]: median absolute response to a kernel that is blind to slopes.
-
-    Immerkaer, "Fast noise variance estimation", CVIU 1996, with the median in place of the mean.
-    """
-    kernel = np.outer((1, -2, 1), (1, -2, 1)) / 6
-    return float(np.median(np.abs(ndimage.convolve(pixels.mean(-1), kernel)))) / 0.6745
-
-
-@dataclass(frozen=True, slots=True)
-class _Tree:
-    """The regions that appear while n basins merge into one: first the basins, then what is made of them."""
-
-    holds: np.ndarray
-    """bool [2n - 1, n]: the basins of each region."""
-    size: np.ndarray
-    """float [2n - 1]: pixels."""
-    score: np.ndarray
-    """float [2n - 1]: F / (1 + F); 0 for the root, which is never merged away."""
-
-
-def _merge(basins: np.ndarray, colours: np.ndarray) -> _Tree:
-    """Merge neighbouring regions of labels [H, W], cheapest first by the Ward cost of their colours [H, W, 3]."""
-    flat, count = basins.ravel(), int(basins.max()) + 1
-    pixels = np.bincount(flat)
-    centre = np.stack([np.bincount(flat, channel.ravel()) / pixels for channel in np.moveaxis(colours, -1, 0)], axis=1)
-    spread = np.bincount(flat, ((colours - centre[basins]) ** 2).sum(-1).ravel()).tolist()
-    size, mean = pixels.astype(float).tolist(), centre.tolist()
-    near = _neighbours(basins)
-
-    def ward(a: int, b: int) -> tuple[float, int, int]:
-        gap = sum((x - y) ** 2 for x, y in zip(mean[a], mean[b], strict=True))
-        return gap * size[a] * size[b] / (size[a] + size[b]), a, b
-
-    holds = [*np.eye(count, dtype=bool)]
-    merged_at = [0.0] * (2 * count - 1)
-    gone: set[int] = set()
-    queue = [ward(a, b) for a in range(count) for b in near[a] if a < b]
-    heapq.heapify(queue)
-    while queue:
-        cost, a, b = heapq.heappop(queue)
-        if a in gone or b in gone:
-            continue
-        gone |= {a, b}
-        merged_at[a] = merged_at[b] = cost
-        new = len(size)
-        mean.append([(x * size[a] + y * size[b]) / (size[a] + size[b]) for x, y in zip(mean[a], mean[b], strict=True)])
-        spread.append(spread[a] + spread[b] + cost)
-        size.append(size[a] + size[b])
-        holds.append(holds[a] | holds[b])
-        near.append((near[a] | near[b]) - {a, b})
-        for other in near[new]:
-            near[other] = near[other] - {a, b} | {new}
-            heapq.heappush(queue, ward(new, other))
-    ratio = np.asarray(merged_at) / (np.asarray(spread) / np.asarray(size) + _LEAST_VARIANCE)
-    return _Tree(np.stack(holds), np.asarray(size), ratio / (1 + ratio))
-
-
-def _neighbours(basins: np.ndarray) -> list[set[int]]:
-    """For each label of int [H, W] the labels that share an edge of a pixel with it."""
-    near: list[set[int]] = [set() for _ in range(int(basins.max()) + 1)]
-    for one, other in ((basins[1:], basins[:-1]), (basins[:, 1:], basins[:, :-1])):
-        border = one != other
-        for a, b in np.unique(np.stack((one[border], other[border]), axis=1), axis=0).tolist():
-            near[a].add(b)
-            near[b].add(a)
-    return near
-
-
-def _enlarged(mask: np.ndarray, size: tuple[int, int]) -> Rle:
-    """RLE in an image of `size` (width, height) of a mask of the reduced image: each pixel takes its nearest."""
-    width, height = size
-    rows = np.arange(height) * mask.shape[0] // height
-    columns = np.arange(width) * mask.shape[1] // width
-    return encode_mask(mask.T[columns][:, rows].T)
+        `score` is one for each region of the tree; `least` is the smallest area, as a share of the image.
+        """
+        area = tree.size / tree.basins.size
+        nodes = np.flatnonzero(self.right_size(area) & (area >= least))
+        nodes = nodes[np.argsort(-score[nodes], kind="stable")]
+        nodes = nodes[self.pass_filters(area[nodes], *tree.extent(nodes))]
+        return nodes[suppress(tree.overlaps(nodes), score[nodes], self.max_overlap, self.max_segments)]

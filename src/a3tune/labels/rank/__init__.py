@@ -15,7 +15,7 @@ from a3tune.errors import ConfigError, ModelError
 from a3tune.labels.rank.choose import top_k
 from a3tune.labels.rank.kinds import BIOMEDCLIP_CONFIG, CLIP_TYPES
 from a3tune.labels.rank.query import format_query
-from a3tune.labels.rank.visual import VISUAL_PROMPTS
+from a3tune.labels.rank.visual import VISUAL_PROMPTS, show_each
 from a3tune.machine.registry import Registry
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "check_visual_prompt",
     "format_query",
     "make_ranker",
+    "show_each",
     "top_k",
 ]
 

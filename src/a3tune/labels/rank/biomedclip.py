@@ -104,6 +104,7 @@ class BiomedClipRanker(FolderRanker):
     """
 
     name: ClassVar[str] = "biomedclip"
+    takes_grey: ClassVar[bool] = True
 
     def __init__(self, folder: Path, device: str | None = None, batch_size: int = 64):
         config = read_config(folder, CONFIG)
@@ -123,7 +124,7 @@ class BiomedClipRanker(FolderRanker):
 
     def _image_features(self, images: list[Image.Image]) -> Tensor:
         size = (self._size, self._size)
-        resized = [square(image.convert("RGB")).resize(size, Image.Resampling.BICUBIC) for image in images]
+        resized = [square(image).resize(size, Image.Resampling.BICUBIC).convert("RGB") for image in images]
         values = (np.stack([np.asarray(image, np.float32) for image in resized]) / 255 - self._mean) / self._std
         return self._model.image_features(torch.from_numpy(values).permute(0, 3, 1, 2).to(self._device))
 

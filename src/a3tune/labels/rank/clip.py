@@ -47,6 +47,7 @@ class ClipRanker(FolderRanker):
     """
 
     name: ClassVar[str] = "clip"
+    takes_grey: ClassVar[bool] = True
 
     def __init__(self, folder: Path, device: str | None = None, batch_size: int = 64):
         kind = read_config(folder).get("model_type")
@@ -66,8 +67,18 @@ class ClipRanker(FolderRanker):
         self._width: int = config.projection_dim if kind == "clip" else config.vision_config.hidden_size
 
     def _image_features(self, images: list[Image.Image]) -> torch.Tensor:
-        inputs = self._images(images=[square(image) for image in images], return_tensors="pt").to(self._device)
+        squares = [self._resized(square(image)).convert("RGB") for image in images]
+        inputs = self._images(images=squares, return_tensors="pt").to(self._device)
         return self._model.get_image_features(**inputs).pooler_output
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        """A square as the processor resizes it, which first copies all pixels from format to format."""
+        images = self._images
+        size = {name: length for name, length in dict(images.size or {}).items() if length}
+        sides = (size.get("width"), size.get("height")) if len(size) == 2 else (size.get("shortest_edge"),) * 2
+        if not images.do_resize or images.resample is None or None in sides:
+            return image
+        return image.resize(sides, images.resample)
 
     def _text_features(self, texts: list[str]) -> torch.Tensor:
         inputs = self._tokenizer(

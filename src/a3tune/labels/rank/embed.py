@@ -13,7 +13,8 @@ from a3tune.models import choose_device, folder_hash
 
 def square(image: Image.Image) -> Image.Image:
     """The image in the middle of a black square: CLIP's centre crop would cut off its sides, a resize distort it."""
-    return ImageOps.pad(image, (max(image.size), max(image.size)))
+    side = max(image.size)
+    return image if image.size == (side, side) else ImageOps.pad(image, (side, side))
 
 
 @torch.inference_mode()
@@ -35,6 +36,8 @@ class FolderRanker:
     """
 
     name: ClassVar[str]
+    takes_grey: ClassVar[bool] = False
+    """Whether pictures without colours may come as one channel (mode L), which is quicker."""
     _width: int
     """E of the vectors."""
 

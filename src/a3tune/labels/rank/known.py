@@ -7,6 +7,7 @@ from a3tune.data.images import load_image
 from a3tune.data.phantom.scan import SIZE
 from a3tune.errors import DataError
 from a3tune.labels.rank.kinds import SHIPPED
+from a3tune.labels.rank.visual import is_grey
 from a3tune.types import ImageSource
 
 _LOOKED_AT = 8
@@ -31,5 +32,4 @@ def _may_be_phantom(image: ImageSource) -> bool:
         opened = load_image(image)
     except DataError:
         return True
-    red, green, blue = opened.split()
-    return opened.size == (SIZE, SIZE) and red.tobytes() == green.tobytes() == blue.tobytes()
+    return opened.size == (SIZE, SIZE) and is_grey(opened)

@@ -3,7 +3,8 @@
 A new visual prompt is a function and a line in `VISUAL_PROMPTS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial, update_wrapper
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
@@ -33,48 +34,98 @@ def expand(image: Image.Image, mask: np.ndarray) -> Image.Image:
     return _reduced(*_cut(image, mask, context=_CONTEXT))[0]
 
 
-def box(image: Image.Image, mask: np.ndarray) -> Image.Image:
+class OfWholeImage:
+    """A visual prompt that keeps the whole image: what the segments of an image share is made once.
+
+    `prepare` takes the reduced image, of mode L if it has no colours, and gives a function of where a segment is (mode
+    L, 255 inside).
+    """
+
+    def __init__(self, prepare: Callable[[Image.Image], Callable[[Image.Image], Image.Image]]):
+        self._prepare = prepare
+        update_wrapper(self, prepare)
+
+    def __call__(self, image: Image.Image, mask: np.ndarray) -> Image.Image:
+        return next(self.each(image, [mask])).convert("RGB")
+
+    def each(self, image: Image.Image, masks: Iterable[np.ndarray]) -> Iterator[Image.Image]:
+        """A picture for each of the masks, RGB or L: of three alike channels one is a third of the work."""
+        size = _reduced_size(image)
+        picture = _resized(image, size)
+        show = self._prepare(picture.getchannel(0) if is_grey(picture) else picture)
+        for mask in masks:
+            yield show(_resized(_inside(mask), size))
+
+
+@OfWholeImage
+def box(picture: Image.Image) -> Callable[[Image.Image], Image.Image]:
     """The whole image with the segment's box drawn in red."""
-    picture, inside = _reduced(image, mask)
-    left, top, right, bottom = inside.getbbox() or (0, 0, 1, 1)
-    ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), outline=_RED, width=_line(picture))
-    return picture
+
+    def show(inside: Image.Image) -> Image.Image:
+        shown = picture.convert("RGB")
+        left, top, right, bottom = inside.getbbox() or (0, 0, 1, 1)
+        ImageDraw.Draw(shown).rectangle((left, top, right - 1, bottom - 1), outline=_RED, width=_line(shown))
+        return shown
+
+    return show
 
 
-def blur(image: Image.Image, mask: np.ndarray) -> Image.Image:
+@OfWholeImage
+def blur(picture: Image.Image) -> Callable[[Image.Image], Image.Image]:
     """The whole image, blurred outside the segment."""
-    picture, inside = _reduced(image, mask)
-    return Image.composite(picture, picture.filter(ImageFilter.GaussianBlur(max(picture.size) / 40)), inside)
+    return partial(Image.composite, picture, picture.filter(ImageFilter.GaussianBlur(max(picture.size) / 40)))
 
 
-def dim(image: Image.Image, mask: np.ndarray) -> Image.Image:
+@OfWholeImage
+def dim(picture: Image.Image) -> Callable[[Image.Image], Image.Image]:
     """The whole image, at 35 % of its brightness outside the segment: the segment keeps its place in the body."""
-    picture, inside = _reduced(image, mask)
-    return Image.composite(picture, picture.point([round(_DIMMED * value) for value in range(256)] * 3), inside)
+    table = [round(_DIMMED * value) for value in range(256)]
+    return partial(Image.composite, picture, picture.point(table * len(picture.getbands())))
 
 
-def grey(image: Image.Image, mask: np.ndarray) -> Image.Image:
+@OfWholeImage
+def grey(picture: Image.Image) -> Callable[[Image.Image], Image.Image]:
     """The whole image, grey and of little contrast outside the segment: its own colours stay inside."""
-    picture, inside = _reduced(image, mask)
     flat = Image.blend(Image.new("L", picture.size, 128), ImageOps.grayscale(picture), _GREY_CONTRAST)
-    return Image.composite(picture, flat.convert("RGB"), inside)
+    return partial(Image.composite, picture, flat.convert(picture.mode))
 
 
-def contour(image: Image.Image, mask: np.ndarray) -> Image.Image:
+@OfWholeImage
+def contour(picture: Image.Image) -> Callable[[Image.Image], Image.Image]:
     """The whole image with a red line around the segment, outside of it."""
     from scipy import ndimage
 
-    picture, inside = _reduced(image, mask)
-    within = np.asarray(inside) >= 128
-    around = np.asarray(ndimage.binary_dilation(within, iterations=_line(picture)), bool) & ~within
-    picture.paste(_RED, mask=Image.fromarray(around.astype(np.uint8) * 255))
-    return picture
+    def show(inside: Image.Image) -> Image.Image:
+        shown, within = picture.convert("RGB"), np.asarray(inside) >= 128
+        around = np.asarray(ndimage.binary_dilation(within, iterations=_line(shown)), bool) & ~within
+        shown.paste(_RED, mask=_inside(around))
+        return shown
+
+    return show
 
 
 VISUAL_PROMPTS: dict[str, VisualPrompt] = {
-    show.__name__: show for show in (crop, expand, box, blur, dim, grey, contour)
+    "crop": crop,
+    "expand": expand,
+    "box": box,
+    "blur": blur,
+    "dim": dim,
+    "grey": grey,
+    "contour": contour,
 }
 """Name -> how a segment is shown to the ranker."""
+
+
+def show_each(name: str, image: Image.Image, masks: Iterable[np.ndarray]) -> list[Image.Image]:
+    """The visual prompts of an RGB image's segments, by the name of the way in `VISUAL_PROMPTS`; RGB or L."""
+    show = VISUAL_PROMPTS[name]
+    return list(show.each(image, masks) if isinstance(show, OfWholeImage) else (show(image, mask) for mask in masks))
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether an RGB image has no colours."""
+    red, green, blue = image.split()
+    return red.tobytes() == green.tobytes() == blue.tobytes()
 
 
 def _cut(image: Image.Image, mask: np.ndarray, context: float) -> tuple[Image.Image, np.ndarray]:
@@ -88,13 +139,25 @@ def _cut(image: Image.Image, mask: np.ndarray, context: float) -> tuple[Image.Im
 
 
 def _reduced(image: Image.Image, mask: np.ndarray) -> tuple[Image.Image, Image.Image]:
-    """A copy of the image and its mask (mode L, 255 inside) with the longer side at `LONGEST_SIDE` at most."""
+    """An image and its mask (mode L, 255 inside) with the longer side at `LONGEST_SIDE` at most."""
+    size = _reduced_size(image)
+    return _resized(image, size), _resized(_inside(mask), size)
+
+
+def _reduced_size(image: Image.Image) -> tuple[int, int]:
     scale = min(1, LONGEST_SIDE / max(image.size))
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    if size == image.size:
-        return image.copy(), Image.fromarray(mask.astype(np.uint8) * 255)
-    inside = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)
-    return image.resize(size, Image.Resampling.BOX), inside
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling.BOX)
+
+
+def _inside(mask: np.ndarray) -> Image.Image:
+    """Mode L, 255 inside. A decoded mask lies column by column, which Pillow turns faster than NumPy."""
+    if mask.flags.f_contiguous:
+        return Image.fromarray(mask.T.view(np.uint8) * 255).transpose(Image.Transpose.TRANSPOSE)
+    return Image.fromarray(mask.astype(np.uint8) * 255)
 
 
 def _line(picture: Image.Image) -> int:
