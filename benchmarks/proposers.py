@@ -7,7 +7,8 @@ part, with an IoU of .5. `--organs` holds ct.nii.gz, ct_labels.nii.gz, ct_labels
 slices, every structure that covers `LEAST` of one. `--films` holds VQA-RAD's images: 24 chest radiographs, whose lungs
 and hearts were outlined by eye (`films.json`, corners in percent of width and height), not by a radiologist. Phantom
 scans are always there. Proposers were developed on the lower half of the slices and on every second film; the
-other half was only measured. Intervals are 95 %, over images; all slices of a volume are of one patient, so theirs are too narrow.
+other half was only measured. Intervals are 95 %, over images; all slices of a volume are of one patient, so theirs are
+too narrow.
 """
 
 import argparse
