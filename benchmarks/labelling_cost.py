@@ -53,9 +53,8 @@ class Side:
         return float(propose), float(embed), labels
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        """Ends the process: it has nothing more to read."""
+        self._process.communicate()
 
 
 def serve(asked: IO[str], answers: IO[str]) -> None:

@@ -75,10 +75,10 @@ class ClipRanker(FolderRanker):
         """A square as the processor resizes it, which first copies all pixels from format to format."""
         images = self._images
         size = {name: length for name, length in dict(images.size or {}).items() if length}
-        sides = (size.get("width"), size.get("height")) if len(size) == 2 else (size.get("shortest_edge"),) * 2
-        if not images.do_resize or images.resample is None or None in sides:
+        width, height = (size.get(side) or size.get("shortest_edge") for side in ("width", "height"))
+        if not images.do_resize or images.resample is None or not width or not height or "longest_edge" in size:
             return image
-        return image.resize(sides, images.resample)
+        return image.resize((width, height), images.resample)
 
     def _text_features(self, texts: list[str]) -> torch.Tensor:
         inputs = self._tokenizer(
