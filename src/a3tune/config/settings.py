@@ -143,12 +143,15 @@ class AdapterConfig(_Section):
 class AlignmentConfig(_Section):
     """How attention is pulled to the regions (sections 4.2.2 and 4.2.3)."""
 
-    weight: NonNegative = 0.1
-    """Lambda of Eq. 12: >= 0; Table 7 has .02 to .12."""
-    heads: Heads = 0.125
+    weight: NonNegative = 1.0
+    """Lambda of Eq. 12: >= 0; Table 7 has .02 to .12. The default is the least that helped answers where that could be
+    seen (docs/results/marks.md).
+    """
+    heads: Heads = 0.5
     """R of Eq. 9: a count >= 1, or a share of all heads, as `12.5%` (all: `100%`) or as a number > 0 and < 1.
 
-    The paper has 128 of 1,024.
+    The paper has 128 of 1,024. With so few the others are free to look elsewhere, and answers rest on what they see
+    (docs/results/marks.md).
     """
     head_selection: Literal["batch", "running", "fixed"] = "batch"
     """Ratios that choose the heads: this batch's (the paper's), their running average, or a calibration pass's."""
