@@ -19,9 +19,10 @@ from a3tune.app.regions import ChosenRegion
 from a3tune.app.session import Session
 from a3tune.config import EvaluationConfig
 from a3tune.metrics.catalogue import SCALED, attention_metrics, describe, in_order
-from a3tune.report.figures import case_panel, head_grid, overlay, scan_definition
+from a3tune.report.figures import case_panel, head_grid, scan_definition
 from a3tune.report.summary import number
 from a3tune.text import visible
+from a3tune.vlm.heat import overlay
 from a3tune.vlm.patches import paint
 
 

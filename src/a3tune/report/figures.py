@@ -1,4 +1,4 @@
-"""Numbers and masks -> inline SVG; attention -> colours over a scan.
+"""Numbers, masks and attention -> inline SVG.
 
 Knows shapes and places, not words of the page: colours, fonts and dark mode are the business of `report.css`, through
 classes (`m0`, `m1`, ... for the methods in their order, `line`, `grid`, ...). Charts are vectors, so they stay sharp at
@@ -13,17 +13,14 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib import colormaps
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from skimage.measure import find_contours
 
 from a3tune.metrics.stats import Estimate
 from a3tune.report.records import Curve
+from a3tune.vlm.heat import heat_colours
 
-_COLOURS = "inferno"
-"""Perceptually uniform, and brighter means more in a grey print too."""
-_OPACITY = 0.88
 _POINTS = 60
 """A curve with more points is shown as means of neighbouring ones."""
 _LARGEST = 640
@@ -32,23 +29,6 @@ _SHARP = 256
 """Up to this side an image is magnified without blur."""
 _WIDTH = 340
 """Of a chart, in CSS pixels: one column of a phone."""
-
-
-def heat_colours(heat: np.ndarray) -> np.ndarray:
-    """Attention float [H, W] >= 0 as RGBA uint8 [H, W, 4], divided by its own largest value.
-
-    Colour and opacity rise together: where nothing is looked at the scan stays as it is.
-    """
-    scaled = heat / (heat.max() or 1.0)
-    rgba = np.asarray(colormaps[_COLOURS](0.25 + 0.75 * scaled))
-    rgba[..., 3] = _OPACITY * scaled**0.75
-    return (255 * rgba).round().astype(np.uint8)
-
-
-def overlay(image: np.ndarray, heat: np.ndarray) -> Image.Image:
-    """A scan, uint8 [H, W] or [H, W, 3], under its attention, float [H, W] >= 0: the picture that `ask` writes."""
-    scan = Image.fromarray(image).convert("RGBA")
-    return Image.alpha_composite(scan, Image.fromarray(heat_colours(heat))).convert("RGB")
 
 
 def scan_definition(image: np.ndarray, name: str) -> Markup:
