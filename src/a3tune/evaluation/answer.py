@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,9 @@ from a3tune.config import EvaluationConfig
 from a3tune.decoding import check_decoder, make_decoder
 from a3tune.errors import LabelError, shown
 from a3tune.evaluation.asking import answers, attend, evaluation_mode, in_memory, read, with_answers
-from a3tune.masks import region_mask
+from a3tune.masks import encode_mask, region_mask
 from a3tune.metrics.catalogue import attention_metrics
-from a3tune.types import Box, Region, Sample
+from a3tune.types import Region, Sample
 from a3tune.vlm.encode import Example
 from a3tune.vlm.heat import overlay
 from a3tune.vlm.load import Vlm
@@ -22,6 +23,8 @@ from a3tune.vlm.look import answer_text, token_texts
 from a3tune.vlm.patches import members, paint, token_weights
 
 Array = NDArray[np.float64]
+RegionLike = Sequence[float] | NDArray[Any] | Region
+"""A box (x0, y0, x1, y1) in pixels of the image, a mask `[H, W]` of its size, or a region of a sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +38,9 @@ class Answer:
     text: str
     tokens: tuple[str, ...]
     """What each token adds to the text; the one that ends the answer is empty."""
-    values: Array
+    values: Array = field(repr=False)
     """float64 `[N]`: attention on each image token that has a place in the image."""
-    boxes: Array
+    boxes: Array = field(repr=False)
     """float64 `[N, 4]`: where each of these tokens looks, as x0, y0, x1, y1 in pixels of the image."""
     image: Image.Image = field(repr=False)
     """RGB, as the model was shown it."""
@@ -53,7 +56,7 @@ class Answer:
         """The image under its attention; `.picture().save("where.png")` keeps it."""
         return overlay(np.asarray(self.image), self.map)
 
-    def scores(self, region: Box | NDArray[np.bool_] | Region) -> dict[str, float]:
+    def scores(self, region: RegionLike) -> dict[str, float]:
         """How well the attention finds a region: Coverage, Intensity, attention mass, ... by name.
 
         Args:
@@ -61,7 +64,7 @@ class Answer:
 
         Raises LabelError for a region of another form, or outside the image.
         """
-        mask = _mask(region, self.image.height, self.image.width)
+        mask = region_mask(as_region(region, self.image), self.image.height, self.image.width)
         return attention_scores(self.values, members(token_weights(mask, self.boxes)), self.settings)
 
 
@@ -112,18 +115,19 @@ def _answer(vlm: Vlm, example: Example, map_N: Array, image: Image.Image, settin
     )
 
 
-def _mask(region: Box | NDArray[np.bool_] | Region, height: int, width: int) -> NDArray[np.bool_]:
+def as_region(region: RegionLike, image: Image.Image) -> Region:
+    """A region of an image, however it is said. Raises LabelError for what is none."""
     if isinstance(region, Region):
-        return region_mask(region, height, width)
-    values = np.asarray(region)
-    if values.shape == (height, width):
-        return values.astype(bool)
+        return region
+    values, size = np.asarray(region), (image.height, image.width)
+    if values.shape == size:
+        return Region(mask=encode_mask(values))
     if values.shape != (4,) or values.dtype.kind not in "iuf":
         raise LabelError(
-            f"region: expected four numbers (x0, y0, x1, y1), or a mask of {height} x {width} (height x width), got "
-            f"{shown(region) if values.ndim < 2 else ' x '.join(map(str, values.shape))}"
+            f"region: expected four numbers (x0, y0, x1, y1), or a mask of {image.height} x {image.width} (height x "
+            f"width), got {shown(region) if values.ndim < 2 else ' x '.join(map(str, values.shape))}"
         )
     x0, y0, x1, y1 = map(float, values)
     if not (x0 < x1 and y0 < y1):
         raise LabelError(f"region: expected x0 < x1 and y0 < y1 (corners, not width and height), got {shown(region)}")
-    return region_mask(Region(box=(x0, y0, x1, y1)), height, width)
+    return Region(box=(x0, y0, x1, y1))

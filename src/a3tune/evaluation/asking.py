@@ -1,4 +1,4 @@
-"""Samples in batches -> answers, and where the model looked; what every asking has in common. Knows no score, no file."""
+"""Samples in batches -> answers, and where the model looked; what every asking has in common. Knows no score."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
