@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from a3tune.app.host import LOOPBACK, check_host, is_loopback, is_own, port_taken
+from a3tune.app.host import check_host, is_own
 from a3tune.app.model import BASE, Asker
 from a3tune.app.regions import Segmenter
 from a3tune.commands.subject import load_models
 from a3tune.config import RunConfig
+from a3tune.machine.listening import LOOPBACK, is_loopback, port_taken
 
 UPLOAD_LIMIT = "50mb"
 SESSIONS = 32

@@ -17,7 +17,7 @@ MISTAKE = 2
 code 1."""
 
 
-ORDER = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "app", "report", "merge", "reproduce")
+ORDER = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "app", "serve", "report", "merge")
 """Order of the commands in the help: as a user comes to need them. All others come after these."""
 
 

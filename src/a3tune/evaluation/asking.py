@@ -18,7 +18,8 @@ from a3tune.attention.capture import capture_request, stack
 from a3tune.attention.heads import HeadSelector
 from a3tune.config import EvaluationConfig
 from a3tune.data.images import load_image
-from a3tune.decoding import Generated, generate
+from a3tune.decoding import Generated, Strategy, generate
+from a3tune.decoding.watching import Watcher
 from a3tune.errors import DataError, LabelError, ModelError
 from a3tune.masks import region_mask
 from a3tune.types import Sample
@@ -97,12 +98,17 @@ def answers(
     asked: Sequence[Example],
     regions: Sequence[NDArray[np.float32] | None],
     settings: EvaluationConfig,
+    *,
+    strategy: Strategy | None = None,
+    watcher: Watcher | None = None,
 ) -> Generated:
     """The answers to `asked`, with their end tokens. The random numbers are those of the batch, whatever its images.
 
     Args:
         regions: which image tokens the true region of each sample holds, float32 `[N]`; None if it is not known, or
             the model does not see it.
+        strategy: in place of that of the settings.
+        watcher: see `decoding.generate`.
     """
     inputs, _ = model_inputs(vlm, asked, "left")
     regions_BN = None
@@ -117,10 +123,11 @@ def answers(
         inputs,
         settings.decode,
         settings=settings.decoding,
-        strategy=settings.strategy,
+        strategy=strategy or settings.strategy,
         max_new_tokens=settings.max_new_tokens,
         seed=seed_of(settings.seed, batch[0]),
         regions_BN=regions_BN,
+        watcher=watcher,
     )
 
 
