@@ -17,7 +17,7 @@ from a3tune.types import Sample
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
-MEASURED = ("decoding_cost", "decoding_ports", "experts", "growth", "labels", "startup")
+MEASURED = ("decoding_cost", "decoding_ports", "experts", "growth", "labels", "serving", "startup")
 """Each leaves `OUT.json` and `OUT.md`, and runs in this process."""
 ALONE = ("step_cost",)
 """The same, in a process of its own: it measures the memory of forked ones."""

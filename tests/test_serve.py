@@ -301,10 +301,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], int, str | None, str]] =
     "stop": (lambda body: body.update(stop=["a"] * 5), 400, "stop", "at most 4"),
     "method": (lambda body: body.update(decode="vcdd"), 400, "decode", "vcd, dola"),
     "its settings": (
-        lambda body: body.update(decode="vcd", decoding={"beta": 1}),
+        lambda body: body.update(decode="vcd", decoding={"nosuch": 1}),
         400,
         "decoding",
-        "no setting 'beta'",
+        "no setting 'nosuch'",
     ),
     "beams and a temperature": (
         lambda body: body.update(decode="beam", temperature=1),
