@@ -139,6 +139,7 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "serve: token": (["serve", "--token-file", "nosuch"], "--token-file nosuch"),
     "serve: empty token": (["serve", "--token-file", "empty.jsonl"], "expected at least 16"),
     "serve: decoding method": (["serve", "evaluation.decode=vcdd"], "vcd, dola"),
+    "env: argument": (["env", "all"], "unexpected extra argument"),
     "report: run": (["report", "nosuch"], "expected the folder of a run"),
     "report: not evaluated": (["report", "run"], "a3tune eval"),
     "report: folder not ours": (["report", "thesis"], "not ours"),

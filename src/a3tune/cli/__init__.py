@@ -5,11 +5,11 @@ Whatever needs PyTorch is imported inside the commands, so that help is there at
 
 import sys
 
-from a3tune.cli import checkpoints, data, explorer, labels, paper, runs, serve, sweep  # each adds its commands to `app`
+from a3tune.cli import checkpoints, data, env, explorer, labels, paper, runs, serve, sweep  # each adds its commands
 from a3tune.cli.app import app
 from a3tune.machine.signals import stopping, told
 
-__all__ = ["app", "checkpoints", "data", "explorer", "labels", "main", "paper", "runs", "serve", "sweep"]
+__all__ = ["app", "checkpoints", "data", "env", "explorer", "labels", "main", "paper", "runs", "serve", "sweep"]
 
 
 def main() -> None:
