@@ -73,17 +73,7 @@ class Model(Vlm):
         source = image_source(image)
         regions = None if region is None else (as_region(region, load_image(source)),)
         sample = Sample("question", source, question, "", "open", regions=regions)
-        return ask(self, sample, self._settings(settings).evaluation)
-
-    def _settings(self, changes: dict[str, Any]) -> RunConfig:
-        """The model's settings, with those of `evaluation` changed."""
-        given = load_config(None, _named("evaluation", changes)).evaluation
-        config = self.subject.config
-        changed = replace(config.active_evaluation, **{name: getattr(given, name) for name in changes})
-        evaluation = changed.over(config.alignment)
-        check_methods(evaluation, [evaluation.decode])
-        check_head_count("evaluation.heads", evaluation.heads, head_total(config.model.path))
-        return replace(config, evaluation=evaluation)
+        return ask(self, sample, _changed(self.subject.config, settings).evaluation)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +225,7 @@ def evaluate(
     """
     if not isinstance(model, Model):
         raise ModelError(f"model: expected what a3tune.load returns, got {type(model).__name__}")
-    config, samples = model._settings(settings), rows_of(rows)
+    config, samples = _changed(model.subject.config, settings), rows_of(rows)
     if out is None:
         return evaluate_samples(model, samples, config.evaluation, labels=config.labels, progress=progress)
     if not isinstance(rows, str | PathLike):
@@ -269,6 +259,16 @@ def read_rows(rows: RowsLike) -> list[Sample]:
     Raises DataError, which names row and field.
     """
     return rows_of(rows)
+
+
+def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """Settings with those of `evaluation` changed, over the heads and rows of the training."""
+    given = load_config(None, _named("evaluation", changes)).evaluation
+    changed = replace(config.active_evaluation, **{name: getattr(given, name) for name in changes})
+    evaluation = changed.over(config.alignment)
+    check_methods(evaluation, [evaluation.decode])
+    check_head_count("evaluation.heads", evaluation.heads, head_total(config.model.path))
+    return replace(config, evaluation=evaluation)
 
 
 def _adapter(folder: Path) -> Path:
