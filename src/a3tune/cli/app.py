@@ -17,7 +17,10 @@ MISTAKE = 2
 code 1."""
 
 
-ORDER = ("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "app", "serve", "report", "merge")
+ORDER = (
+    *("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "app", "serve"),
+    *("report", "merge", "reproduce"),
+)
 """Order of the commands in the help: as a user comes to need them. All others come after these."""
 
 
