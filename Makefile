@@ -71,7 +71,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) --editable '.[medical,excel,quantize,reports,ray,app,track]' --group dev
+	$(PIP_INSTALL) --editable '.[medical,excel,quantize,reports,ray,app,serve,track]' --group dev
 	touch $(VENV)/.installed $@
 
 $(VENV)-newest/constraints.txt: constraints.txt | $(VENV)-newest/bin/python

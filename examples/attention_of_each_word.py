@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from a3tune.app.model import Answer, Asker, load_models
+from a3tune.app.model import Answer, Asker
+from a3tune.commands.subject import load_models
 from a3tune.config import EvaluationConfig, ModelConfig
 from a3tune.data.images import load_image
 from a3tune.data.phantom import make_scan
@@ -22,9 +23,9 @@ QUESTION = "Which part of the body does this image belong to?"
 
 def main(out: Path, quick: bool, adapter: Path | None, image: Path | None, question: str) -> None:
     picture = Image.fromarray(make_scan(0).image).convert("RGB") if image is None else load_image(image)
-    models = load_models(ModelConfig(), {} if adapter is None else {"mine": adapter})
+    models = load_models(ModelConfig(), {"mine": adapter})
     asker = Asker(models, EvaluationConfig(max_new_tokens=4 if quick else 16))
-    *_, answer = asker.ask(list(models)[-1], "greedy", picture, question)
+    *_, answer = asker.ask("mine", "greedy", picture, question)
     assert isinstance(answer, Answer)
     print(answer.text)
 

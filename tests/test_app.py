@@ -20,12 +20,13 @@ from a3tune.app import host, server, view
 from a3tune.app import model as app_model
 from a3tune.app.examples import examples
 from a3tune.app.hidden import Hidden, ask_hidden
-from a3tune.app.model import BASE, WHOLE, Answer, Asker, load_models, token_texts
+from a3tune.app.model import BASE, WHOLE, Answer, Asker
 from a3tune.app.regions import ChosenRegion, Segmenter, box_region
 from a3tune.app.session import LARGEST, Session
 from a3tune.app.visitors import Visitors
 from a3tune.cli import app
 from a3tune.cli import explorer as command
+from a3tune.commands.subject import load_models
 from a3tune.config import AdapterConfig, EvaluationConfig, LabelsConfig, ModelConfig, load_config
 from a3tune.errors import ConfigError, DataError, LabelError, ModelError
 from a3tune.evaluation.evaluate import evaluate
@@ -34,6 +35,7 @@ from a3tune.metrics.vqa import normalise
 from a3tune.types import Sample
 from a3tune.vlm.encode import prepare
 from a3tune.vlm.grids import token_boxes
+from a3tune.vlm.look import token_texts
 
 QUESTION = "Does the spleen contain a lesion?"
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'>${7*7}{{7*7}}"
@@ -44,14 +46,14 @@ SHORT = EvaluationConfig(max_new_tokens=12)
 def asker(tmp_path_factory: pytest.TempPathFactory) -> Asker:
     """The shipped model, and an adapter of it that changes what it says."""
     folder = tmp_path_factory.mktemp("adapters") / "mine"
-    base = load_models(ModelConfig(device="cpu"), {})[BASE]
+    base = load_models(ModelConfig(device="cpu"), {BASE: None})[BASE]
     torch.manual_seed(0)
     adapted = add_adapter(copy.deepcopy(base.model), AdapterConfig(rank=2, expert_rank=2), control_ids=base.control_ids)
     for name, weight in adapted.named_parameters():
         if name.endswith((".B.weight", "lora_B.default.weight")):
             torch.nn.init.normal_(weight, std=0.5)
     adapted.save_pretrained(folder)
-    return Asker(load_models(ModelConfig(device="cpu"), {"mine": folder}), SHORT)
+    return Asker(load_models(ModelConfig(device="cpu"), {BASE: None, "mine": folder}), SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +135,7 @@ def test_models_share_the_weights_of_the_base_and_differ_in_what_they_say(asker:
     base, mine = asker.models[BASE].model, asker.models["mine"].model
     shared = {weight.data_ptr() for weight in base.parameters()}
     assert shared <= {weight.data_ptr() for weight in mine.parameters()}
-    fresh = Asker(load_models(ModelConfig(device="cpu"), {}), SHORT)
+    fresh = Asker(load_models(ModelConfig(device="cpu"), {BASE: None}), SHORT)
     assert ask(asker, image).text == ask(fresh, image).text != ask(asker, image, name="mine").text
 
 

@@ -33,7 +33,7 @@ def problems(tmp_path: Path, text: str, *overrides: str) -> list[str]:
 
 
 def test_defaults_are_the_papers_but_for_lambda_and_the_number_of_heads():
-    """What the paper has of these two did not help answers (docs/results/marks.md); recipes/slake-llava-med.yaml has it."""
+    """What the paper has of these two did not help answers (docs/results/marks.md)."""
     config = load_config(None)
     assert (config.adapter.rank, config.adapter.alpha) == (64, 16)
     assert (config.adapter.expert_rank, config.adapter.expert_alpha) == (16, 8)

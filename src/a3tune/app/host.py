@@ -1,26 +1,13 @@
-"""Where the page listens. Knows addresses; no page and no model."""
+"""Where the page listens, and to whom. Knows addresses; no page and no model."""
 
-import ipaddress
-import socket
 from collections.abc import Mapping
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from a3tune.errors import ModelError, RunError
+from a3tune.machine.listening import LOOPBACK, bound
 
 _PORTS = {"http": 80, "https": 443}
-LOOPBACK = "127.0.0.1"
-"""Address that only this machine can reach."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens there."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def is_own(kind: str, method: str, headers: Mapping[str, str]) -> bool:
@@ -61,16 +48,5 @@ def check_host(host: str, port: int | None) -> None:
         raise ModelError("the explorer needs gradio, which is not installed: pip install 'a3tune[app]'")
     if ":" in host:
         raise RunError(f"--host {host:.80}: expected a name or an address of IPv4, such as {LOOPBACK}")
-    if port is None:
-        return
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, for one that just ended
-            listener.bind(address)
-    except OSError as error:
-        raise port_taken(host, port, error) from error
-
-
-def port_taken(host: str, port: int | None, error: OSError) -> RunError:
-    return RunError(f"port {port}: cannot listen on {host} there ({error}); choose another --port")
+    if port is not None:
+        bound(host, port).close()

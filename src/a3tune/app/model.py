@@ -1,37 +1,29 @@
-"""Models that share one base, and an answer with everything that they looked at. Knows no page.
+"""An answer with everything that a model looked at. Knows no page.
 
 Letters as in `types.py`; G counts the rows of an answer: first the whole answer, then its tokens.
 """
 
-import copy
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from a3tune.adapters import load_adapter
 from a3tune.app.regions import ChosenRegion
 from a3tune.attention.capture import capture_request, stack
 from a3tune.attention.heads import HeadSelector
-from a3tune.config import AlignmentConfig, EvaluationConfig, ModelConfig
+from a3tune.config import AlignmentConfig, EvaluationConfig
 from a3tune.decoding import DECODERS, generate
 from a3tune.vlm.encode import TOKEN_MASKS, Example, prepare
-from a3tune.vlm.load import Vlm, load_vlm
-from a3tune.vlm.look import answer_text, look, model_inputs
+from a3tune.vlm.load import Vlm
+from a3tune.vlm.look import answer_text, look, model_inputs, token_texts
 from a3tune.vlm.patches import members, token_weights
 
 BASE = "base model"
-STREAMED = ("greedy", "sampling", "nucleus")
-"""Methods that choose one token after the other in one branch: their answers can be watched."""
 MAX_MAP_BYTES = 128 * 2**20
 """Of one answer's maps; tokens beyond it count for the whole answer only. 7B models: about 100 tokens."""
 
@@ -72,21 +64,6 @@ class Answer:
     def holds(self, region: NDArray[np.bool_]) -> NDArray[np.float32]:
         """float32 `[N]` of zeros and ones: the image tokens that a region, bool `[H, W]`, holds."""
         return members(token_weights(region, self.boxes))
-
-
-def load_models(config: ModelConfig, adapters: Mapping[str, Path]) -> dict[str, Vlm]:
-    """The base model and one model per adapter, by name. All share the weights of the base in memory.
-
-    Raises what `load_vlm` and `load_adapter` raise.
-    """
-    base = load_vlm(**asdict(config))
-    shared = {id(value): value for value in (*base.model.parameters(), *base.model.buffers())}
-    models = {BASE: base}
-    for name, folder in adapters.items():
-        copied = copy.deepcopy(base.model, dict(shared))
-        models[name] = replace(base, model=load_adapter(copied, folder))
-        models[name].model.eval()
-    return models
 
 
 class Asker:
@@ -148,17 +125,17 @@ class Asker:
             held = torch.from_numpy(members(token_weights(region.mask, asked.boxes)))[None].to(vlm.device)
         # The settings of evaluation.decoding are those of evaluation.decode alone.
         method_settings = settings.decoding if method == settings.decode else {}
-        with _watched(vlm, tell if method in STREAMED else None):
-            generated = generate(
-                vlm,
-                inputs,
-                method,
-                settings=method_settings,
-                strategy=settings.strategy,
-                max_new_tokens=settings.max_new_tokens,
-                seed=settings.seed,
-                regions_BN=held,
-            )
+        generated = generate(
+            vlm,
+            inputs,
+            method,
+            settings=method_settings,
+            strategy=settings.strategy,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed,
+            regions_BN=held,
+            watcher=_Grows(vlm, tell),
+        )
         tokens = generated.tokens[0]
         answered = replace(asked, input_ids=torch.cat([asked.input_ids, tokens]))
         told = region.name if region is not None and getattr(DECODERS[method], "needs_regions", False) else ""
@@ -195,29 +172,15 @@ def _look(vlm: Vlm, answered: Example, name: str, method: str, question: str, se
     )
 
 
-def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
-    """What each token adds to the text; nothing for control tokens and for the first bytes of a character."""
-    texts = [tokenizer.decode(ids[:end], skip_special_tokens=True).rstrip("\ufffd") for end in range(len(ids) + 1)]
-    return tuple(after[len(before) :] for before, after in pairwise(texts))
+class _Grows:
+    """Tells the text so far with every token."""
 
+    def __init__(self, vlm: Vlm, tell: Callable[[str], None]) -> None:
+        self._vlm, self._tell = vlm, tell
 
-@contextmanager
-def _watched(vlm: Vlm, tell: Callable[[str], None] | None) -> Iterator[None]:
-    """Tell the answer so far with every token that the model reads back; transformers' own streamers take no part in a
-    loop of ours. The last token is never read back."""
-    if tell is None:
-        yield
-        return
-    read: list[int] = []
+    def before_pass(self) -> None:
+        """Nobody ends an answer of the explorer."""
 
-    def hook(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-        ids = arguments[0]
-        if ids.shape == (1, 1):  # a decoding step; the prompt is longer
-            read.append(int(ids))
-            tell(vlm.tokenizer.decode(read, skip_special_tokens=True))
-
-    handle = vlm.model.get_input_embeddings().register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    def after_token(self, tokens_BS: torch.Tensor) -> Sequence[bool]:
+        self._tell(self._vlm.tokenizer.decode(tokens_BS[0], skip_special_tokens=True))
+        return [False]

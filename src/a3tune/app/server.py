@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from a3tune.app.host import LOOPBACK, check_host, is_loopback, is_own, port_taken
-from a3tune.app.model import Asker, load_models
+from a3tune.app.host import check_host, is_own
+from a3tune.app.model import BASE, Asker
 from a3tune.app.regions import Segmenter
+from a3tune.commands.subject import load_models
 from a3tune.config import RunConfig
+from a3tune.machine.listening import LOOPBACK, is_loopback, port_taken
 
 UPLOAD_LIMIT = "50mb"
 SESSIONS = 32
@@ -49,7 +51,7 @@ def serve(
 
         from a3tune.app.page import Page
 
-        asker = Asker(load_models(config.model, adapters), config.active_evaluation)
+        asker = Asker(load_models(config.model, {BASE: None, **adapters}), config.active_evaluation)
         page = Page(asker, Segmenter(config.labels, config.model.device))
         try:
             _, url, _ = page.blocks.queue(max_size=WAITING).launch(**_settings(gradio, host, port))

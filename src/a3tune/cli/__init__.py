@@ -5,20 +5,35 @@ Whatever needs PyTorch is imported inside the commands, so that help is there at
 
 import sys
 
-from a3tune.cli import (
+from a3tune.cli import (  # each adds its commands to `app`
     checkpoints,
     data,
+    env,
     explorer,
     labels,
     paper,
     runs,
+    serve,
     sweep,
     upkeep,
-)  # each adds its commands to `app`
+)
 from a3tune.cli.app import app
 from a3tune.machine.signals import stopping, told
 
-__all__ = ["app", "checkpoints", "data", "explorer", "labels", "main", "paper", "runs", "sweep", "upkeep"]
+__all__ = [
+    "app",
+    "checkpoints",
+    "data",
+    "env",
+    "explorer",
+    "labels",
+    "main",
+    "paper",
+    "runs",
+    "serve",
+    "sweep",
+    "upkeep",
+]
 
 
 def main() -> None:

@@ -18,19 +18,8 @@ code 1."""
 
 
 ORDER = (
-    "demo",
-    "data",
-    "convert",
-    "label",
-    "train",
-    "eval",
-    "compare",
-    "ask",
-    "app",
-    "report",
-    "merge",
-    "clean",
-    "reproduce",
+    *("demo", "data", "convert", "label", "train", "eval", "compare", "ask", "app", "serve"),
+    *("report", "merge", "clean", "sweep", "reproduce"),
 )
 """Order of the commands in the help: as a user comes to need them. All others come after these."""
 

@@ -4,11 +4,12 @@ from typing import Annotated
 
 import typer
 
-from a3tune.app.host import LOOPBACK, check_host, is_loopback
+from a3tune.app.host import check_host
 from a3tune.cli.app import app, echo
 from a3tune.cli.options import ConfigFile, DryRun, Overrides, quieten, show_dry_run
 from a3tune.cli.runs import NO_ADAPTER, adapter_titles, with_adapters
 from a3tune.errors import RunError
+from a3tune.machine.listening import LOOPBACK, is_loopback
 
 MOST = 2
 """Adapters beside the base model: more do not fit on a screen."""

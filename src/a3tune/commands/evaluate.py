@@ -34,7 +34,7 @@ def evaluate_run(config: RunConfig, adapter: Path | None, progress: Progress) ->
     """
     make_decoder(config.evaluation.decode, config.evaluation.decoding)  # told before the model is read
     subject = Subject(config, adapter)
-    return _evaluate(subject, subject.load(), read_split(config.data, "test"), progress)
+    return evaluate_loaded(subject, subject.load(), read_split(config.data, "test"), progress)
 
 
 def by_difference(out: Path, subjects: Mapping[str, Subject], methods: Sequence[str]) -> Callable[[str, str], Path]:
@@ -86,7 +86,7 @@ def evaluate_all(
                 settings = replace(subject.config.evaluation, decode=name)
                 config = replace(subject.config, evaluation=settings, output=run)
                 with _kept(run.name, failed):
-                    _evaluate(replace(subject, config=config), vlm, samples, progress)
+                    evaluate_loaded(replace(subject, config=config), vlm, samples, progress)
                     runs.append(run)
     return Evaluations(runs, absent, failed)
 
@@ -111,7 +111,8 @@ def _kept(name: str, failed: dict[str, A3TuneError]) -> Iterator[None]:
         failed[name] = error
 
 
-def _evaluate(subject: Subject, vlm: Vlm, samples: Sequence[Sample], progress: Progress) -> Results:
+def evaluate_loaded(subject: Subject, vlm: Vlm, samples: Sequence[Sample], progress: Progress) -> Results:
+    """`evaluate_run` of a model that is there already."""
     config = replace(subject.config, evaluation=subject.config.active_evaluation)
     if processes.index() == 0:
         RunFolder.create(config.output)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from a3tune.config import RunConfig, load_config, load_given
+from a3tune.config import Override, RunConfig, load_config, load_given
 from a3tune.config.ranges import check_head_count
 from a3tune.config.settings import LABEL_MAKING
 from a3tune.models import check_at_hand, head_total
@@ -18,13 +18,13 @@ Model = tuple[Path | None, RunConfig]
 """An adapter, or None for the base model alone, and its settings."""
 
 
-def label_settings(config: Path | None, overrides: Sequence[str]) -> tuple[RunConfig, set[str]]:
+def label_settings(config: Path | None, overrides: Sequence[Override]) -> tuple[RunConfig, set[str]]:
     """Settings, and the names of those of labels that the user said."""
     settings, given = load_given(config, overrides)
     return settings, {key.removeprefix("labels.") for key in given if key.startswith("labels.")}
 
 
-def training_settings(config: Path | None, overrides: Sequence[str]) -> RunConfig:
+def training_settings(config: Path | None, overrides: Sequence[Override]) -> RunConfig:
     """Settings of a training.
 
     What the user does not say of the labels is as in the run in the output folder, if there is one, else as the labels
@@ -48,7 +48,7 @@ def training_settings(config: Path | None, overrides: Sequence[str]) -> RunConfi
 def model_settings(
     adapters: Sequence[Path | None],
     config: Path | None,
-    overrides: Sequence[str],
+    overrides: Sequence[Override],
     say: Callable[[str], None],
     *,
     labels: bool = False,
@@ -67,7 +67,7 @@ def model_settings(
 def _models(
     adapters: Sequence[Path | None],
     config: Path | None,
-    overrides: Sequence[str],
+    overrides: Sequence[Override],
     say: Callable[[str], None],
     labels: bool,
 ) -> list[Model]:
@@ -85,7 +85,7 @@ def _models(
 
 
 def _trained_with(
-    adapter: Path | None, overrides: Sequence[str], say: Callable[[str], None], labels: bool
+    adapter: Path | None, overrides: Sequence[Override], say: Callable[[str], None], labels: bool
 ) -> RunConfig:
     """Settings beside an adapter may be a stranger's: `run.neighbour` says which of them hold."""
     given, said = load_given(None, overrides)

@@ -1,6 +1,6 @@
 """Every setting of a run. Light: what needs no model starts at once."""
 
-from a3tune.config.reading import dump_config, load_config, load_given
+from a3tune.config.reading import Override, dump_config, load_config, load_given
 from a3tune.config.settings import (
     AdapterConfig,
     AlignmentConfig,
@@ -19,6 +19,7 @@ __all__ = [
     "EvaluationConfig",
     "LabelsConfig",
     "ModelConfig",
+    "Override",
     "RunConfig",
     "TrainingConfig",
     "dump_config",

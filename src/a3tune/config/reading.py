@@ -18,8 +18,11 @@ from a3tune.config import plain_yaml
 from a3tune.config.settings import RunConfig
 from a3tune.errors import ConfigError
 
+Override = str | tuple[str, Any]
+"""`labels.top_k=2`, or from Python its name and its value."""
 
-def load_config(path: Path | None, overrides: Iterable[str] = ()) -> RunConfig:
+
+def load_config(path: Path | None, overrides: Iterable[Override] = ()) -> RunConfig:
     """Settings of a YAML file (None: the defaults), changed by overrides such as `labels.top_k=2`.
 
     Raises ConfigError, which names every setting that is unknown, of the wrong type or out of range.
@@ -27,18 +30,16 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> RunConfig:
     return load_given(path, overrides)[0]
 
 
-def load_given(path: Path | None, overrides: Iterable[str] = ()) -> tuple[RunConfig, set[str]]:
+def load_given(path: Path | None, overrides: Iterable[Override] = ()) -> tuple[RunConfig, set[str]]:
     """`load_config`, and the dotted names of the settings that the file or overrides give: all others are defaults that
     nobody chose. The file is read once: it may be a pipe.
     """
     tree = {} if path is None else _parse_yaml(_read(path), str(path))
     origin: dict[str, str] = {}
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{override}: expected key=value, such as labels.top_k=2")
-        origin[key] = override
-        _set(tree, key, _override_value(key, text), override)
+        key, value, said = _parts(override)
+        origin[key] = said
+        _set(tree, key, value, said)
     config = _validate(tree, lambda key: origin.get(key, str(path or "defaults")))
     return config, {
         f"{section}.{name}" if name else section
@@ -177,6 +178,16 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: expected lines such as 'labels:', got {_shown(tree)}")
     return tree
+
+
+def _parts(override: Override) -> tuple[str, Any, str]:
+    """Key and value of an override, and how messages call it."""
+    if isinstance(override, tuple):
+        return *override, "settings"
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override}: expected key=value, such as labels.top_k=2")
+    return key, _override_value(key, text), override
 
 
 def _override_value(key: str, text: str) -> Any:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from a3tune.decoding.base import Decoder
+    from a3tune.decoding.watching import Watcher
     from a3tune.vlm.load import Vlm
 
 __all__ = [
@@ -120,6 +121,7 @@ def generate(
     seed: int = 0,
     regions_BN: "Tensor | None" = None,
     settings: Mapping[str, Any] | None = None,
+    watcher: "Watcher | None" = None,
 ) -> Generated:
     """Answer a batch.
 
@@ -131,10 +133,13 @@ def generate(
         seed: of all random numbers, in sampling and in noise.
         regions_BN: see `base.Decoder`.
         settings: of the method, where they differ from the published ones.
+        watcher: is told of every pass and token (`watching.Watcher`), and may end answers.
 
     Raises ConfigError for unknown names, and ModelError when the model lacks what the method needs.
     """
     import torch
+
+    from a3tune.decoding.watching import watching
 
     decoder = make_decoder(decode, settings) if isinstance(decode, str) else decode
     config = make_strategy(decoder.strategy if strategy is None else strategy).config(vlm, max_new_tokens)
@@ -143,7 +148,7 @@ def generate(
     cuda = vlm.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(vlm.device)
-    with torch.no_grad(), _passes(vlm) as passes:
+    with torch.no_grad(), _passes(vlm, watcher) as passes, watching(watcher):
         start = time.perf_counter()
         tokens_BS = decoder(vlm, dict(inputs), config, regions_BN=regions_BN, generator=generator).cpu()
         seconds = time.perf_counter() - start
@@ -157,10 +162,16 @@ def generate(
 
 
 @contextmanager
-def _passes(vlm: "Vlm") -> Iterator[list[None]]:
-    """A list that grows by one with every forward pass of the language model."""
+def _passes(vlm: "Vlm", watcher: "Watcher | None") -> Iterator[list[None]]:
+    """A list that grows by one with every forward pass of the language model, of which the watcher is told before."""
     passes: list[None] = []
-    hook = vlm.model.get_decoder().register_forward_pre_hook(lambda module, args: passes.append(None))
+
+    def count(module: Any, arguments: Any) -> None:
+        if watcher is not None:
+            watcher.before_pass()
+        passes.append(None)
+
+    hook = vlm.model.get_decoder().register_forward_pre_hook(count)
     try:
         yield passes
     finally:

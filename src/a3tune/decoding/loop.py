@@ -32,6 +32,7 @@ from a3tune.compat.generation import (
 )
 from a3tune.decoding.base import Inputs
 from a3tune.decoding.branches import encode_images
+from a3tune.decoding.watching import watched
 from a3tune.vlm.load import Vlm
 
 NEVER = -1e4
@@ -109,9 +110,11 @@ def run(
         return scores.index_fill(-1, suppressed.to(scores.device), NEVER)
 
     model: Any = vlm.model
+    length = inputs["input_ids"].shape[1]
     with seeded(generator), _stops(vlm) as stops:
+        stops.extend(watched(length) if beams == 1 else [])
         sequences = model.generate(**inputs, generation_config=config, stopping_criteria=stops, custom_generate=loop)
-    return sequences[:, inputs["input_ids"].shape[1] :]
+    return sequences[:, length:]
 
 
 class Branch:

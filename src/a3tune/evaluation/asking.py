@@ -1,25 +1,68 @@
-"""Samples in batches -> answers; what every asking has in common. Knows no score and no file."""
+"""Samples in batches -> answers, and where the model looked; what every asking has in common. Knows no score."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
+from a3tune.attention.align import averaged_map
+from a3tune.attention.capture import capture_request, stack
+from a3tune.attention.heads import HeadSelector
 from a3tune.config import EvaluationConfig
-from a3tune.decoding import Generated, generate
-from a3tune.errors import ModelError
+from a3tune.data.images import load_image
+from a3tune.decoding import Generated, Strategy, generate
+from a3tune.decoding.watching import Watcher
+from a3tune.errors import DataError, LabelError, ModelError
+from a3tune.masks import region_mask
 from a3tune.types import Sample
-from a3tune.vlm.encode import Example
+from a3tune.vlm.encode import TOKEN_MASKS, Example, prepare
 from a3tune.vlm.load import Vlm
-from a3tune.vlm.look import model_inputs
+from a3tune.vlm.look import look, model_inputs
+from a3tune.vlm.patches import members, token_weights
 
 logger = logging.getLogger(__name__)
+
+
+class Named(Protocol):
+    """What messages can call by a name."""
+
+    @property
+    def id(self) -> str: ...
+
+
+N = TypeVar("N", bound=Named)
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """A sample as a model takes it."""
+
+    image: Image.Image
+    example: Example
+    region_N: NDArray[np.float32] | None
+    """Which image tokens its true regions hold, `[N]`; None if none is known, or the model does not see them."""
+
+
+def read(vlm: Vlm, sample: Sample) -> Read:
+    """Pixels and inputs of a sample. Raises DataError and LabelError, which name the sample."""
+    try:
+        image = load_image(sample.image)
+        example = prepare(vlm, [image], sample.prompt)
+        if not sample.regions:
+            return Read(image, example, None)
+        region = np.logical_or.reduce([region_mask(one, image.height, image.width) for one in sample.regions])
+    except (DataError, LabelError) as error:
+        raise type(error)(f"sample {sample.id}: {error}") from error
+    return Read(image, example, members(token_weights(region, example.boxes)) if region.any() else None)
 
 
 def batches(vlm: Vlm, samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
@@ -32,7 +75,7 @@ def batches(vlm: Vlm, samples: Sequence[Sample], size: int) -> Iterator[Sequence
     return (ordered[start : start + size] for start in range(0, len(ordered), size))
 
 
-def in_memory(ask: Callable[[Sequence[Sample]], R], batch: Sequence[Sample]) -> list[R]:
+def in_memory(ask: Callable[[Sequence[N]], R], batch: Sequence[N]) -> list[R]:
     """`ask(batch)`; of its halves in their order, as long as the device has too little memory for the whole."""
     try:
         return [ask(batch)]
@@ -55,12 +98,17 @@ def answers(
     asked: Sequence[Example],
     regions: Sequence[NDArray[np.float32] | None],
     settings: EvaluationConfig,
+    *,
+    strategy: Strategy | None = None,
+    watcher: Watcher | None = None,
 ) -> Generated:
     """The answers to `asked`, with their end tokens. The random numbers are those of the batch, whatever its images.
 
     Args:
         regions: which image tokens the true region of each sample holds, float32 `[N]`; None if it is not known, or
             the model does not see it.
+        strategy: in place of that of the settings.
+        watcher: see `decoding.generate`.
     """
     inputs, _ = model_inputs(vlm, asked, "left")
     regions_BN = None
@@ -75,11 +123,55 @@ def answers(
         inputs,
         settings.decode,
         settings=settings.decoding,
-        strategy=settings.strategy,
+        strategy=strategy or settings.strategy,
         max_new_tokens=settings.max_new_tokens,
         seed=seed_of(settings.seed, batch[0]),
         regions_BN=regions_BN,
+        watcher=watcher,
     )
+
+
+def with_answers(asked: Sequence[Example], generated: Generated) -> list[Example]:
+    """The examples with their answers behind them, to be looked at once more."""
+    return [
+        replace(example, input_ids=torch.cat([example.input_ids, tokens]))
+        for example, tokens in zip(asked, generated.tokens, strict=True)
+    ]
+
+
+def attend(
+    vlm: Vlm, answered: Sequence[Example], settings: EvaluationConfig
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    """Maps `[N]` of one teacher-forced pass: over each sample's own R heads (Eq. 8-9), and over all heads (Eq. 2).
+
+    `settings` say which rows and heads (`EvaluationConfig.over`).
+    """
+    # Padded on the right: positions then start at 0 without being told, in every family.
+    inputs, masks = model_inputs(vlm, answered, "right")
+    assert settings.rows is not None and settings.heads is not None  # `over`
+    request = capture_request(settings.rows, *(masks[name] for name in TOKEN_MASKS))
+    captured = stack(look(vlm.model, inputs, masks, request, logits_to_keep=1).attentions, request)
+    selector = HeadSelector(settings.heads)
+    selected, everywhere = [], []
+    for index, example in enumerate(answered):
+        one = slice(index, index + 1)
+        map_1LHN = captured.map_BLHN[one, ..., : len(example.boxes)]
+        heads_LH = selector.select(captured.ratio_BLH[one], captured.counted_B[one])
+        for maps, chosen_LH in ((selected, heads_LH), (everywhere, torch.ones_like(heads_LH))):
+            maps.append(averaged_map(map_1LHN, chosen_LH)[0].double().cpu().numpy())
+    return selected, everywhere
+
+
+@contextmanager
+def evaluation_mode(vlm: Vlm) -> Iterator[None]:
+    """Without dropout and without gradients; the model is as it was when this ends."""
+    training = vlm.model.training
+    vlm.model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        vlm.model.train(training)
 
 
 def seed_of(seed: int, sample: Sample) -> int:

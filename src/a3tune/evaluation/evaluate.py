@@ -5,24 +5,19 @@ Knows the order of things; how answers and maps are scored is the business of `m
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from a3tune.attention.align import averaged_map
-from a3tune.attention.capture import capture_request, stack
-from a3tune.attention.heads import HeadSelector
 from a3tune.config import AlignmentConfig, EvaluationConfig, LabelsConfig
-from a3tune.data.images import load_image
 from a3tune.decoding import check_decoder, make_decoder
-from a3tune.errors import DataError, LabelError
-from a3tune.evaluation.asking import answers, batches, in_memory
+from a3tune.errors import DataError
+from a3tune.evaluation.answer import attention_scores
+from a3tune.evaluation.asking import answers, attend, batches, evaluation_mode, in_memory, read, with_answers
 from a3tune.evaluation.identity import EvaluationIdentity, identity_of, record, refuse_other
 from a3tune.evaluation.predictions import Cost, Map, PredictionLog
 from a3tune.evaluation.regions import region_finder
@@ -30,16 +25,12 @@ from a3tune.evaluation.reliance import Occluder
 from a3tune.evaluation.reliance_log import RelianceLog, read_reliance, with_reliance
 from a3tune.evaluation.results import Results, make_prediction, summarise
 from a3tune.machine import processes
-from a3tune.masks import region_mask
-from a3tune.metrics.attention import Array
-from a3tune.metrics.catalogue import ALL_HEADS, attention_metrics
+from a3tune.metrics.catalogue import ALL_HEADS
 from a3tune.metrics.radiology import radiology_scores
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Sample
-from a3tune.vlm.encode import TOKEN_MASKS, Example, prepare
 from a3tune.vlm.load import Vlm
-from a3tune.vlm.look import answer_text, look, model_inputs
-from a3tune.vlm.patches import members, token_weights
+from a3tune.vlm.look import answer_text
 
 NO_REGION = "no question has a region to measure on; `a3tune data regions` gives masks to rows"
 R = TypeVar("R")
@@ -94,7 +85,7 @@ def evaluate(
     total = len(samples) * (2 if finder else 1)
     first = processes.index() == 0
     folder = RunFolder.create(out_folder) if out_folder and first else None
-    with folder.lock() if folder else nullcontext(), _evaluation_mode(vlm):
+    with folder.lock() if folder else nullcontext(), evaluation_mode(vlm):
         about = {name: getattr(settings, name) for name in DECISIVE}
         answered_by: dict[str, Any] = {}
         if folder:
@@ -166,70 +157,20 @@ def _score_reports(book: PredictionLog, samples: Sequence[Sample], settings: Eva
 def _answer(vlm: Vlm, batch: Sequence[Sample], settings: EvaluationConfig) -> tuple[list[tuple[Prediction, Map]], Cost]:
     """Predictions of a batch, each with its map over the selected heads, and what they took."""
     start = time.perf_counter()
-    asked, regions = zip(*(_read(vlm, sample) for sample in batch), strict=True)
+    seen = [read(vlm, sample) for sample in batch]
+    asked, regions = [one.example for one in seen], [one.region_N for one in seen]
     generated = answers(vlm, batch, asked, regions, settings)
-    answered = [
-        replace(example, input_ids=torch.cat([example.input_ids, tokens]))
-        for example, tokens in zip(asked, generated.tokens, strict=True)
-    ]
-    maps = zip(*_attend(vlm, answered, settings), strict=True)
+    answered = with_answers(asked, generated)
+    maps = zip(*attend(vlm, answered, settings), strict=True)
     predicted = []
     for sample, example, region, (selected_N, all_N) in zip(batch, answered, regions, maps, strict=True):
         text = answer_text(vlm, example.input_ids[example.prompt_length :])
         attention = {}
         if region is not None:
             placed_N = ~np.isnan(example.boxes[:, 0])
-            attention |= _attention_scores(selected_N[placed_N], region[placed_N], settings)
-            everywhere = _attention_scores(all_N[placed_N], region[placed_N], settings)
+            attention |= attention_scores(selected_N[placed_N], region[placed_N], settings)
+            everywhere = attention_scores(all_N[placed_N], region[placed_N], settings)
             attention |= {name + ALL_HEADS: value for name, value in everywhere.items()}
         scale = selected_N.max(initial=0.0) or 1.0
         predicted.append((make_prediction(sample, text, attention), (selected_N / scale).astype(np.float16)))
     return predicted, Cost(time.perf_counter() - start, generated.seconds, generated.passes, generated.peak_bytes)
-
-
-def _read(vlm: Vlm, sample: Sample) -> tuple[Example, NDArray[np.float32] | None]:
-    """Model inputs of a sample, and which image tokens its true regions hold: float32 `[N]`, None if none is known."""
-    try:
-        image = load_image(sample.image)
-        example = prepare(vlm, [image], sample.prompt)
-        if not sample.regions:
-            return example, None
-        region = np.logical_or.reduce([region_mask(one, image.height, image.width) for one in sample.regions])
-    except (DataError, LabelError) as error:
-        raise type(error)(f"sample {sample.id}: {error}") from error
-    return example, members(token_weights(region, example.boxes)) if region.any() else None
-
-
-def _attend(vlm: Vlm, answered: Sequence[Example], settings: EvaluationConfig) -> tuple[list[Array], list[Array]]:
-    """Maps float64 `[N]` of one teacher-forced pass: over each sample's own R heads (Eq. 8-9), and over all (Eq. 2)."""
-    # Padded on the right: positions then start at 0 without being told, in every family.
-    inputs, masks = model_inputs(vlm, answered, "right")
-    assert settings.rows is not None and settings.heads is not None  # `over`
-    request = capture_request(settings.rows, *(masks[name] for name in TOKEN_MASKS))
-    captured = stack(look(vlm.model, inputs, masks, request, logits_to_keep=1).attentions, request)
-    selector = HeadSelector(settings.heads)
-    selected, everywhere = [], []
-    for index, example in enumerate(answered):
-        one = slice(index, index + 1)
-        map_1LHN = captured.map_BLHN[one, ..., : len(example.boxes)]
-        heads_LH = selector.select(captured.ratio_BLH[one], captured.counted_B[one])
-        for maps, chosen_LH in ((selected, heads_LH), (everywhere, torch.ones_like(heads_LH))):
-            maps.append(averaged_map(map_1LHN, chosen_LH)[0].double().cpu().numpy())
-    return selected, everywhere
-
-
-def _attention_scores(map_N: Array, region_N: NDArray[np.float32], settings: EvaluationConfig) -> dict[str, float]:
-    """Attention metrics of one map; what is undefined is left out."""
-    scores = attention_metrics(map_N[None], region_N[None], tau=settings.tau, normalisation=settings.normalisation)
-    return {name: float(values[0]) for name, values in scores.items() if np.isfinite(values[0])}
-
-
-@contextmanager
-def _evaluation_mode(vlm: Vlm) -> Iterator[None]:
-    training = vlm.model.training
-    vlm.model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        vlm.model.train(training)

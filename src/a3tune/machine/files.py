@@ -1,10 +1,6 @@
-"""Writing files and folders whole or not at all, also when the power fails; one process at a time. Knows no formats.
-
-Needs a POSIX system (`fcntl`).
-"""
+"""Writing files and folders whole or not at all, also when the power fails; one process at a time. Knows no formats."""
 
 import errno
-import fcntl
 import os
 import shutil
 import socket
@@ -16,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from a3tune.errors import OutputError, RunError
+from a3tune.machine.portable import OPEN_FILES_CAN_BE_REPLACED, flags, lock, unlock
 
 LOCK = ".lock"
 """File of a folder that one process at a time may write to."""
@@ -46,6 +43,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+                if not OPEN_FILES_CAN_BE_REPLACED:
+                    file.close()
                 temporary.replace(path)
             except BaseException:
                 with suppress(OSError):
@@ -185,7 +184,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise RunError(f"{folder}: cannot be written: {error.strerror}; choose another output folder") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno(), wait=False)
         except BlockingIOError:
             file.seek(0)
             holder = file.read(_HOLDER).decode(errors="replace").strip()
@@ -205,7 +204,7 @@ def locked(folder: Path) -> Iterator[None]:
         finally:
             _held.discard(file)
             file.truncate(0)
-            fcntl.flock(file, fcntl.LOCK_UN)
+            unlock(file.fileno())
 
 
 _held: set[FileIO] = set()
@@ -218,7 +217,8 @@ def _let_go() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def append(path: Path, data: bytes) -> None:
@@ -254,7 +254,7 @@ def _open_own(path: Path, how: int) -> int:
     be something else than what is named here.
     """
     # Without waiting: a pipe would wait for its reader.
-    descriptor = os.open(path, how | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, how | flags("O_CREAT", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"), 0o666)
     about = os.fstat(descriptor)
     if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
         os.close(descriptor)
@@ -271,7 +271,7 @@ def _open_alone(path: Path) -> BinaryIO:
         file = os.fdopen(_open_own(path, os.O_RDWR), "wb")
         try:
             with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+                lock(file.fileno(), wait=True)
             if _is_at(file, path):
                 file.truncate(0)
                 return file

@@ -11,6 +11,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from a3tune.machine.portable import flags
+
 WORTH = 2**16
 """Bytes of a file from which a line costs less than reading it again."""
 _SETTLED = 2 * 10**9
@@ -81,9 +83,7 @@ def _read() -> dict[str, str]:
 def _append(entry: str) -> None:
     with suppress(OSError, RuntimeError):
         cache_file().parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(
-            cache_file(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
-        )
+        descriptor = os.open(cache_file(), flags("O_WRONLY", "O_CREAT", "O_APPEND", "O_NOFOLLOW", "O_NONBLOCK"), 0o600)
         try:
             os.write(descriptor, f"{entry} {_check(entry)}\n".encode())
         finally:

@@ -85,6 +85,9 @@ def held() -> Iterator[None]:
     Without it, Ctrl-C ends a process with a traceback while it still imports what it needs. SIGTERM does not wait: by
     that a parent ends its processes.
     """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS} - {signal.SIGTERM})
     try:
         yield
@@ -100,6 +103,8 @@ def leave_to_parent(*, terminable: bool) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    if not hasattr(signal, "pthread_sigmask"):
+        return
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if not terminable and (parent := parent_process()) is not None and hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -20,9 +20,11 @@ for pattern in map(re.compile, patterns):
         pattern.match(text)
 """
 _TRY_TEMPLATE = """
-import json, resource, sys
+import json, sys
 template, variables, sys.path = json.load(sys.stdin)
-resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+if sys.platform != "win32":  # which has no such limit: the seconds hold there
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
 import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment

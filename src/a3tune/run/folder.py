@@ -29,6 +29,9 @@ class RunFolder:
 
     path: Path
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
         """A new run folder, or the one of an earlier run at `path`.

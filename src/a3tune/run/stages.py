@@ -5,10 +5,10 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from a3tune import __version__
 from a3tune.errors import RunError
 from a3tune.machine.files import remove, write_atomic
 from a3tune.machine.hashes import file_hashes, files_in, json_hash, tree_hashes
@@ -61,7 +61,7 @@ class Stages:
         Raises:
             RunError: someone else changed what it made, and would lose that.
         """
-        key = json_hash({"stage": name, "version": __version__, **inputs})
+        key = json_hash({"stage": name, "version": version("a3tune"), **inputs})
         stamp = self._read(name)
         kept = outputs if kept is None else kept
         if stamp is not None and stamp.key == key:

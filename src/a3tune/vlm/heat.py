@@ -1,7 +1,6 @@
-"""Attention -> colours over a scan. Knows pixels; which attention it is, others know."""
+"""Attention -> colours over a scan. Knows pixels; neither models nor pages."""
 
 import numpy as np
-from matplotlib import colormaps
 from PIL import Image
 
 _COLOURS = "inferno"
@@ -14,6 +13,8 @@ def heat_colours(heat: np.ndarray) -> np.ndarray:
 
     Colour and opacity rise together: where nothing is looked at the scan stays as it is.
     """
+    from matplotlib import colormaps  # slow, and most who load a model draw nothing
+
     scaled = heat / (heat.max() or 1.0)
     rgba = np.asarray(colormaps[_COLOURS](0.25 + 0.75 * scaled))
     rgba[..., 3] = _OPACITY * scaled**0.75

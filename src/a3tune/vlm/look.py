@@ -5,6 +5,7 @@ Knows inputs, token masks and the forward keywords of capture and routing; not w
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -56,3 +57,9 @@ def answer_text(vlm: Vlm, tokens: Tensor) -> str:
     for stop in vlm.model.generation_config.stop_strings or ():
         text = text.split(stop)[0]
     return text.strip()
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
+    """What each token adds to the text; nothing for control tokens and for the first bytes of a character."""
+    texts = [tokenizer.decode(ids[:end], skip_special_tokens=True).rstrip("\ufffd") for end in range(len(ids) + 1)]
+    return tuple(after[len(before) :] for before, after in pairwise(texts))
