@@ -31,7 +31,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(
             places, "plan_demo", lambda out: replace(plan(out), recipe=replace(plan(out).recipe, patients=FEW))
         )
-        yield tmp_path_factory.mktemp("paper")
+        yield tmp_path_factory.mktemp("paper") / "a" / "new folder"
 
 
 @pytest.fixture(scope="module")

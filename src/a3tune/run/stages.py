@@ -120,7 +120,7 @@ class Stages:
         return stamp if known else None
 
     def _write(self, name: str, stamp: Stamp) -> None:
-        self.stamps.mkdir(exist_ok=True)
+        self.stamps.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(replace(stamp, seconds=round(stamp.seconds, 1))))
         write_atomic(self.stamps / f"{name}.json", text.encode())
 
