@@ -360,7 +360,7 @@ def test_the_json_holds_the_numbers_and_nothing_else(image: Image.Image, answer:
     (own,) = found["answers"]
     assert (own["question"], own["answer"], own["model"]) == (QUESTION, answer.text, BASE)
     np.testing.assert_allclose(np.mean(own["map_per_token"], 0), own["map"], rtol=5e-3, atol=1e-5)
-    assert len(own["token_boxes"]) == len(own["map"]) == 100 and len(own["selected_heads"]) == 4
+    assert len(own["token_boxes"]) == len(own["map"]) == 100 and len(own["selected_heads"]) == 16
     assert set(own["chosen"]) == {"word", "coverage", "intensity", "attention_mass", "pointing", "patch_auroc"}
 
 

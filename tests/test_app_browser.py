@@ -185,7 +185,7 @@ def test_an_answer_is_never_scored_against_the_region_of_another_question(page: 
     assert f"“{FIRST}”" in page.run(PANE) and "base model · greedy · at most 12 tokens · seed 0" in page.run(PANE)
     page.wait(f"{PANE}.includes('Against the region: stomach') && {PANE}.includes('Coverage') && {OUTLINED}")
     choose(page, 2)
-    page.wait(f"{PANE}.includes('Not scored: the region (liver) is that of “{SECOND}”.') && !({OUTLINED})")
+    page.wait(f"{PANE}.includes('Not scored: the region (spleen) is that of “{SECOND}”.') && !({OUTLINED})")
     assert f"“{FIRST}”" in page.run(PANE) and not page.run("document.querySelector('#pane-0 .facts')")
     choose(page, 1)
     page.wait(f"{PANE}.includes('Against the region: stomach') && {OUTLINED}")
@@ -205,7 +205,7 @@ def test_who_asks_again_meanwhile_gets_the_answer_to_the_last_question(tmp_path:
         choose(page, 2)
         page.click("#ask")
         page.wait(f"{STATUS}.includes('Answered') && {PANE}.includes('“{SECOND}”')")
-        page.wait(f"{PANE}.includes('Against the region: liver')")
+        page.wait(f"{PANE}.includes('Against the region: spleen')")
         assert FIRST not in page.run(PANE)
 
 
@@ -247,7 +247,7 @@ def test_loading_the_page_again_forgets_nothing(page: Browser, server: Server):
     assert page.wait(PANE) == before
     assert page.run("document.querySelector('#question textarea').value") == SECOND
     assert page.run("document.querySelector('#suggestion input:checked').value") == SECOND
-    assert "liver" in page.run("document.querySelector('#region').innerText")
+    assert "spleen" in page.run("document.querySelector('#region').innerText")
     answer(page)
     visit(page, server)  # another one
     assert "No answer yet." in page.run(PANE)

@@ -1,21 +1,14 @@
-"""How much memory this process takes. Knows no models."""
+"""How much memory this process takes, in words. Knows no models."""
 
-import resource
 import sys
 
-_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes of what the system counts in."""
-
-
-def peak_bytes() -> int:
-    """The most main memory that this process has had so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
+from a3tune.machine.portable import peak_bytes
 
 
 def in_use() -> str:
-    """The most memory so far, in words: of the machine, and of the GPU where one is in use."""
-    torch = sys.modules.get("torch")
-    words = f"{peak_bytes() / 1e9:.1f} GB of memory"
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
-        return words
-    return f"{words}, {torch.cuda.max_memory_reserved() / 1e9:.1f} GB of the GPU's"
+    """The most memory so far, of the machine and of the GPU in use; empty where the system does not say."""
+    torch, peak = sys.modules.get("torch"), peak_bytes()
+    words = [] if peak is None else [f"{peak / 1e9:.1f} GB of memory"]
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        words.append(f"{torch.cuda.max_memory_reserved() / 1e9:.1f} GB of the GPU's")
+    return ", ".join(words)

@@ -1,4 +1,4 @@
-"""What POSIX systems and Windows have in two ways: locks of open files, flags of `os.open`. Knows no folder.
+"""What POSIX systems and Windows have in two ways: locks, flags of `os.open`, memory taken. Knows no folder.
 
 On Windows nothing of this was ever run: it does what Python's documentation says of it.
 """
@@ -47,8 +47,13 @@ if sys.platform == "win32":
         finally:
             os.lseek(descriptor, place, os.SEEK_SET)
 
+    def peak_bytes() -> int | None:
+        """Nothing of Python's own tells it here."""
+        return None
+
 else:
     import fcntl
+    import resource
 
     def lock(descriptor: int, *, wait: bool) -> None:
         """Hold an open file for this process. Raises BlockingIOError when another holds it and we do not wait; OSError
@@ -58,3 +63,7 @@ else:
     def unlock(descriptor: int) -> None:
         """Let go of it."""
         fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+    def peak_bytes() -> int | None:
+        """The most main memory that this process has had so far; None where the system does not say."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
