@@ -1,12 +1,12 @@
 """How many samples and tokens an optimiser step learns from, over its passes and all processes. Knows no loss."""
 
+from collections.abc import Sized
 from typing import Any
 
 import torch
 from accelerate import DistributedType
 from torch import Tensor
 from transformers import Trainer
-from transformers.trainer_utils import has_length
 
 from a3tune.training.collate import IGNORED, learning
 
@@ -56,4 +56,4 @@ class CountingTrainer(Trainer):
     def _filled_up(self) -> bool:
         """Whether the batch at hand may be one that accelerate has filled up."""
         last = not self.alone and self.accelerator.gradient_state.end_of_dataloader
-        return last and not self.args.dataloader_drop_last and has_length(self.train_dataset)
+        return last and not self.args.dataloader_drop_last and isinstance(self.train_dataset, Sized)

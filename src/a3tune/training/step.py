@@ -6,15 +6,17 @@ step comes in as `Counts`, and what is worth logging goes out as values.
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 from PIL.Image import Image
 from torch import Tensor, nn
 
 from a3tune.adapters import balance_loss
 from a3tune.adapters.layer import RoutedLinear
+from a3tune.adapters.model import name_markup
 from a3tune.attention.align import alignment_loss, averaged_map, inside_share, labelled
 from a3tune.attention.capture import CaptureRequest, capture_request, check_captured, stack
 from a3tune.attention.heads import HeadSelector, overlap
@@ -112,6 +114,7 @@ class Alignment:
         pairs = [(f"alignment.{name}", value) for name, value in asdict(given).items()]
         config = load_config(None, [*pairs, ("training.load_balance", load_balance)])
         self.vlm = wrap_vlm(model, processor)
+        self._name_markup(model)
         text = model.config.get_text_config()
         check_head_count("heads", config.alignment.heads, text.num_hidden_layers * text.num_attention_heads)
         self.config = config.alignment
@@ -179,6 +182,8 @@ class Alignment:
                 f"batch: {', '.join(sorted(missing))}: missing; expected a batch of Alignment.collate (give it as the "
                 "data_collator), or of Alignment.adopt"
             )
+        if not self._checked:
+            self._name_markup(model)  # of an adapter that was added since
         device = next(model.parameters()).device
         batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         inputs, masks = split_batch(batch)
@@ -255,6 +260,10 @@ class Alignment:
         other.selector.load_state_dict(ranked)
         other.heads_LH, other.load_balance = None, 0.0
         return other
+
+    def _name_markup(self, model: nn.Module) -> None:
+        base = self.vlm.model.get_base_model() if isinstance(self.vlm.model, PeftModel) else self.vlm.model
+        name_markup(model, self.vlm.control_ids, replace(self.vlm, model=base).layout_ids)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What it keeps from batch to batch: the selector's scores and the last heads, as far as there are any."""
