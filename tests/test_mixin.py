@@ -49,12 +49,15 @@ def aligned(**settings: Any) -> tuple[Any, Alignment]:
     return model, Alignment(model, vlm.processor, **{"heads": 3, "weight": 0.5} | settings)
 
 
-def make(folder: Path, data: list[Any], *, evaluated: Any = None, callbacks: Any = None, **changes: Any) -> Mine:
+def make(
+    folder: Path, data: list[Any], *, evaluated: Any = None, callbacks: Any = None, metrics: Any = None, **changes: Any
+) -> Mine:
     settings = {"per_device_train_batch_size": 2, "max_steps": 4, "learning_rate": 1e-2, "logging_steps": 1}
     fixed = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False, "seed": 1}
     model, align = aligned(head_selection="running")
     args = TrainingArguments(str(folder), **settings | fixed | changes)
-    return Mine(model, args, align.collate, data, evaluated, alignment=align, callbacks=callbacks)
+    own = {"alignment": align, "callbacks": callbacks, "compute_metrics": metrics}
+    return Mine(model, args, align.collate, data, evaluated, **own)
 
 
 def losses(trainer: Any) -> list[float]:
@@ -118,15 +121,27 @@ class StopAt(TrainerCallback):
 
 
 def test_an_evaluation_amid_it_leaves_no_trace(tmp_path: Path) -> None:
-    alone, watched = (
-        make(tmp_path, samples(5)),
-        make(tmp_path, samples(5), evaluated=samples(8)[5:], eval_strategy="steps", eval_steps=1),
-    )
+    def metrics(predicted: Any) -> dict[str, float]:
+        shapes.append([value.shape for value in predicted.predictions])
+        return {"seen": len(predicted.label_ids)}
+
+    shapes: list[Any] = []
+    alone = make(tmp_path, samples(5))
+    often = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 2}
+    watched = make(tmp_path, samples(5), evaluated=samples(8)[5:], metrics=metrics, **often)
     alone.train()
     watched.train()
     assert losses(watched) == losses(alone)
     seen = [line["eval_loss"] for line in watched.state.log_history if "eval_loss" in line]
     assert len(seen) == 4 and all(value > 0 for value in seen)
+    assert shapes[0][0][:1] == (3,) and shapes[0][0][2] == watched.model.config.text_config.vocab_size
+
+
+def test_processes_that_load_data_change_nothing(tmp_path: Path) -> None:
+    found = [make(tmp_path, samples(4), max_steps=2, dataloader_num_workers=workers) for workers in (0, 1)]
+    for trainer in found:
+        trainer.train()
+    assert losses(found[0]) == losses(found[1])
 
 
 def test_fixed_heads_are_ranked_on_rows_of_any_kind(tmp_path: Path) -> None:

@@ -85,7 +85,9 @@ class AlignmentMixin(LoggingTrainer):
     ) -> Any:
         if not model.training:
             loss, outputs = self.alignment.apart().loss(model, inputs)
-            return (loss, outputs) if return_outputs else loss
+            # The maps are no predictions, which an evaluation would gather.
+            kept = {name: value for name, value in outputs.items() if name != "attentions"}
+            return (loss, type(outputs)(**kept)) if return_outputs else loss
         counts = Counts(num_items_in_batch, self.samples_in_step, self.accelerator.num_processes)
         losses = self.alignment.losses(model, inputs, counts)
         check_finite(losses, inputs["sample_ids"], self.state.global_step + 1, self.total)
