@@ -1,6 +1,7 @@
 # make demo     train and compare on synthetic scans; ends with runs/demo/report.html
 # make test     run the tests, on all cores
 # make test-torchvision   run the tests that need torchvision, in an environment of their own (several GB)
+# make test-trl  run the tests that need TRL, in an environment of their own
 # make test-versions     run a slice of them on the newest and on the lowest versions that pyproject.toml allows
 # make check    lint, formatting, types, import rules
 # make docs     build the documentation into site/
@@ -16,6 +17,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 # torchvision fits one torch only, and not the one that is smallest to install.
 TORCHVISION ?= torch==2.14.1 torchvision==0.29.1
 
+# What the tests of TRL run with.
+TRL ?= trl==1.16.0 datasets==5.2.0
+
 # What `test-newest` and `test-lowest` run beside tests/installed.py: what leans on other packages most.
 SLICE := $(addprefix tests/test_,compat.py package.py capture.py peft.py decoding.py checkpoint.py images.py tables.py)
 
@@ -25,7 +29,7 @@ TORCH ?= $(shell grep '^torch==' constraints.txt)
 # One process for each core, of one thread each (tests/conftest.py); one that has nothing left takes from the others.
 ALL_CORES := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-torchvision test-versions test-newest test-lowest check docs clean
+.PHONY: demo test test-torchvision test-trl test-versions test-newest test-lowest check docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/a3tune demo
@@ -36,6 +40,9 @@ test: $(VENV)/.installed-dev
 test-torchvision: $(VENV)-torchvision/.installed
 	$(VENV)-torchvision/bin/python -m pytest tests/test_litemedsam.py
 	$(VENV)-torchvision/bin/python tests/parity/biomedclip.py
+
+test-trl: $(VENV)-trl/.installed
+	$(VENV)-trl/bin/python -m pytest tests/test_trl.py
 
 test-versions: test-newest test-lowest
 
@@ -58,7 +65,7 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(VENV)-torchvision $(VENV)-newest $(VENV)-lowest
+	rm -rf $(VENV) $(VENV)-torchvision $(VENV)-trl $(VENV)-newest $(VENV)-lowest
 
 # pip reads dependency groups from 25.1 on; a new environment may come with an older one.
 $(BIN)/python:
@@ -92,4 +99,10 @@ $(VENV)-torchvision/.installed: pyproject.toml constraints.txt
 	grep -v '^torch==' constraints.txt > $(VENV)-torchvision/constraints.txt
 	$(VENV)-torchvision/bin/python -m pip install --constraint $(VENV)-torchvision/constraints.txt $(TORCHVISION) \
 		--editable '.[litemedsam]' --group test open_clip_torch
+	touch $@
+
+$(VENV)-trl/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-trl
+	$(VENV)-trl/bin/python -m pip install --upgrade "pip>=25.1"
+	$(VENV)-trl/bin/python -m pip install --constraint constraints.txt $(TRL) --editable . --group test
 	touch $@

@@ -38,8 +38,9 @@ from a3tune.adapters.model import language_linears
 from a3tune.attention.capture import use_capture
 from a3tune.config import AdapterConfig, AlignmentConfig
 from a3tune.machine.threads import choose_threads
+from a3tune.training.collate import Collator
 from a3tune.training.trainer import A3Trainer
-from a3tune.vlm.load import _in_one_piece
+from a3tune.vlm.load import Vlm, _in_one_piece, describe
 
 IMAGE_TOKEN, PATCH = 3, 14
 BEFORE, PROMPT, ANSWER, SHORTER = 5, 63, 32, 8
@@ -181,7 +182,9 @@ def our_step(side: str, base: LlavaForConditionalGeneration, shape: Shape, size:
         batch = {name: value for name, value in batch.items() if name in INPUTS} | {"use_cache": False}
     else:
         alignment = AlignmentConfig(weight=weight, heads=shape.selected)
-        trainer = A3Trainer(adapted, args, [], None, alignment=alignment)  # pyright: ignore[reportArgumentType]
+        # Whose processor it is does not matter: it makes no batch here.
+        vlm = Vlm(adapted, describe("tiny")[1], "made up")  # pyright: ignore[reportArgumentType]
+        trainer = A3Trainer(adapted, args, [], Collator(vlm, lambda *_: None), alignment=alignment)
     wrapped, optimiser = trainer.accelerator.prepare(adapted, trainer.create_optimizer())
     _fill(optimiser)
 

@@ -38,8 +38,9 @@ PRIVATE = {
     "data/pictures.py": {"_replace"},  # of named tuples, documented
     "machine/signals.py": {"_exit"},  # of `os`, documented
     "machine/workers.py": {"_exit"},
-    "training/checkpoint.py": {"_load_optimizer_and_scheduler", "_save_checkpoint"},
+    "training/checkpoint.py": {"_save_checkpoint"},
     "training/counting.py": {"_get_num_items_in_batch"},
+    "training/mixin.py": {"_load_optimizer_and_scheduler"},
 }
 """Private names of others that stand outside `compat/`: what overrides them calls them, or a test watches them."""
 

@@ -115,7 +115,6 @@ def learn(folder: Path, cases: list[dict[str, Any]]) -> list[Learnt]:
     for index, case in enumerate(cases):
         history = History()
         trainer = learner(folder / str(index), case, history)
-        assert trainer.alignment is not None
         if trainer.alignment.selector.mode == "fixed":
             trainer.calibrate_heads()
         trainer.train()

@@ -37,7 +37,7 @@ SHARED = [
 ]
 RUNS = {
     "lora": ["adapter.kind=lora", "labels.source=none"],
-    "a3tune": ["alignment.weight=0.3", "training.load_balance=0.01"],
+    "a3tune": ["alignment.weight=0.3", "alignment.heads=0.125", "training.load_balance=0.01"],
     "qlora": ["model.quantization=4bit", "alignment.weight=0.3", "alignment.heads=0.25", "alignment.rows=answer"],
 }
 

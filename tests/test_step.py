@@ -1,7 +1,7 @@
 """The losses of one batch, without a Trainer: as anybody's training loop would take them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from a3tune.config import AdapterConfig, AlignmentConfig
 from a3tune.errors import ModelError
 from a3tune.labels.truth import truth_labels
 from a3tune.training.collate import IGNORED, Collator, split_batch
-from a3tune.training.step import Alignment, AlignmentStatistics, step_losses
+from a3tune.training.step import Alignment, AlignmentStatistics, Counts
 from trainings import ADAPTER, fresh_vlm, samples
 
 CONFIG = AlignmentConfig(weight=0.5, heads=3)
@@ -47,11 +47,15 @@ def look_at(model: torch.nn.Module, batch: dict[str, Any], alignment: Alignment)
     inputs, masks = split_batch(batch)
     request = alignment.request(masks)
     outputs = model(**inputs, use_cache=False, capture=request, output_attentions=True)
-    return alignment.loss(outputs.attentions, request, batch["segments"])
+    return alignment.measure(outputs.attentions, request, batch["segments"])
 
 
-def fixed(model: torch.nn.Module, variant: Any = "paper") -> Alignment:
-    alignment = Alignment(replace(CONFIG, head_selection="fixed", variant=variant), model)
+def made(learner: tuple[torch.nn.Module, Collator], config: AlignmentConfig = CONFIG, **more: Any) -> Alignment:
+    return Alignment(learner[0], learner[1].vlm.processor, **asdict(config), **more)
+
+
+def fixed(learner: tuple[torch.nn.Module, Collator], variant: Any = "paper") -> Alignment:
+    alignment = made(learner, replace(CONFIG, head_selection="fixed", variant=variant))
     alignment.selector.fix(ANYWHERE, (2, 4))
     return alignment
 
@@ -59,7 +63,7 @@ def fixed(model: torch.nn.Module, variant: Any = "paper") -> Alignment:
 def test_the_loss_is_that_of_the_equations(learner: tuple[torch.nn.Module, Collator]) -> None:
     model, collator = learner
     batch = collator(samples(3))
-    alignment = fixed(model)
+    alignment = fixed(learner)
     loss, statistics = look_at(model, batch, alignment)
     inputs, masks = split_batch(batch)
     request = alignment.request(masks)
@@ -81,10 +85,10 @@ def test_batches_of_a_step_add_up(learner: tuple[torch.nn.Module, Collator], var
     parts = [data[:2], data[2:3], data[3:]]
 
     def losses(some: Sequence[Any]) -> Any:
-        batch = collator(some)
-        return step_losses(model, batch, fixed(model, variant), tokens=tokens, samples=6, load_balance=0.0)
+        return fixed(learner, variant).losses(model, collator(some), counts)
 
-    tokens = int((collator(data)["labels"] != IGNORED).sum())
+    counts = fixed(learner).count(collator(part) for part in parts)
+    assert counts == Counts(int((collator(data)["labels"] != IGNORED).sum()), 6)
     whole, split = losses(data), [losses(part) for part in parts]
     torch.testing.assert_close(sum(part.llm for part in split), whole.llm)
     torch.testing.assert_close(sum(part.align for part in split), whole.align)
@@ -101,9 +105,10 @@ def test_batches_of_a_step_add_up(learner: tuple[torch.nn.Module, Collator], var
 def test_two_processes_average_what_one_would_sum(learner: tuple[torch.nn.Module, Collator]) -> None:
     model, collator = learner
     batch = collator(samples(2))
-    tokens = int((batch["labels"] != IGNORED).sum())
-    alone = step_losses(model, batch, fixed(model), tokens=tokens, samples=2)
-    shared = step_losses(model, batch, fixed(model), tokens=tokens, samples=2, processes=2)
+    counts = fixed(learner).count([batch])
+    alone = fixed(learner).losses(model, batch, counts)
+    shared = fixed(learner).losses(model, batch, replace(counts, processes=2))
+    assert torch.equal(fixed(learner).loss(model, batch)[0], alone.total)  # a batch is a step of its own
     torch.testing.assert_close(shared.total, 2 * alone.total)
 
 
@@ -114,11 +119,11 @@ def test_samples_that_only_fill_up_neither_vote_nor_count(learner: tuple[torch.n
     filled["labels"][2] = IGNORED
     filled["segments"] = torch.ones(3, 1, filled["segments"].shape[2])  # those of the third would show
     filled["segments"][:2] = alone["segments"]
-    tokens = int((alone["labels"] != IGNORED).sum())
-    alignments = Alignment(CONFIG, model), Alignment(CONFIG, model)
+    alignments = made(learner), made(learner)
+    counts = alignments[0].count([alone])
+    assert alignments[0].count([filled]) == counts
     found, expected = (
-        step_losses(model, batch, alignment, tokens=tokens, samples=2)
-        for batch, alignment in zip((filled, alone), alignments, strict=True)
+        alignment.losses(model, batch, counts) for batch, alignment in zip((filled, alone), alignments, strict=True)
     )
     torch.testing.assert_close(found.total, expected.total)
     assert torch.equal(alignments[0].heads_LH, alignments[1].heads_LH)
@@ -128,7 +133,7 @@ def test_samples_that_only_fill_up_neither_vote_nor_count(learner: tuple[torch.n
 def test_without_alignment_there_is_the_language_loss_alone(learner: tuple[torch.nn.Module, Collator]) -> None:
     model, collator = learner
     batch = collator(samples(2))
-    losses = step_losses(model, batch, None, tokens=int((batch["labels"] != IGNORED).sum()), samples=2)
+    losses = made(learner, replace(CONFIG, weight=0.0)).losses(model, batch)
     assert losses.align is None and losses.statistics is None and losses.outputs.attentions is None
     inputs, _ = split_batch(batch)
     torch.testing.assert_close(losses.llm, model(**inputs, use_cache=False).loss.detach(), atol=0.05, rtol=0.05)
@@ -136,7 +141,7 @@ def test_without_alignment_there_is_the_language_loss_alone(learner: tuple[torch
 
 def test_it_goes_back_to_a_state_that_it_was_in(learner: tuple[torch.nn.Module, Collator]) -> None:
     model, collator = learner
-    alignment = Alignment(replace(CONFIG, head_selection="running"), model)
+    alignment = made(learner, replace(CONFIG, head_selection="running"))
     assert alignment.state_dict() == {}
     look_at(model, collator(samples(2)), alignment)
     before = alignment.state_dict()
@@ -153,11 +158,11 @@ def test_attention_without_gradient_is_refused(learner: tuple[torch.nn.Module, C
     model, collator = learner
     batch = collator(samples(2))
     inputs, masks = split_batch(batch)
-    alignment = Alignment(CONFIG, model)
+    alignment = made(learner)
     request = alignment.request(masks)
     outputs = model(**inputs, use_cache=False, capture=request, output_attentions=True)
     cut = [layer.detach() for layer in outputs.attentions]
     with pytest.raises(ModelError, match="no gradient reaches"):
-        alignment.loss(cut, request, batch["segments"])
+        alignment.measure(cut, request, batch["segments"])
     with torch.no_grad():  # as in a validation
-        assert alignment.loss(cut, request, batch["segments"])[0] > 0
+        assert alignment.measure(cut, request, batch["segments"])[0] > 0

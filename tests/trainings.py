@@ -126,7 +126,7 @@ def make_trainer(
         load_balance=load_balance,
         callbacks=callbacks,
     )
-    if trainer.alignment is not None and alignment.head_selection == "fixed":
+    if alignment.head_selection == "fixed":
         trainer.alignment.selector.fix([(0, 1), (1, 0), (1, 3)], (2, 4))
     return trainer
 

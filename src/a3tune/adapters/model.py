@@ -202,6 +202,18 @@ class A3MoEModel(LoraModel):
         return model  # type: ignore[return-value]
 
 
+def name_markup(model: nn.Module, control_ids: Sequence[int], layout_ids: Sequence[int]) -> None:
+    """Tell a model's A3MoE adapters that know no markup (`get_peft_model(model, A3MoEConfig())`) which tokens it is.
+
+    A training keeps them out of the prompt, so `generate` must, too.
+    """
+    for module in model.modules():
+        configs = getattr(module, "peft_config", None)
+        for config in configs.values() if isinstance(configs, dict) else ():
+            if isinstance(config, A3MoEConfig) and not config.control_ids:
+                config.control_ids, config.layout_ids = list(control_ids), list(layout_ids)
+
+
 def check_values(key: str, values: Tensor) -> None:
     """AdapterError unless a tensor of an adapter's file holds floating-point numbers, all finite."""
     if not values.is_floating_point():

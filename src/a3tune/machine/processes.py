@@ -4,7 +4,10 @@ Alone, nothing here costs anything: torch is not even loaded.
 """
 
 import os
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -51,3 +54,14 @@ def from_first(value: T) -> T:
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([value])[0]
+
+
+def total(tensor: "Tensor") -> "Tensor":
+    """The sum over all processes of a training, whoever has started them. All must call this."""
+    import torch.distributed
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return tensor
+    summed = tensor.clone()
+    torch.distributed.all_reduce(summed)
+    return summed

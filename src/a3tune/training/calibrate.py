@@ -1,6 +1,6 @@
 """Fixed heads: ranked once, before the training, over samples of the training set. Knows batches, no Trainer."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,20 +10,19 @@ from a3tune.attention.heads import votes
 from a3tune.compat.training import is_deepspeed_zero3_enabled
 from a3tune.errors import ConfigError
 from a3tune.training.collate import split_batch
-from a3tune.training.step import Alignment
-from a3tune.types import Sample
+from a3tune.training.step import Alignment, is_routed
 from a3tune.vlm.look import look
 
 SAMPLES = 64
 
 
-def evenly_spaced(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """At most `SAMPLES` of the training set."""
-    return samples[:: max(1, len(samples) // SAMPLES)][:SAMPLES]
+def evenly_spaced(count: int) -> range:
+    """Which of so many training samples: at most `SAMPLES`."""
+    return range(count)[:: max(1, count // SAMPLES)][:SAMPLES]
 
 
 @torch.no_grad()
-def calibrate(alignment: Alignment, model: Any, batches: Iterable[Mapping[str, Any]], *, routed: bool = True) -> None:
+def calibrate(alignment: Alignment, model: Any, batches: Iterable[Mapping[str, Any]]) -> None:
     """Rank the heads by their mean visual ratio (Eq. 8) over the samples of all processes' batches.
 
     Every process calls this with its own batches, on its device, or with none; they agree on the ranking. Raises
@@ -41,7 +40,7 @@ def calibrate(alignment: Alignment, model: Any, batches: Iterable[Mapping[str, A
     for batch in batches:
         inputs, masks = split_batch(batch)
         request = capture_request(alignment.config.rows, **masks, each_row=False)
-        captured = stack(look(model, inputs, masks, request, routed=routed).attentions, request)
+        captured = stack(look(model, inputs, masks, request, routed=is_routed(model)).attentions, request)
         ratios.append(votes(captured.ratio_BLH, captured.counted_B))
     selector = alignment.selector
     selector.calibrate(selector.mean_vote(torch.cat(ratios)))

@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import TrainerState, TrainingArguments
 
 from a3tune.errors import RunError, in_short
 from a3tune.machine.digests import DIGESTS, check_digests, write_digests
 from a3tune.machine.files import sync_tree
 from a3tune.models import check_finite
-from a3tune.training.counting import CountingTrainer
-from a3tune.training.step import Alignment
+from a3tune.training.mixin import AlignmentMixin
 
-HEADS_FILE = "heads.safetensors"
-"""The scores that rank the heads, where they outlive a batch."""
 STEP_FILE = "step.json"
 """How many samples an optimiser step takes, whatever the number of processes."""
 PICKLED = (".pt", ".pth", ".bin")
@@ -38,10 +35,8 @@ NEEDED = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "s
 logger = logging.getLogger(__name__)
 
 
-class CheckpointingTrainer(CountingTrainer):
-    """A Trainer whose checkpoints also hold `HEADS_FILE` and `STEP_FILE`, and are whole."""
-
-    alignment: Alignment | None = None
+class CheckpointingTrainer(AlignmentMixin):
+    """A Trainer whose checkpoints also hold `STEP_FILE`, and are whole."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
@@ -50,13 +45,6 @@ class CheckpointingTrainer(CountingTrainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / STEP_FILE).write_text(json.dumps({"samples": self.samples_per_step}))
-        if self.alignment is not None and (scores := self.alignment.selector.state_dict()):
-            save_file(scores, folder / HEADS_FILE)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.alignment is not None and checkpoint and (file := Path(checkpoint) / HEADS_FILE).is_file():
-            self.alignment.selector.load_state_dict(load_file(file))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with saving(self.args, self.state.global_step, self.accelerator.wait_for_everyone):

@@ -85,7 +85,7 @@ class Collator:
         first = int(batch["answer_mask"].any(0).int().argmax())
         batch["logits_to_keep"] = batch["answer_mask"].shape[1] - first + 1
         batch["labels"] = batch["labels"][:, -batch["logits_to_keep"] :]
-        batch["segments"] = _pad_segments([item.segments for item in items])
+        batch["segments"] = pad_segments([item.segments for item in items])
         batch["sample_ids"] = [sample.id for sample in samples]
         return batch
 
@@ -107,16 +107,30 @@ class Collator:
         except DataError as error:
             raise DataError(f"sample {sample.id}: {error}") from error
         regions = self.regions_for(sample, image.height, image.width)
-        weights = [np.zeros((0, len(example.boxes)), np.float32)]
-        for segment in regions.segments if regions else ():
-            if segment.mask.size != (image.height, image.width):
-                height, width = segment.mask.size
-                raise LabelError(
-                    f"sample {sample.id}: its labels are for an image of {width} x {height} pixels, but the image has "
-                    f"{image.width} x {image.height}. Label the data again."
-                )
-            weights.append(token_weights(decode_mask(segment.mask)[None], example.boxes))
-        return _Item(example, torch.from_numpy(members(np.concatenate(weights), self.membership)))
+        return _Item(example, on_tokens(sample, regions, example.boxes, (image.height, image.width), self.membership))
+
+
+def on_tokens(
+    sample: Sample, regions: Labels | None, boxes: np.ndarray, size: tuple[int, int], membership: float
+) -> torch.Tensor:
+    """Which image tokens are in which segment, float32 `[K, N]`.
+
+    Args:
+        boxes: of the image tokens, `[N, 4]` (`grids.token_boxes`).
+        size: height and width of the image.
+
+    Raises LabelError, which names the sample, for labels of an image of another size.
+    """
+    weights = [np.zeros((0, len(boxes)), np.float32)]
+    for segment in regions.segments if regions else ():
+        if segment.mask.size != size:
+            height, width = segment.mask.size
+            raise LabelError(
+                f"sample {sample.id}: its labels are for an image of {width} x {height} pixels, but the image has "
+                f"{size[1]} x {size[0]}. Label the data again."
+            )
+        weights.append(token_weights(decode_mask(segment.mask)[None], boxes))
+    return torch.from_numpy(members(np.concatenate(weights), membership))
 
 
 def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -131,7 +145,7 @@ def learning(batch: Mapping[str, Any]) -> torch.Tensor:
     return batch["labels"].ne(IGNORED).any(1)
 
 
-def _pad_segments(segments: list[torch.Tensor]) -> torch.Tensor:
+def pad_segments(segments: list[torch.Tensor]) -> torch.Tensor:
     """`[K, N]` of every sample -> `[B, K, N]`, with K and N of the largest."""
     tokens = max(segments_KN.shape[1] for segments_KN in segments)
     widened = [torch.nn.functional.pad(segments_KN, (0, tokens - segments_KN.shape[1])) for segments_KN in segments]

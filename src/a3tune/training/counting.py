@@ -1,5 +1,6 @@
 """How many samples and tokens an optimiser step learns from, over its passes and all processes. Knows no loss."""
 
+from collections.abc import Sized
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from a3tune.training.collate import IGNORED, learning
 class CountingTrainer(Trainer):
     """A Trainer that knows what its steps are made of."""
 
+    _collecting = False
+    """While the batches of a step of the training are taken, not those of an evaluation."""
     samples_in_step = 0
     """Samples that learn in the running optimiser step, over all processes: fewer at the end of an epoch."""
 
@@ -32,7 +35,9 @@ class CountingTrainer(Trainer):
         return self.accelerator.reduce(tensor)  # pyright: ignore[reportReturnType]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        self._collecting = True
         batches, tokens = super().get_batch_samples(*args, **kwargs)
+        self._collecting = False
         samples = sum(learning(batch).sum() for batch in batches)
         self.samples_in_step = int(self.total(torch.as_tensor(samples, device=self.args.device)))
         return batches, tokens
@@ -40,9 +45,15 @@ class CountingTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         # accelerate fills up the last batches of an epoch with samples of its beginning, so that every process has as
         # many. Without a token to learn they count for nothing (`collate.learning`), here, in the losses and the logs.
-        size, processes = self.args.per_device_train_batch_size, self.accelerator.num_processes
-        left = len(self.train_dataset) % (size * processes)  # pyright: ignore[reportArgumentType]
-        if processes > 1 and left and self.accelerator.gradient_state.end_of_dataloader:
-            mine = min(max(left - size * self.accelerator.process_index, 0), size)
-            batch_samples[-1]["labels"][mine:] = IGNORED
+        if self._collecting and self._filled_up:
+            size, processes = self.args.per_device_train_batch_size, self.accelerator.num_processes
+            if left := len(self.train_dataset) % (size * processes):  # pyright: ignore[reportArgumentType]
+                mine = min(max(left - size * self.accelerator.process_index, 0), size)
+                batch_samples[-1]["labels"][mine:] = IGNORED
         return super()._get_num_items_in_batch(batch_samples, device)
+
+    @property
+    def _filled_up(self) -> bool:
+        """Whether the batch at hand may be one that accelerate has filled up."""
+        last = not self.alone and self.accelerator.gradient_state.end_of_dataloader
+        return last and not self.args.dataloader_drop_last and isinstance(self.train_dataset, Sized)

@@ -8,7 +8,7 @@ import math
 import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from a3tune.adapters import add_adapter
 from a3tune.config import RunConfig
 from a3tune.models import choose_device
 from a3tune.training.collate import IGNORED, Collator, RegionSource, learning
-from a3tune.training.step import Alignment, step_losses
+from a3tune.training.step import Alignment, Counts
 from a3tune.types import Sample
 from a3tune.vlm.quantize import quantised_weights
 from a3tune.vlm.shrunk import Shrinker
@@ -110,20 +110,14 @@ def _peak(
     model: Any = add_adapter(vlm.model, settings, balance=config.training.load_balance > 0)
     model.train()
     batch = Collator(vlm, regions_for, membership=config.alignment.membership)(samples)
-    alignment = Alignment(_few_heads(config, model), model) if config.active_alignment.weight else None
+    balance = config.training.load_balance
+    alignment = Alignment(model, vlm.processor, load_balance=balance, **asdict(_few_heads(config, model)))
+    counts = Counts(int(batch["labels"].ne(IGNORED).sum()), int(learning(batch).sum()))
     precision = torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
     with Alive() as alive:
         with precision:
-            losses = step_losses(
-                model,
-                batch,
-                alignment,
-                tokens=int(batch["labels"].ne(IGNORED).sum()),
-                samples=int(learning(batch).sum()),
-                routed=settings.kind == "a3moe",
-                load_balance=config.training.load_balance,
-            )
-        losses.total.backward()
+            loss, _ = alignment.loss(model, batch, counts)
+        loss.backward()
     return alive.most
 
 

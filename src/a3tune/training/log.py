@@ -15,9 +15,9 @@ from transformers import ProgressCallback, TrainerCallback
 
 from a3tune.adapters import gate_loads
 from a3tune.machine.files import append, write_atomic
-from a3tune.training.checkpoint import CheckpointingTrainer
+from a3tune.training.counting import CountingTrainer
 from a3tune.training.score import VALIDATION
-from a3tune.training.step import StepLosses
+from a3tune.training.step import Alignment, StepLosses
 
 _AVERAGES = {
     "loss_llm": ("loss_llm", "steps"),
@@ -74,8 +74,10 @@ class LogSums:
             self._sums[name] = self._sums[name] + value
 
 
-class LoggingTrainer(CheckpointingTrainer):
+class LoggingTrainer(CountingTrainer):
     """A Trainer whose log lines tell both losses, what the heads look at and how the experts are used."""
+
+    alignment: Alignment
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -92,7 +94,7 @@ class LoggingTrainer(CheckpointingTrainer):
             for kind, load in gate_loads(model).items():
                 use, entropy = (self.accelerator.reduce(x.mean(0), "mean") for x in (load.use, load.entropy))
                 line |= {f"{kind}_use": use.tolist(), f"{kind}_entropy": entropy.item()}  # pyright: ignore
-            if self.alignment is not None and self.alignment.heads_LH is not None:
+            if self.alignment.heads_LH is not None:
                 line["heads_selected"] = ["".join(map(str, row)) for row in self.alignment.heads_LH.int().tolist()]
             logs = line
         super().log(logs, start_time)

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from a3tune.adapters import balance_loss
 from a3tune.errors import AdapterError, RunError
+from a3tune.training.checkpoint import CheckpointingTrainer
 from a3tune.training.collate import Collator
-from a3tune.training.log import LoggingTrainer
 from a3tune.types import Sample
 
 logger = logging.getLogger(__name__)
 
 
-class SmallerPassesTrainer(LoggingTrainer):
+class SmallerPassesTrainer(CheckpointingTrainer):
     """A Trainer that takes a step in smaller passes where the device has too little memory for the whole.
 
     Both losses are sums over samples and tokens, divided by those of the whole step, so passes of any size add up to
@@ -98,12 +98,11 @@ class SmallerPassesTrainer(LoggingTrainer):
 
     def _traces(self) -> tuple[Any, ...]:
         """What passes leave behind outside of the gradients."""
-        return self.sums.copy(), self.alignment.state_dict() if self.alignment else {}
+        return self.sums.copy(), self.alignment.state_dict()
 
     def _go_back(self, traces: tuple[Any, ...]) -> None:
         sums, alignment = traces
         self.sums = sums.copy()
-        if self.alignment is not None:
-            self.alignment.load_state_dict(alignment)
+        self.alignment.load_state_dict(alignment)
         with suppress(AdapterError):  # nothing to take out
             balance_loss(self.model)  # pyright: ignore[reportArgumentType]

@@ -263,7 +263,7 @@ def _learn(
         return None
     if checkpoint is not None:
         logger.info("going on from %s", checkpoint)
-    elif trainer.alignment is not None and trainer.alignment.selector.mode == "fixed":
+    elif trainer.alignment.config.weight and trainer.alignment.selector.mode == "fixed":
         trainer.calibrate_heads()
     with stopping_on_interrupt(stop, processes=trainer.args.world_size):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -23,7 +23,7 @@ from a3tune.evaluation.results import Results
 from a3tune.machine import processes
 from a3tune.metrics.catalogue import describe
 from a3tune.training.collate import IGNORED, Collator, learning
-from a3tune.training.step import Alignment, step_losses
+from a3tune.training.step import Alignment, Counts
 from a3tune.types import Sample
 from a3tune.vlm.grids import token_boxes
 from a3tune.vlm.heat import overlay
@@ -79,7 +79,7 @@ class Validation:
         self.results: Results | None = None
         """Of the last evaluation."""
 
-    def measure(self, alignment: Alignment | None, *, routed: bool) -> dict[str, float]:
+    def measure(self, alignment: Alignment) -> dict[str, float]:
         """Losses and scores by name, the same on all processes, which share the work.
 
         `loss`, `loss_llm`, and with alignment `loss_align`, `labelled` and `attention_inside`, are those of the
@@ -87,7 +87,7 @@ class Validation:
         scores are those of `evaluate`.
         """
         with _no_trace(self.vlm.model):
-            losses = self._losses(alignment and _apart(alignment, self.vlm.model), routed)
+            losses = self._losses(alignment.apart())
             self.results = evaluate(self.vlm, self.samples, self.settings)
         scores = {
             name: estimate.mean
@@ -110,48 +110,35 @@ class Validation:
         picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
         return picture
 
-    def _losses(self, alignment: Alignment | None, routed: bool) -> dict[str, float]:
+    def _losses(self, alignment: Alignment) -> dict[str, float]:
         starts = list(range(0, len(self.samples), self.batch_size))
         mine = [
-            (start, self._sums(self.samples[start : start + self.batch_size], alignment, routed))
+            (start, self._sums(self.samples[start : start + self.batch_size], alignment))
             for start in starts[processes.index() :: processes.count()]
         ]
         # In the order of the batches: the same sum on any number of processes.
         total = dict(zip(_SUMS, np.sum([sums for _, sums in sorted(processes.gather(mine))], axis=0), strict=True))
         llm = total["llm"] / total["tokens"]
-        if alignment is None or not total["labelled"]:
+        if not alignment.config.weight or not total["labelled"]:
             return {"loss": llm, "loss_llm": llm}
         align = total["align"] / total["samples"]
         return {
-            "loss": llm + alignment.weight * align,
+            "loss": llm + alignment.config.weight * align,
             "loss_llm": llm,
             "loss_align": align,
             "labelled": total["labelled"] / total["samples"],
             "attention_inside": total["inside"] / total["labelled"],
         }
 
-    def _sums(self, samples: Sequence[Sample], alignment: Alignment | None, routed: bool) -> list[float]:
+    def _sums(self, samples: Sequence[Sample], alignment: Alignment) -> list[float]:
         """`_SUMS` of one batch."""
-        model = self.vlm.model
-        batch = {
-            name: value.to(self.vlm.device) if isinstance(value, torch.Tensor) else value
-            for name, value in self.collator(samples).items()
-        }
+        batch = self.collator(samples)
         tokens, count = int(batch["labels"].ne(IGNORED).sum()), int(learning(batch).sum())
-        losses = step_losses(model, batch, alignment, tokens=tokens, samples=count, routed=routed)
+        losses = alignment.losses(self.vlm.model, batch, Counts(tokens, count))
         sums = [tokens, count, 0.0, float(losses.llm) * tokens, 0.0, 0.0]
         if losses.align is not None and (seen := losses.statistics) is not None:
             sums[2], sums[4], sums[5] = float(seen.labelled), float(losses.align) * count, float(seen.inside)
         return sums
-
-
-def _apart(alignment: Alignment, model: Any) -> Alignment:
-    """The same losses, by heads that are ranked as in the training, or by the samples of one pass on this process."""
-    ranked = alignment.selector.state_dict()
-    config = replace(alignment.config, head_selection="fixed") if ranked else alignment.config
-    apart = Alignment(config, model)
-    apart.selector.load_state_dict(ranked)
-    return apart
 
 
 @contextmanager

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
+from peft import PeftModel
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from a3tune.attention.capture import use_capture
 from a3tune.claims import check_claims, check_shape
+from a3tune.compat.peft import has_forward_pre_hook
 from a3tune.errors import A3TuneError, ModelError, in_short
 from a3tune.machine.digests import DIGESTS, check_digests
 from a3tune.machine.hub import check_reachable
@@ -134,6 +136,28 @@ def load_vlm(
     return Vlm(model=model, processor=processor, name=name)
 
 
+def wrap_vlm(model: Any, processor: Any) -> Vlm:
+    """A model and its processor that somebody else has loaded, so that its attention can be captured.
+
+    Both are changed in place: the language model takes our attention function, whatever it had before, and the
+    processor what older checkpoints leave out. The model may carry an adapter. Raises `ModelError` for a family that is
+    not supported, a processor without tokenizer or images, or a model whose attention cannot be captured.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, PreTrainedModel):
+        raise ModelError(f"model: expected one of transformers, with or without an adapter, got {type(model).__name__}")
+    name = base.name_or_path or type(base).__name__
+    family = family_of(base.config, name)
+    _complete_processor(processor, name)
+    with _readable(name):
+        family.complete(processor, base.config)
+    head = base.get_output_embeddings()
+    if not has_forward_pre_hook(head, _in_one_piece):
+        head.register_forward_pre_hook(_in_one_piece)
+    use_capture(base)
+    return Vlm(model=model, processor=processor, name=name)
+
+
 def describe(path: str | Path) -> tuple[Any, Any]:
     """Configuration and processor of a model, without reading its weights. Raises as `load_vlm`."""
     return _described(_source(path), str(path))
@@ -175,6 +199,8 @@ def _described(source: str, name: str) -> tuple[Any, Any]:
     with _readable(name):
         processor = load_processor(source, config)
     _complete_processor(processor, name)
+    if name != "tiny":
+        _check_templates(processor, name)
     with _readable(name):
         check_images(processor.image_processor, name)
         family.complete(processor, config)
@@ -218,8 +244,6 @@ def _complete_processor(processor: Any, name: str) -> None:
             f"{name}: expected a processor with a tokenizer and an image processor, got {type(processor).__name__}."
         )
     tokenizer = processor.tokenizer
-    if name != "tiny":
-        _check_templates(processor, name)
     if tokenizer.pad_token is None:
         # Padding is masked everywhere, so any existing token will do; a new one would change the vocabulary.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
