@@ -132,6 +132,10 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
         "no such folder",
     ),
     "train: model like nothing": (["train", f"data.train={ROWS}", *UNLABELLED, "model.path=llava"], "owner/model"),
+    "train: model of the LLaVA code": (
+        ["train", f"data.train={ROWS}", *UNLABELLED, "model.path=delta"],
+        "`a3tune convert delta --out models/delta`, then model.path=models/delta",
+    ),
     "train: config": (["train", "--config", "no.yaml"], "expected a YAML file"),
     "train: labels": (["train", f"data.train={ROWS}"], "make them with `a3tune label`"),
     "train: labels of other settings": (
