@@ -92,14 +92,14 @@ def test_a_model_that_cannot_be_used_is_told_before_its_weights_come(hub, tmp_pa
     with pytest.raises(ModelError, match="model_type 'qwen3' is not supported"):
         load_vlm("own/other")
     hub.add("models/own/empty", {"model.safetensors": b"0"})
-    with pytest.raises(ModelError, match="own/empty: expected a model with a config.json"):
+    with pytest.raises(ModelError, match="own/empty: expected a model with a config"):
         load_vlm("own/empty")
     with pytest.raises(ModelError, match="own/vlm@v9: the Hugging Face Hub has no such revision"):
         load_vlm(f"{NAME}@v9")
     assert not [name for name in downloads(hub) if name.endswith((".safetensors", ".bin"))]
     described = {name: data for name, data in contents(hub).items() if name != "model.safetensors"}
     hub.add("models/own/pickled", described | {"pytorch_model.bin": b"0"})
-    with pytest.raises(ModelError, match="own/pickled: expected model.safetensors, or shards of it.*pytorch_model.bin"):
+    with pytest.raises(ModelError, match=r"own/pickled: expected model.safetensors, or .*pytorch_model.bin"):
         load_vlm("own/pickled")
 
 

@@ -59,9 +59,7 @@ def hub_name(name: str) -> str | None:
 
 def _described(files: Sequence[str]) -> list[str]:
     if "config.json" not in files:
-        raise ValueError(
-            "expected a model with a config.json, it has none; look at its page for the name that you mean"
-        )
+        raise ValueError("expected a model with a config.json, it has none; look for the right name on its page")
     return [escape(name) for name in files if "/" not in name and name.endswith(_BESIDE)]
 
 

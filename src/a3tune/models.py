@@ -135,7 +135,7 @@ def check_model(name: str) -> None:
         check_format(name, read_config(folder))
     elif named(name, "model") is None:
         raise ModelError(
-            f"model {name}: expected 'tiny', or a folder or Hub name (owner/model or owner/model@revision); there is no "
+            f"model {name}: expected 'tiny', or a folder or Hub name (owner/model, owner/model@revision); there is no "
             "such folder"
         )
 

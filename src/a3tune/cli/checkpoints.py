@@ -14,7 +14,7 @@ from a3tune.cli.progress import bar
 def convert(
     source: Annotated[
         str,
-        typer.Argument(metavar="DIR|NAME", help="The checkpoint as downloaded, or owner/name[@revision] of the Hub."),
+        typer.Argument(metavar="DIR|NAME", help="The checkpoint: its folder, or owner/name[@revision] of the Hub."),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The new model folder.")],
     base: Annotated[

@@ -43,8 +43,9 @@ def foresee(config: RunConfig, timed_steps: int | None = None) -> Iterator[str]:
         every, store = config.training.eval_steps, label_store(config)
         labelled = f", {len(known_labels(config, store, measured)):,} of them labelled" if store else ""
         yield f"Validation: {len(measured):,} rows of {config.data.validation}{labelled}, every {every:,} steps"
-    if base_folder(config.model.path) is None:
-        yield f"Model: {config.model.path} is not on this machine; it would be downloaded, and its memory is not known before"
+    name = config.model.path
+    if base_folder(name) is None:
+        yield f"Model: {name} is not on this machine; it would be downloaded, and its memory is not known before"
         return
     yield _of_memory(config, samples)
     if timed_steps:

@@ -1,4 +1,4 @@
-"""Checkpoints to convert, named by folder or on the Hugging Face Hub -> folders, looked at before their weights come."""
+"""Checkpoints to convert, folders or names of the Hugging Face Hub -> folders, looked at before their weights come."""
 
 from pathlib import Path
 
