@@ -189,6 +189,7 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "clean: folder not ours": (["clean", "thesis"], "not ours"),
     "reproduce: name": (["reproduce", "table99"], "table99"),
     "reproduce: places": (["reproduce", "table1", "--on", "no.yaml"], "no.yaml"),
+    "reproduce: model": (["reproduce", "table1", "--model", "gpt"], "--model NAME, of llava-med, llava-med-1.5"),
     "reproduce: setting": (["reproduce", "table1", "--set", "labels.topk=1"], "labels.top_k"),
 }
 """What is wrong -> the command line in the folder of `scene`, and a part of what it is told."""
