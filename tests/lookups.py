@@ -24,7 +24,7 @@ from a3tune.labels.propose import PROPOSERS
 from a3tune.labels.rank import VISUAL_PROMPTS
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("accelerate", "cd", "make", "pip", "python", "ray", "tensorboard")
+PROGRAMS = ("accelerate", "cd", "hf", "make", "pip", "python", "ray", "tensorboard")
 """What a line may begin with besides `a3tune`."""
 FILES = ("jpg", "json", "jsonl", "md", "npz", "parquet", "png", "py", "yaml")
 SECTIONS = {field.name for field in fields(RunConfig)} - {"output"}
@@ -39,15 +39,7 @@ class Wrong(pytest.fail.Exception):
 
 def check_command(where: str, words: list[str]) -> None:
     """Looks up the command, its options and settings, and the names that these choose from. Runs nothing."""
-    said: dict[str, Any] = {}
-    errors = StringIO()
-    try:
-        with redirect_stderr(errors):
-            _listening(typer.main.get_command(app), (), said)(words, prog_name="a3tune")
-    except SystemExit as exit:
-        if exit.code:
-            message = re.sub(r"[─-╿\s]+", " ", errors.getvalue()).strip()
-            raise Wrong(f"{where}: {shlex.join(['a3tune', *words])}: {message}") from None
+    said = _told(where, "a3tune", typer.main.get_command(app), words)
     settings = said.get("overrides") or said.get("setting") or []
     try:
         if said.get("command") == ("demo",):
@@ -67,6 +59,20 @@ def check_command(where: str, words: list[str]) -> None:
             raise Wrong(f"{where}: {key}: expected one of {', '.join(known)}, got {name}")
 
 
+def _told(where: str, program: str, command: Any, words: list[str]) -> dict[str, Any]:
+    """What a command line tells its command, which does nothing."""
+    said: dict[str, Any] = {}
+    errors = StringIO()
+    try:
+        with redirect_stderr(errors):
+            _listening(command, (), said)(words, prog_name=program)
+    except SystemExit as exit:
+        if exit.code:
+            message = re.sub(r"[─-╿\s]+", " ", errors.getvalue()).strip()
+            raise Wrong(f"{where}: {shlex.join([program, *words])}: {message}") from None
+    return said
+
+
 def _listening(command: Any, path: tuple[str, ...], said: dict[str, Any]) -> Any:
     """The command line, whose commands do nothing but write down what they were told."""
     for name, inner in getattr(command, "commands", {}).items():
@@ -77,8 +83,13 @@ def _listening(command: Any, path: tuple[str, ...], said: dict[str, Any]) -> Any
 
 
 def check_program(where: str, words: list[str]) -> None:
-    """Looks up what other programs are told of ours: files, their options, targets of make, extras of pip."""
+    """Looks up what other programs are told of ours: files, their options, targets of make, extras of pip; and what
+    the client of the Hugging Face Hub is told."""
     program, *rest = words
+    if program == "hf":
+        from huggingface_hub.cli.hf import app as hub
+
+        _told(where, program, hub, rest)
     if "-m" in rest and "a3tune" in rest:
         after = rest.index("a3tune")
         check_command(where, rest[after + 1 :])

@@ -27,6 +27,7 @@ MEASURED = (
     "labels",
     "newcomer",
     "proposers",
+    "reading",
     "startup",
 )
 """Each leaves `OUT.json` and `OUT.md`, and runs in this process."""
