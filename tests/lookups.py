@@ -39,7 +39,15 @@ class Wrong(pytest.fail.Exception):
 
 def check_command(where: str, words: list[str]) -> None:
     """Looks up the command, its options and settings, and the names that these choose from. Runs nothing."""
-    said = _told(where, "a3tune", typer.main.get_command(app), words)
+    said: dict[str, Any] = {}
+    errors = StringIO()
+    try:
+        with redirect_stderr(errors):
+            _listening(typer.main.get_command(app), (), said)(words, prog_name="a3tune")
+    except SystemExit as exit:
+        if exit.code:
+            message = re.sub(r"[─-╿\s]+", " ", errors.getvalue()).strip()
+            raise Wrong(f"{where}: {shlex.join(['a3tune', *words])}: {message}") from None
     settings = said.get("overrides") or said.get("setting") or []
     try:
         if said.get("command") == ("demo",):
@@ -59,20 +67,6 @@ def check_command(where: str, words: list[str]) -> None:
             raise Wrong(f"{where}: {key}: expected one of {', '.join(known)}, got {name}")
 
 
-def _told(where: str, program: str, command: Any, words: list[str]) -> dict[str, Any]:
-    """What a command line tells its command, which does nothing."""
-    said: dict[str, Any] = {}
-    errors = StringIO()
-    try:
-        with redirect_stderr(errors):
-            _listening(command, (), said)(words, prog_name=program)
-    except SystemExit as exit:
-        if exit.code:
-            message = re.sub(r"[─-╿\s]+", " ", errors.getvalue()).strip()
-            raise Wrong(f"{where}: {shlex.join([program, *words])}: {message}") from None
-    return said
-
-
 def _listening(command: Any, path: tuple[str, ...], said: dict[str, Any]) -> Any:
     """The command line, whose commands do nothing but write down what they were told."""
     for name, inner in getattr(command, "commands", {}).items():
@@ -87,9 +81,7 @@ def check_program(where: str, words: list[str]) -> None:
     the client of the Hugging Face Hub is told."""
     program, *rest = words
     if program == "hf":
-        from huggingface_hub.cli.hf import app as hub
-
-        _told(where, program, hub, rest)
+        _check_hub_command(where, rest)
     if "-m" in rest and "a3tune" in rest:
         after = rest.index("a3tune")
         check_command(where, rest[after + 1 :])
@@ -112,6 +104,20 @@ def check_program(where: str, words: list[str]) -> None:
         for option in [word.split("=")[0] for word in rest if word.startswith("--")]:
             if f'"{option}"' not in source:
                 raise Wrong(f"{where}: {rest[0]}: no option {option}")
+
+
+def _check_hub_command(where: str, words: list[str]) -> None:
+    """Looks up a command of the Hub's client, and its options, in its help."""
+    from click.testing import CliRunner
+    from huggingface_hub.cli.hf import app as hub
+
+    command: Any = hub
+    shown = CliRunner().invoke(command, [words[0], "--help"], env={"COLUMNS": "200"})
+    known = re.findall(r"--[\w-]+", shown.output)
+    if unknown := [word for word in words if word.startswith("--") and word not in known]:
+        raise Wrong(f"{where}: hf {words[0]}: no option {', '.join(unknown)}")
+    if shown.exit_code:
+        raise Wrong(f"{where}: hf {words[0]}: no such command")
 
 
 def check_import(where: str, node: ast.Import | ast.ImportFrom) -> None:
