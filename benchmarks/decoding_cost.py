@@ -91,14 +91,14 @@ def models(shapes: Mapping[str, Mapping[str, int]], folder: Path) -> dict[str, V
     return found
 
 
-def question(vlm: Vlm) -> tuple[dict[str, Any], torch.Tensor]:
-    """Inputs of a picture and a question, and the quarter of the image tokens that is the region."""
+def question(vlm: Vlm, size: int = 1) -> tuple[dict[str, Any], torch.Tensor]:
+    """Inputs of so many pictures with a question each, and the quarter of the image tokens that is the region."""
     side = vlm.model.config.vision_config.image_size
     picture = Image.effect_noise((side, side), 60).convert("RGB")
-    encoded = encode(vlm, [picture], [QUESTION])
-    tokens = int(encoded["image_mask"].sum())
+    encoded = encode(vlm, [picture] * size, [QUESTION] * size).to(vlm.device, vlm.model.dtype)
+    tokens = int(encoded["image_mask"][0].sum())
     inputs = {name: value for name, value in encoded.items() if name not in TOKEN_MASKS}
-    return inputs, torch.arange(tokens)[None] < tokens // 4
+    return inputs, (torch.arange(tokens, device=vlm.device) < tokens // 4).expand(size, -1)
 
 
 def compare(name: str, vlm: Vlm, new: int, repeats: int) -> list[Row]:

@@ -5,13 +5,18 @@
 FLOPs, bytes moved and bytes kept for the backward pass, per layer and sample, of a Mistral-7B with LoRA of rank 64, and
 what alignment, A3MoE and the published way add or take away. Time is the larger of arithmetic and memory traffic at
 full speed of the device, summed over the parts: a bound from below that no program reaches. Nothing is run.
+
+Below it the hours of Table 1's trainings at half that speed, on cards that a reader may have.
 """
 
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from measure import about, table, write
+
+from a3tune.reproduce.experiments import experiments, paper_asset
 
 LAYERS, HIDDEN, INNER, HEADS, KEY_WIDTH = 32, 4096, 14336, 32, 1024
 TOKENS, ROWS, IMAGE = 676, 94, 576
@@ -41,6 +46,10 @@ class Device:
 
 
 DEVICES = {"A100 80 GB": Device(312e12, 19.5e12, 2.04e12), "H100 SXM": Device(989e12, 67e12, 3.35e12)}
+
+RTX_4090 = Device(165e12, 82.6e12, 1.01e12)
+REACHED, REPLAYED = 0.5, 1.5
+"""Share of the bound that a good step reaches; what activation checkpointing makes of the time of frozen layers."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +144,32 @@ def parts(batch: int) -> dict[str, Part]:
     }
 
 
+def hours(batch: int) -> list[list[str]]:
+    """Rows of a table: a data set of Table 1, samples of one training, and hours of both on each card."""
+    epochs = {
+        name: next(int(setting.partition("=")[2]) for setting in settings if setting.startswith("training.epochs="))
+        for name, settings in yaml.safe_load(paper_asset("settings.yaml"))["data"].items()
+    }
+    known = experiments()
+    counts = dict(zip((column.data for column in known["table6"].columns), known["table6"].rows[0].paper, strict=True))
+    rows, sums = [], [0.0] * 4
+    for data in dict.fromkeys(column.data for column in known["table1"].columns):
+        samples = int(counts[data] or 0) * epochs[data]
+        one = DEVICES["A100 80 GB"]
+        cards = [_seconds(RTX_4090, batch, REPLAYED), _seconds(one, batch), _seconds(one, batch) / 4]
+        found = [samples, *(samples * seconds / 3600 for seconds in cards)]
+        sums = [a + b for a, b in zip(sums, found, strict=True)]
+        rows.append([data, f"{counts[data]:,} x {epochs[data]}", *(f"{value:.1f}" for value in found[1:])])
+    return [*rows, ["all", f"{int(sums[0]):,}", *(f"{value:.1f}" for value in sums[1:])]]
+
+
+def _seconds(device: Device, batch: int, replayed: float = 1.0) -> float:
+    """Of a sample in both trainings, LoRA's and A3Tune's."""
+    base, lora, *ours = list(parts(batch).values())[:4]
+    both = 2 * (replayed * base.seconds(device) + lora.seconds(device)) + sum(part.seconds(device) for part in ours)
+    return LAYERS * both / REACHED
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=4, help="samples that share one reading of the weights")
@@ -155,8 +190,17 @@ def main() -> None:
     header = ["Part", "GFLOP", "of it fp32", "MB moved", "MB kept", "GB kept, 32 layers"]
     header += [f"{name}: ms per sample (of LoRA's step)" for name in DEVICES]
     command = about()["command"]
-    record = {"about": {"command": command}, "batch": arguments.batch, "devices": DEVICES, "parts": found}
+    record = {
+        "about": {"command": command},
+        "batch": arguments.batch,
+        "devices": DEVICES,
+        "parts": found,
+        "hours": hours(arguments.batch),
+    }
     text = ["# Roofline", "", f"- command: {command}", "- computed, not measured", "", table(header, rows)]
+    cards = ["RTX 4090, 24 GB, 4 bit, checkpointing", "A100 80 GB", "four A100 80 GB"]
+    text += ["", "Hours of Table 1's trainings, LoRA and A3Tune, at half of that speed; answers come on top.", ""]
+    text.append(table(["Data set", "Rows x epochs", *cards], record["hours"]))
     write(arguments.out, record, "\n".join(text))
 
 

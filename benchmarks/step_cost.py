@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from measure import about, peak_memory, table, take_turns, write
 from peft import LoraConfig, get_peft_model
 from published import LoopedKey, LoopedQuery, Positions, alignment_loss
@@ -76,6 +77,8 @@ class Shape:
     grid: int = 24
     """Image tokens per side of the image."""
     rank: int = 64
+    tower: tuple[int, int, int, int] = (2, 64, 128, 2)
+    """Layers, width, inner width and heads of the vision tower."""
 
     @property
     def selected(self) -> int:
@@ -86,8 +89,8 @@ class Shape:
 QUICK = Shape(layers=2, hidden=64, inner=96, heads=4, kv_heads=2, vocab=256, grid=6, rank=4)
 
 
-def base_model(shape: Shape) -> LlavaForConditionalGeneration:
-    """A LLaVA with random bfloat16 weights and a tiny tower that yields `grid * grid` image tokens."""
+def base_model(shape: Shape, device: str = "cpu") -> LlavaForConditionalGeneration:
+    """A LLaVA with random bfloat16 weights, made where it is used, whose tower yields `grid * grid` image tokens."""
     text = MistralConfig(
         hidden_size=shape.hidden,
         intermediate_size=shape.inner,
@@ -98,11 +101,12 @@ def base_model(shape: Shape) -> LlavaForConditionalGeneration:
         sliding_window=None,
         tie_word_embeddings=False,
     )
+    layers, width, inner, heads = shape.tower
     vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         image_size=PATCH * shape.grid,
         patch_size=PATCH,
     )
@@ -110,10 +114,10 @@ def base_model(shape: Shape) -> LlavaForConditionalGeneration:
         text_config=text, vision_config=vision, image_token_index=IMAGE_TOKEN, image_seq_length=shape.grid**2
     )
     torch.manual_seed(0)
-    with no_init_weights():
+    with torch.device(device), no_init_weights():
         model = LlavaForConditionalGeneration._from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
     # The same numbers over and over: billions of new ones would take minutes.
-    noise = torch.randn(2**24).mul_(0.02).to(torch.bfloat16)
+    noise = torch.randn(2**24).mul_(0.02).to(device, torch.bfloat16)
     for name, weight in model.named_parameters():
         if weight.ndim == 1:
             weight.data.fill_(float("norm" in name and name.endswith("weight")))
@@ -160,9 +164,11 @@ def make_batch(shape: Shape, size: int) -> dict[str, Any]:
     }
 
 
-def our_step(side: str, base: LlavaForConditionalGeneration, shape: Shape, size: int) -> Step:
+def our_step(
+    side: str, base: LlavaForConditionalGeneration, shape: Shape, size: int, *, checkpointing: bool = False
+) -> Step:
     """One optimiser step of plain LoRA or of A3Tune; the adapter is its own, `base` is left alone."""
-    model, batch = _twin(base), make_batch(shape, size)
+    model, batch = _twin(base), send_to_device(make_batch(shape, size), base.device)
     if side != "peft":
         use_capture(model)
     kind = "a3moe" if side == "a3tune" else "lora"
@@ -170,7 +176,7 @@ def our_step(side: str, base: LlavaForConditionalGeneration, shape: Shape, size:
     weight = 0.0 if side in ("peft", "lora") else WEIGHT
     args = TrainingArguments(
         output_dir=tempfile.gettempdir(),
-        use_cpu=True,
+        use_cpu=base.device.type == "cpu",
         bf16=True,
         learning_rate=LEARNING_RATE,
         remove_unused_columns=False,
@@ -185,11 +191,13 @@ def our_step(side: str, base: LlavaForConditionalGeneration, shape: Shape, size:
         # Whose processor it is does not matter: it makes no batch here.
         vlm = Vlm(adapted, describe("tiny")[1], "made up")  # pyright: ignore[reportArgumentType]
         trainer = A3Trainer(adapted, args, [], Collator(vlm, lambda *_: None), alignment=alignment)
+    if checkpointing:
+        adapted.activation_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
     wrapped, optimiser = trainer.accelerator.prepare(adapted, trainer.create_optimizer())
     _fill(optimiser)
 
     def step() -> float:
-        batches, items = trainer.get_batch_samples(iter([dict(batch)]), 1, torch.device("cpu"))
+        batches, items = trainer.get_batch_samples(iter([dict(batch)]), 1, base.device)
         loss = trainer.training_step(wrapped, batches[0], items)
         optimiser.step()
         optimiser.zero_grad()
@@ -200,7 +208,8 @@ def our_step(side: str, base: LlavaForConditionalGeneration, shape: Shape, size:
 
 def published_step(base: LlavaForConditionalGeneration, shape: Shape, size: int) -> Step:
     """One optimiser step of the published way, with LoRA on the matrices that have no experts."""
-    model, batch, where = _twin(base), make_batch(shape, size), positions(shape, size)
+    model, where = _twin(base), positions(shape, size)
+    batch: Any = send_to_device(make_batch(shape, size), base.device)
     model.set_attn_implementation({"text_config": "eager"})
     target = language_linears(model).replace("k_proj|", "").replace("q_proj|", "")
     adapted = get_peft_model(model, LoraConfig(r=shape.rank, lora_alpha=16, target_modules=target))
@@ -210,7 +219,7 @@ def published_step(base: LlavaForConditionalGeneration, shape: Shape, size: int)
         attention.q_proj = LoopedQuery(attention.q_proj, where, experts=EXPERTS["query_experts"], **settings)
         top = EXPERTS["top_experts"]
         attention.k_proj = LoopedKey(attention.k_proj, where, experts=EXPERTS["key_experts"], top=top, **settings)
-    adapted.train()
+    adapted.to(base.device).train()  # pyright: ignore[reportArgumentType]
     trained = [weight for weight in adapted.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     _fill(optimiser)
@@ -218,7 +227,7 @@ def published_step(base: LlavaForConditionalGeneration, shape: Shape, size: int)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
 
     def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(base.device.type, torch.bfloat16):
             outputs = adapted(**inputs, labels=labels, use_cache=False, output_attentions=True)
         align = alignment_loss(outputs.attentions, where, batch["segments"], shape.selected).mean()
         loss = outputs.loss + WEIGHT * align

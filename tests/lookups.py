@@ -24,7 +24,7 @@ from a3tune.labels.propose import PROPOSERS
 from a3tune.labels.rank import VISUAL_PROMPTS
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("accelerate", "cd", "make", "pip", "python", "ray", "tensorboard")
+PROGRAMS = ("accelerate", "cd", "hf", "make", "pip", "python", "ray", "tensorboard")
 """What a line may begin with besides `a3tune`."""
 FILES = ("jpg", "json", "jsonl", "md", "npz", "parquet", "png", "py", "yaml")
 SECTIONS = {field.name for field in fields(RunConfig)} - {"output"}
@@ -77,8 +77,11 @@ def _listening(command: Any, path: tuple[str, ...], said: dict[str, Any]) -> Any
 
 
 def check_program(where: str, words: list[str]) -> None:
-    """Looks up what other programs are told of ours: files, their options, targets of make, extras of pip."""
+    """Looks up what other programs are told of ours: files, their options, targets of make, extras of pip; and what
+    the client of the Hugging Face Hub is told."""
     program, *rest = words
+    if program == "hf":
+        _check_hub_command(where, rest)
     if "-m" in rest and "a3tune" in rest:
         after = rest.index("a3tune")
         check_command(where, rest[after + 1 :])
@@ -101,6 +104,20 @@ def check_program(where: str, words: list[str]) -> None:
         for option in [word.split("=")[0] for word in rest if word.startswith("--")]:
             if f'"{option}"' not in source:
                 raise Wrong(f"{where}: {rest[0]}: no option {option}")
+
+
+def _check_hub_command(where: str, words: list[str]) -> None:
+    """Looks up a command of the Hub's client, and its options, in its help."""
+    from click.testing import CliRunner
+    from huggingface_hub.cli.hf import app as hub
+
+    command: Any = hub
+    shown = CliRunner().invoke(command, [words[0], "--help"], env={"COLUMNS": "200"})
+    known = re.findall(r"--[\w-]+", shown.output)
+    if unknown := [word for word in words if word.startswith("--") and word not in known]:
+        raise Wrong(f"{where}: hf {words[0]}: no option {', '.join(unknown)}")
+    if shown.exit_code:
+        raise Wrong(f"{where}: hf {words[0]}: no such command")
 
 
 def check_import(where: str, node: ast.Import | ast.ImportFrom) -> None:

@@ -132,6 +132,10 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
         "no such folder",
     ),
     "train: model like nothing": (["train", f"data.train={ROWS}", *UNLABELLED, "model.path=llava"], "owner/model"),
+    "train: model of the LLaVA code": (
+        ["train", f"data.train={ROWS}", *UNLABELLED, "model.path=delta"],
+        "`a3tune convert delta --out models/delta`, then model.path=models/delta",
+    ),
     "train: config": (["train", "--config", "no.yaml"], "expected a YAML file"),
     "train: labels": (["train", f"data.train={ROWS}"], "make them with `a3tune label`"),
     "train: labels of other settings": (
@@ -193,6 +197,7 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "clean: folder not ours": (["clean", "thesis"], "not ours"),
     "reproduce: name": (["reproduce", "table99"], "table99"),
     "reproduce: places": (["reproduce", "table1", "--on", "no.yaml"], "no.yaml"),
+    "reproduce: model": (["reproduce", "table1", "--model", "gpt"], "--model NAME, of llava-med, llava-med-1.5"),
     "reproduce: setting": (["reproduce", "table1", "--set", "labels.topk=1"], "labels.top_k"),
 }
 """What is wrong -> the command line in the folder of `scene`, and a part of what it is told."""

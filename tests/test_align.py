@@ -96,3 +96,13 @@ def test_the_share_inside_is_that_of_the_union():
     torch.testing.assert_close(inside_share(maps, segments), torch.tensor([0.5, 0.0]))
     torch.testing.assert_close(inside_share(torch.stack([maps, maps * 3], 1), segments), torch.tensor([0.5, 0.0]))
     assert inside_share(maps, segments[:, :0]).tolist() == [0.0, 0.0]
+
+
+def test_losses_are_fp32_within_autocast():
+    """A training loop of one's own may compute them there."""
+    map_BLHN = torch.rand(2, 3, 4, 50, requires_grad=True)
+    heads_LH, segments_BKN = torch.rand(3, 4) > 0.5, (torch.rand(2, 3, 50) > 0.7).float()
+    expected = alignment_loss(averaged_map(map_BLHN, heads_LH), segments_BKN)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = alignment_loss(averaged_map(map_BLHN, heads_LH), segments_BKN)
+    assert torch.equal(found, expected) and found.dtype == torch.float32

@@ -27,13 +27,14 @@ MEASURED = (
     "labels",
     "newcomer",
     "proposers",
+    "reading",
     "serving",
     "startup",
 )
 """Each leaves `OUT.json` and `OUT.md`, and runs in this process."""
 ALONE = ("dry_run", "step_cost")
 """The same, in a process of its own: it measures the memory of forked ones."""
-TESTED = ("convert", "families", "marks_study", "roofline", "store")
+TESTED = ("convert", "families", "gpu", "marks_study", "roofline", "store")
 """With a test of their own below."""
 ELSEWHERE = ("damage", "faults", "fuzz")
 """Run what other tests run, only more of it: test_damage.py, test_faults.py and test_fuzz_*.py."""
@@ -102,6 +103,26 @@ def test_quick_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
 def test_the_roofline_is_computed(run: Callable[..., None], tmp_path: Path) -> None:
     run("roofline", "--out", tmp_path / "roofline")
     check(tmp_path / "roofline", "python benchmarks/roofline.py")
+
+
+def test_quick_gpu(tmp_path: Path) -> None:
+    """Every section at tiny widths, on the processor; a second time nothing is done again."""
+    command = ["benchmarks/gpu.py", "--quick", "--out", str(tmp_path / "gpu")]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    check(tmp_path / "gpu", "python benchmarks/gpu.py --quick")
+    sections = json.loads((tmp_path / "gpu.json").read_text())["sections"]
+    assert not [(name, row) for name, section in sections.items() for row in section["rows"] if "failed" in row]
+    resumed, same = sections["resume"]["rows"]
+    assert resumed["largest difference"] == same["largest difference"] == 0
+    assert sections["processes"]["rows"][0]["largest difference"] < 1e-5
+    assert max(row["maps"] for row in sections["capture"]["rows"]) < 1e-3
+    losses = [row["first loss"] for name in ("steps", "checkpointing") for row in sections[name]["rows"][-2:]]
+    assert max(losses) - min(losses) < 0.02, "ours, the published way, and ours with checkpointing"
+    subprocess.run([sys.executable, *command, "--only", "versions"], cwd=ROOT, check=True, capture_output=True)
+    again = json.loads((tmp_path / "gpu.json").read_text())["sections"]
+    assert {name: again[name] for name in again if name != "versions"} == {
+        name: sections[name] for name in sections if name != "versions"
+    }
 
 
 def test_quick_store(run: Callable[..., None], tmp_path: Path) -> None:

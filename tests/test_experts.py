@@ -214,3 +214,23 @@ def test_dropout_acts_on_the_experts_and_not_on_the_gate():
 def test_half_precision_softmax_is_fp32():
     module = key_experts().bfloat16()
     assert module.probabilities(torch.randn(2, D_IN, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_masks_may_stand_on_another_device(monkeypatch: pytest.MonkeyPatch):
+    """The layers of a model that `model.device_map` spreads over devices get the masks of the first one."""
+    monkeypatch.setattr(StackedExperts, "record", lambda *_: None)  # autocast knows no device "meta"
+    prompt_mask = torch.ones(2, 5, dtype=torch.bool)
+    with torch.device("meta"):
+        experts = QueryExperts(8, 8, experts=2, rank=2, alpha=4, router_hidden=4)
+        assert experts(torch.zeros(2, 5, 8), experts.gate(torch.zeros(2, 5, 8), prompt_mask)).is_meta
+        keys = KeyExperts(8, 8, experts=2, rank=2, alpha=4, router_hidden=4, top=1)
+        found = keys(torch.zeros(2, 5, 8), prompt_mask)
+    assert found is not None and found.is_meta
+
+
+def test_how_experts_are_used_is_counted_in_fp32_within_autocast():
+    torch.manual_seed(0)
+    keys = KeyExperts(8, 8, experts=3, rank=2, alpha=4, router_hidden=4, top=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        keys(torch.randn(1, 3001, 8), torch.ones(1, 3001, dtype=torch.bool))
+    assert keys.load is not None and float(keys.load.use.sum()) == pytest.approx(1, abs=1e-6)

@@ -19,7 +19,7 @@ from a3tune.adapters import add_adapter
 from a3tune.cli import app
 from a3tune.config import AdapterConfig, RunConfig, dump_config, load_config
 from a3tune.config.settings import LABEL_MAKING
-from a3tune.models import cached_model
+from a3tune.models import base_folder
 from a3tune.run.folder import RunFolder
 from a3tune.run.neighbour import TAKEN, taken_over
 from a3tune.vlm.load import load_vlm
@@ -204,7 +204,7 @@ def test_a_model_in_the_cache_of_the_hub_is_taken_without_asking(honest, vlm_fol
     (tmp_path / "hub" / "models--own--model" / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert cached_model("own/model") == snapshot
+    assert base_folder("own/model") == snapshot
     shutil.copytree(honest / "mine", tmp_path / "mine")
     settings = load_config(tmp_path / "mine" / "config.yaml", ["model.path=own/model"])
     (tmp_path / "mine" / "config.yaml").write_text(dump_config(settings))
@@ -215,7 +215,7 @@ def test_a_model_in_the_cache_of_the_hub_is_taken_without_asking(honest, vlm_fol
     assert result.exit_code == 0 and result.stderr == ""
     assert [one for one in seen if one[0].startswith("socket.get")] == []
     (snapshot / "model.safetensors").unlink()
-    assert cached_model("own/model") is None
+    assert base_folder("own/model") is None
 
 
 def test_every_setting_is_decided():

@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from a3tune.config import DataConfig, load_config
+from a3tune.data.rows import write_rows
 from a3tune.decoding import DECODERS
 from a3tune.errors import ConfigError, RunError
 from a3tune.metrics.stats import Estimate
@@ -15,7 +17,8 @@ from a3tune.reproduce.experiments import Column, choose, experiments
 from a3tune.reproduce.grid import plan, run_all
 from a3tune.reproduce.places import Places, phantom_places, read_places
 from a3tune.reproduce.run import QUICK, reproduce
-from a3tune.reproduce.tables import Cell, Table, as_markdown
+from a3tune.reproduce.tables import Cell, Table, as_markdown, results_table
+from a3tune.types import Sample
 
 SETTINGS = ("training.max_steps=1", "evaluation.max_new_tokens=2")
 
@@ -104,6 +107,31 @@ def test_the_papers_settings_apply_to_real_data(tmp_path: Path):
     assert {job.run.config.data.test for job in jobs} == {Path("data/path/test.jsonl")}  # the others have no place
     with pytest.raises(ConfigError, match=r"models\.huatuogpt-vision: expected its place"):
         read_places(file, tmp_path).config("huatuogpt-vision", "path-vqa", [])
+
+
+def test_a_table_is_asked_of_a_model_that_is_there(tmp_path: Path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "scan.png")
+    for split in ("train", "test"):
+        write_rows(tmp_path / f"{split}.jsonl", [Sample("a", tmp_path / "scan.png", "Is it?", "yes", "closed")])
+    file = tmp_path / "places.yaml"
+    file.write_text(f"models: {{llava-med-1.5: tiny}}\ndata: {{path-vqa: {tmp_path}}}\n")
+    said: list[str] = []
+    with pytest.raises(ConfigError, match=r"models.llava-med: expected its place.*--model NAME, of llava-med-1.5"):
+        places.check_places(str(file), [], choose(["table1"]))
+    for names, model, left in ((["table1", "table6"], None, "table1"), (["table6", "table4"], None, "table4")):
+        places.check_places(str(file), [], choose(names, model))
+        outcomes = reproduce(names, str(file), tmp_path / "out", [0], 0, said.append, model=model)
+        assert [outcome.file.stem for outcome in outcomes] == ["table6"]
+        assert f"left out: {left}: models." in " ".join(said)
+    (asked,) = choose(["table1"], "llava-med-1.5")
+    assert (asked.name, asked.published) == ("table1-llava-med-1.5", "llava-med")
+    assert asked.rows == choose(["table1"])[0].rows
+    places.check_places(str(file), [], [asked])
+    known = read_places(file, tmp_path)
+    assert {job.run.config.model.path for job in plan(known, tmp_path, [asked], [0])} == {"tiny"}
+    table = results_table(known, tmp_path / "out", asked, [0])
+    assert not table.comparable and "Asked of llava-med-1.5" in as_markdown(table)
+    assert choose(["table1"], "llava-med") == choose(["table1"])  # its own
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,19 @@ Knows the layouts of transformers and PEFT; torch is imported only where weights
 
 import hashlib
 import json
-import re
+import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from a3tune import bases
 from a3tune.claims import check_claims, check_header, check_shape
 from a3tune.errors import AdapterError, ModelError, in_short, shown
 from a3tune.machine.digests import DIGESTS, check_digests
 from a3tune.machine.hashes import HASHING_THREADS, file_hashes, json_hash
+from a3tune.machine.hub import named
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +71,6 @@ _CONTENT = (".safetensors", ".bin", ".json", ".txt", ".model")
 _BASE = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """Endings of what `vlm.load_vlm` reads."""
 _NOT_CONTENT = ("base_model_name_or_path", "inference_mode", "peft_version")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SHOWN = 5
 """Missing weights that an error names."""
 
@@ -127,15 +128,27 @@ def check_model(name: str) -> None:
     """What can be told of a model before anything slow is imported, or the Hugging Face Hub is asked.
 
     Raises:
-        ModelError: it can only be a folder, and there is none, or the folder holds no model.
+        ModelError: it can only be a folder, and there is none, or the folder holds no model, or one to convert first.
     """
-    if name == "tiny":
-        return
-    if Path(name).is_dir():
-        read_config(Path(name))
-    elif not _HUB_NAME.fullmatch(name) or Path(name).parent.is_dir():
+    folder = base_folder(name)
+    if folder is not None:
+        check_format(name, read_config(folder))
+    elif named(name, "model") is None:
         raise ModelError(
-            f"model {name}: expected 'tiny', or a folder or Hub name (owner/model); there is no such folder"
+            f"model {name}: expected 'tiny', or a folder or Hub name (owner/model, owner/model@revision); there is no "
+            "such folder"
+        )
+
+
+def check_format(name: str, config: Mapping[str, Any]) -> None:
+    """Raise ModelError, which tells how to convert it, for a checkpoint in the format of the original LLaVA code."""
+    kind = str(config.get("model_type"))
+    # One flat configuration: that of the language model, with the vision tower's settings among its own.
+    if kind.startswith("llava") and "text_config" not in config and "hidden_size" in config:
+        out = "models/" + Path(name.partition("@")[0]).name
+        raise ModelError(
+            f"model {name}: a {kind!r} of the original LLaVA code, which is to be converted once: `a3tune convert "
+            f"{shlex.quote(name)} --out {shlex.quote(out)}`, then model.path={out}"
         )
 
 
@@ -146,7 +159,7 @@ def check_at_hand(name: str, where: Path) -> None:
         ModelError: as `check_model`; or it is a name on the Hugging Face Hub, and not whole in the cache here.
     """
     check_model(name)
-    if name != "tiny" and not Path(name).is_dir() and cached_model(name) is None:
+    if base_folder(name) is None:
         raise ModelError(
             f"{where}: names the base model {shown(name, 200)}, which is not on this machine, and nothing is "
             "downloaded because a file says so. If you want it from the Hugging Face Hub, say so: model.path=NAME "
@@ -154,32 +167,18 @@ def check_at_hand(name: str, where: Path) -> None:
         )
 
 
-def cached_model(name: str) -> Path | None:
-    """Folder of a model of the Hugging Face Hub in its cache on this machine; None unless all its weights are there."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        config = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        return None
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
-    try:
-        files = set(json.loads((folder / "model.safetensors.index.json").read_bytes())["weight_map"].values())
-    except FileNotFoundError:
-        files = {"model.safetensors"}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
-    return folder if all((folder / str(file)).is_file() for file in files) else None
+def base_folder(name: str) -> Path | None:
+    """Folder of a base model: shipped (`tiny`), one's own, or of the cache of the Hugging Face Hub, if it is whole."""
+    if name == "tiny":
+        return shipped("vlm")
+    return Path(name) if Path(name).is_dir() else bases.cached(name)
 
 
 def head_total(name: str) -> int | None:
     """How many attention heads the language model of a model has, all layers together; None where its folder does not
     say: what is left out of config.json is as its family has it."""
-    folder = shipped("vlm") if name == "tiny" else Path(name)
-    text = read_config(folder).get("text_config") if folder.is_dir() else None
+    folder = base_folder(name)
+    text = read_config(folder).get("text_config") if folder else None
     if not isinstance(text, dict):
         return None
     layers, heads = text.get("num_hidden_layers"), text.get("num_attention_heads")
@@ -325,16 +324,8 @@ def base_hashes(name: str) -> dict[str, str]:
 
     Empty for a name on the Hugging Face Hub that was not loaded here before.
     """
-    folder = shipped("vlm") if name == "tiny" else Path(name)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-        try:
-            folder = Path(snapshot_download(name, local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError):
-            return {}
-    return _files(folder, _BASE)
+    folder = base_folder(name)
+    return _files(folder, _BASE) if folder else {}
 
 
 def weights_hash(model: Any) -> str:

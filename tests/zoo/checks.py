@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig
+from transformers import BatchFeature, DynamicCache, GenerationConfig
 
 from a3tune.adapters import Routing, add_adapter, load_adapter
 from a3tune.adapters.layer import RoutedKey, RoutedQuery
@@ -34,9 +34,9 @@ ADAPTER: dict[str, Any] = {"rank": 2, "expert_rank": 2, "query_experts": 3, "key
 PROMPTS, ANSWERS = ("Where is the lesion?", "What?", "<image> What is shown in the liver?"), ("left lung", "no", "yes")
 
 
-def load(folder: Path, *, attention: bool = True) -> Vlm:
+def load(folder: Path, *, attention: bool = True, device: str = "cpu", dtype: torch.dtype | None = None) -> Vlm:
     """The model with peaked attention: random weights of the usual size look everywhere alike."""
-    vlm = load_vlm(folder, device="cpu", attention=attention)
+    vlm = load_vlm(folder, device=device, dtype=dtype, attention=attention)
     with torch.no_grad():
         for name, weight in vlm.model.get_decoder().named_parameters():
             if any(part in name for part in ("q_proj", "k_proj", "q_norm")):
@@ -187,20 +187,30 @@ def masks_exact(folder: Path) -> float:
 
 def capture_equals_eager(folder: Path, side: str) -> float:
     """Logits and captured attention of a padded batch are those of the eager model."""
-    ours, eager = load(folder), load(folder, attention=False)
+    logits, maps = capture_beside_eager(folder, side)
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-3)
+    return max(_differ(*pair) for pair in maps)
+
+
+def capture_beside_eager(
+    folder: Path, side: str, device: str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[tuple[Tensor, Tensor], list[tuple[Tensor, Tensor]]]:
+    """Of a padded batch the logits of our model and of the eager one, and of every layer what was captured and what is
+    expected."""
+    ours, eager = (load(folder, attention=attention, device=device, dtype=dtype) for attention in (True, False))
     eager.model.set_attn_implementation({"text_config": "eager"})
-    inputs, masks = batch(ours, side)
+    inputs, masks = (BatchFeature(part).to(device, ours.model.dtype) for part in batch(ours, side))
     request = capture_request("after_image", **masks)
     run = partial(_run, inputs=inputs, output_attentions=True)
     with torch.no_grad():
         out, reference = run(ours.model, capture=request), run(eager.model)
     real = inputs["attention_mask"].bool()
-    torch.testing.assert_close(out.logits[real], reference.logits[real], atol=1e-4, rtol=1e-3)
     assert len(out.attentions) == len(reference.attentions) == ours.model.config.get_text_config().num_hidden_layers
-    return max(
-        _differ(actual, _expected(full, request))
+    maps = [
+        (actual, _expected(full.to(actual), request))
         for actual, full in zip(out.attentions, reference.attentions, strict=True)
-    )
+    ]
+    return (out.logits[real], reference.logits[real]), maps
 
 
 def _run(model: Any, inputs: dict[str, Tensor], **options: Any) -> Any:

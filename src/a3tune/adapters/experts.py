@@ -71,16 +71,15 @@ class StackedExperts(nn.Module):
     def record(self, gate_MO: Tensor, share_MO: Tensor, weight_M: Tensor) -> None:
         """Remember how M routed items were spread; `share` sums to 1 per item, items of weight 0 do not count."""
         total = weight_M.sum().clamp(min=1)
-        with torch.no_grad():
-            use = weight_M @ share_MO / total
-            entropy = weight_M @ torch.special.entr(gate_MO).sum(-1) / total
-        self.load = GateLoad(use, entropy)
-        if self.balance:
-            term = self.experts * (use @ (weight_M @ gate_MO / total))
+        with torch.autocast(gate_MO.device.type, enabled=False):  # sums over thousands of tokens
+            with torch.no_grad():
+                use = weight_M @ share_MO / total
+                entropy = weight_M @ torch.special.entr(gate_MO).sum(-1) / total
             # Kept only on request: it holds the autograd graph of the pass. A pass that activation checkpointing
             # replays has handed its term out already, and a second one would hold on to all that is recomputed.
-            if not in_backward():
-                self.balance_term = term
+            if self.balance and not in_backward():
+                self.balance_term = self.experts * (use @ (weight_M @ gate_MO / total))
+        self.load = GateLoad(use, entropy)
 
 
 class QueryExperts(StackedExperts):
@@ -91,6 +90,7 @@ class QueryExperts(StackedExperts):
 
         A sample without prompt tokens is routed by the zero state.
         """
+        prompt_mask = prompt_mask.to(x.device)  # the layers of a large model may stand on several devices
         count = prompt_mask.sum(-1, keepdim=True, dtype=torch.float32).clamp(min=1)
         pooled = torch.einsum("bs,bsd->bd", prompt_mask.to(x), x) / count
         alpha = self.probabilities(pooled.to(x.dtype))

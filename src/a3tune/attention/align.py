@@ -19,7 +19,8 @@ def averaged_map(map_BLHN: Tensor, heads_LH: Tensor) -> Tensor:
     `map_BLHN` [B, L, H, N] or [B, L, H, G, N], `heads_LH` bool. Returns [B, N] or [B, G, N]; zero if no head is chosen.
     """
     weights_LH = heads_LH.to(map_BLHN.dtype) / heads_LH.sum().clamp_min(1)
-    return torch.einsum("blh...,lh->b...", map_BLHN, weights_LH)
+    with torch.autocast(map_BLHN.device.type, enabled=False):  # a training loop of one's own may stand in it
+        return torch.einsum("blh...,lh->b...", map_BLHN, weights_LH)
 
 
 def alignment_loss(map_BN: Tensor, segments_BKN: Tensor, variant: Variant = "paper") -> Tensor:
@@ -42,7 +43,9 @@ def alignment_loss(map_BN: Tensor, segments_BKN: Tensor, variant: Variant = "pap
     total_BG = map_BGN.sum(-1)
     seen_BG = total_BG > 0
     # The division must be safe itself: masking a NaN afterwards would still leave NaN in the gradient.
-    inside_BGK = torch.einsum("bgn,bkn->bgk", map_BGN, segments_BKN) / torch.where(seen_BG, total_BG, 1.0)[..., None]
+    with torch.autocast(map_BGN.device.type, enabled=False):  # as above
+        inside_BGK = torch.einsum("bgn,bkn->bgk", map_BGN, segments_BKN)
+    inside_BGK = inside_BGK / torch.where(seen_BG, total_BG, 1.0)[..., None]
     counted_BGK = seen_BG[..., None] & _present(segments_BKN)[:, None]
     misses_BGK = torch.where(counted_BGK, (1 - inside_BGK).square(), 0.0)
     return misses_BGK.sum((1, 2)) / seen_BG.sum(1).clamp_min(1)

@@ -25,8 +25,9 @@ from a3tune.errors import ConfigError, ModelError
 ATTENTION = "a3tune"
 """Name under which the attention function is registered with transformers."""
 
-TILE_BYTES = 8 * 2**20
-"""Size of one tile of fp32 scores [B, H, C, T]; the transient is a small multiple of it, however many rows are used."""
+TILE_BYTES, ACCELERATOR_TILE_BYTES = 8 * 2**20, 64 * 2**20
+"""Size of one tile of fp32 scores [B, H, C, T]; the transient is a small multiple of it, however many rows are used. A
+tile fits into a processor's cache; on an accelerator small ones would take longer to launch than to compute."""
 
 Rows = Literal["after_image", "answer", "prompt"]
 
@@ -297,8 +298,9 @@ class _RowAttention(torch.autograd.Function):
 
 
 def _tiles(scores_per_row: int, rows_BC: Tensor, weights_BGC: Tensor):
-    """Cut the rows so that the fp32 scores of one piece fit in TILE_BYTES."""
-    size = max(1, TILE_BYTES // (4 * max(1, scores_per_row)))
+    """Cut the rows so that the fp32 scores of one piece fit in a tile."""
+    most = TILE_BYTES if rows_BC.device.type == "cpu" else ACCELERATOR_TILE_BYTES
+    size = max(1, most // (4 * max(1, scores_per_row)))
     return zip(rows_BC.split(size, 1), weights_BGC.split(size, 2), strict=True)
 
 

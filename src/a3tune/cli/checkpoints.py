@@ -12,25 +12,31 @@ from a3tune.cli.progress import bar
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="The checkpoint as downloaded.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="DIR|NAME", help="The checkpoint: its folder, or owner/name[@revision] of the Hub."),
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The new model folder.")],
-    base: Annotated[Path | None, typer.Option(metavar="DIR", help="LLaMA-7B, where the checkpoint is a delta.")] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="DIR|NAME", help="LLaMA-7B, where the checkpoint is a delta.")
+    ] = None,
     tower: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="CLIP vision tower, where the checkpoint has none.")
+        str | None, typer.Option(metavar="DIR|NAME", help="CLIP vision tower, where the checkpoint has none.")
     ] = None,
     force: Force = False,
 ) -> None:
     """Convert LLaVA-Med, LLaVA-Med-1.5 or HuatuoGPT-Vision into the format that `model.path` takes.
 
-    Example: `a3tune convert llava-med-v1.5-mistral-7b --out models/llava-med-1.5`
+    Example: `a3tune convert microsoft/llava-med-v1.5-mistral-7b --out models/llava-med-1.5`
     """
-    from a3tune.convert import check, convert
+    from a3tune.convert import convert
+    from a3tune.convert.fetch import fetch
 
-    check(source, out, base=base, tower=tower, force=force)
+    folder, base_folder, tower_folder = fetch(source, out, base=base, tower=tower, force=force)
     quieten()
 
     with bar("Converting") as progress:
-        done = convert(source, out, base=base, tower=tower, force=force, progress=progress)
+        done = convert(folder, out, base=base_folder, tower=tower_folder, force=force, progress=progress)
     echo(f"{done.kind}: {done.tensors:,} tensors, {_size(done.nbytes)} in {done.folder}")
 
 

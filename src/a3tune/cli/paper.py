@@ -24,6 +24,9 @@ def reproduce(
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="On the phantom: a setting. Repeatable.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of those in FILE.yaml, in place of the one that the paper asks.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few scans and steps: to see that everything runs.")] = False,
     show: Annotated[bool, typer.Option("--list", help="Show the tables and figures.")] = False,
 ) -> None:
@@ -42,11 +45,11 @@ def reproduce(
     from a3tune.reproduce.experiments import choose
     from a3tune.reproduce.places import check_places
 
-    check_places(on, setting or (), {column.data for experiment in choose(names) for column in experiment.columns})
+    check_places(on, setting or (), choose(names, model))
     quieten()
     from a3tune.reproduce.run import reproduce
 
-    for outcome in reproduce(names, on, out, seed or [0], jobs, echo, quick=quick, settings=setting or ()):
+    for outcome in reproduce(names, on, out, seed or [0], jobs, echo, quick=quick, settings=setting or (), model=model):
         echo(outcome.text)
         if outcome.picture:
             echo(f"Picture: {outcome.picture}\n")

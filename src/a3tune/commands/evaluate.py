@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from a3tune.bases import hub_name
 from a3tune.commands.checks import check_methods
 from a3tune.commands.subject import Subject
 from a3tune.config import RunConfig, dump_config
@@ -122,7 +123,7 @@ def evaluate_loaded(subject: Subject, vlm: Vlm, samples: Sequence[Sample], progr
     if processes.index() == 0:
         folder.write_text(folder.evaluation.name, dump_config(config))
         if not folder.environment.is_file():
-            folder.write_environment()
+            folder.write_environment(hub_name(config.model.path))
         if subject.adapter:
             name = public_data(samples)
             hiding, _ = read_reliance(folder)

@@ -15,7 +15,7 @@ from a3tune.data.rows import read_split
 from a3tune.errors import A3TuneError, ConfigError
 from a3tune.machine import processes
 from a3tune.machine.memory import in_use
-from a3tune.models import cached_model
+from a3tune.models import base_folder
 from a3tune.run.folder import RunFolder
 from a3tune.training.checkpoint import last_checkpoint, state_of
 from a3tune.training.estimate import Memory, estimate_memory, steps_of
@@ -44,7 +44,7 @@ def foresee(config: RunConfig, timed_steps: int | None = None) -> Iterator[str]:
         labelled = f", {len(known_labels(config, store, measured)):,} of them labelled" if store else ""
         yield f"Validation: {len(measured):,} rows of {config.data.validation}{labelled}, every {every:,} steps"
     name = config.model.path
-    if name != "tiny" and not Path(name).is_dir() and cached_model(name) is None:
+    if base_folder(name) is None:
         yield f"Model: {name} is not on this machine; it would be downloaded, and its memory is not known before"
         return
     yield _of_memory(config, samples)

@@ -1,11 +1,13 @@
 """`a3tune train`: an adapter, with a model card."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from a3tune.bases import pinned
 from a3tune.config import RunConfig
 from a3tune.data.public import public_data
 from a3tune.data.rows import read_split
@@ -51,9 +53,10 @@ def fine_tune(
         samples = read_split(config.data, "train")
         labels = stored_quality(config, samples) if config.labels.source == "weak" else None
         name = public_data(samples)
+        known = replace(config, model=replace(config.model, path=pinned(config.model.path)))
         for card, kept in cards.items():
             if not card.exists():
-                text = model_card(config, counts(samples), data=name, labels=labels, synthetic=synthetic, kept=kept)
+                text = model_card(known, counts(samples), data=name, labels=labels, synthetic=synthetic, kept=kept)
                 write_atomic(card, text.encode())
     return folder.path
 

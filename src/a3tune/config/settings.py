@@ -43,7 +43,7 @@ class _Section:
 @dataclass(frozen=True, slots=True)
 class ModelConfig(_Section):
     path: Text = "tiny"
-    """`tiny` (shipped in the package), a folder, or a name on the Hugging Face Hub."""
+    """`tiny` (shipped in the package), a folder, or `owner/name` or `owner/name@revision` of the Hugging Face Hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the frozen weights; `auto` is bfloat16 on CUDA, float32 elsewhere."""
     device: Device = "auto"

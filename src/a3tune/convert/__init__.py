@@ -83,8 +83,9 @@ def check(
     base: Path | None = None,
     tower: Path | None = None,
     force: bool = False,
+    weights: bool = True,
 ) -> str:
-    """The name in `KINDS` of what `convert` would convert.
+    """The name in `KINDS` of what `convert` would convert; without `weights` only settings are looked at.
 
     Raises what `convert` raises, as far as that can be told before anything slow is imported.
     """
@@ -95,7 +96,8 @@ def check(
     for folder in (source, base, tower):
         if folder is not None:
             read_config(folder)
-            weight_files(folder)
+            if weights:
+                weight_files(folder)
     _refuse_to_overwrite(out, source, force)
     return kind
 

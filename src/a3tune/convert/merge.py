@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from a3tune.bases import pinned
 from a3tune.config import RunConfig
 from a3tune.config.public import public_name
 from a3tune.convert.stream import writing
@@ -19,6 +20,7 @@ from a3tune.errors import AdapterError, ModelError, OutputError
 from a3tune.machine.digests import write_digests
 from a3tune.machine.files import replacing_folder
 from a3tune.machine.hashes import file_hash
+from a3tune.machine.hub import named
 from a3tune.models import A3MOE, adapter_weights, check_at_hand, check_model, read_adapter
 from a3tune.run.folder import RunFolder
 
@@ -73,7 +75,7 @@ def merge(adapter: Path, out: Path, card: Card, *, base: str | None = None, forc
         vlm = load_vlm(name, device="cpu", dtype="stored", attention=False)
         _check_base(vlm)
         nbytes = _write(_merged(vlm, adapter), vlm.processor, folder)
-        _describe(folder, adapter, name, run, card)
+        _describe(folder, adapter, pinned(name), run, card)
         with writing(out):
             write_digests(folder)
     return Merged(out, name, nbytes)
@@ -87,7 +89,7 @@ def check(adapter: Path, out: Path, *, base: str | None = None, force: bool = Fa
     settings = read_adapter(adapter)
     _refuse_routed(adapter, settings)
     run = RunFolder.of_adapter(adapter)
-    name = base or (run.read_config().model.path if run else settings.get("base_model_name_or_path"))
+    name = base or (run.read_config().model.path if run else _base_of(settings))
     if not name:
         raise AdapterError(f"{adapter}: names no base model, and there is no run's config.yaml beside it; give --model")
     if base is None:
@@ -96,6 +98,12 @@ def check(adapter: Path, out: Path, *, base: str | None = None, force: bool = Fa
         check_model(name)
     _refuse_to_overwrite(out, force)
     return name, run
+
+
+def _base_of(settings: Mapping[str, Any]) -> str | None:
+    """The base that an adapter names, at the commit that it names."""
+    name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    return f"{name}@{revision}" if name and revision and named(str(name), "model") else name
 
 
 def _refuse_routed(adapter: Path, settings: Mapping[str, Any]) -> None:

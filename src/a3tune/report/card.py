@@ -68,7 +68,8 @@ def model_card(
     """README.md for the folder of an adapter that was not evaluated yet (`with_evaluation`).
 
     Args:
-        config: settings of the run. Paths are left out; of a local base model the last part of its name is given.
+        config: settings of the run. Paths are left out; of a local base model the last part of its name is given, of
+            one of the Hub all of it (`bases.pinned` adds the commit).
         counts: what the run was trained on, such as samples, images and labelled samples.
         data: name of what it was trained on that anybody may read.
         labels: how well its weak labels find the true regions, where these are known.
@@ -135,8 +136,7 @@ def merged_card(base: str, config: RunConfig | None) -> str:
         config: settings of the adapter's run, where they are known.
     """
     name = public_name(base)
-    known = {"base_model": base} if is_hub_name(base) else {}
-    front = {"library_name": "transformers", **known, "pipeline_tag": "image-text-to-text"}
+    front = {"library_name": "transformers", **_base_model(base), "pipeline_tag": "image-text-to-text"}
     front |= {"tags": ["a3tune", "lora", "medical", "vision-language"]}
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
@@ -164,9 +164,7 @@ def merged_card(base: str, config: RunConfig | None) -> str:
 
 
 def _front_matter(config: RunConfig) -> dict[str, object]:
-    """Without `base_model` if it is not on the Hub: its validator refuses other names, and a folder is private."""
     routed = config.adapter.kind == "a3moe"
-    known = {"base_model": config.model.path} if is_hub_name(config.model.path) else {}
     tags = [
         "a3tune",
         "lora",
@@ -174,7 +172,17 @@ def _front_matter(config: RunConfig) -> dict[str, object]:
         "medical",
         "vision-language",
     ]
-    return {"library_name": "peft", **known, "pipeline_tag": "image-text-to-text", "tags": tags}
+    return {
+        "library_name": "peft",
+        **_base_model(config.model.path),
+        "pipeline_tag": "image-text-to-text",
+        "tags": tags,
+    }
+
+
+def _base_model(name: str) -> dict[str, str]:
+    """Empty if it is not on the Hub: its validator refuses other names, revisions too, and a folder is private."""
+    return {"base_model": name.partition("@")[0]} if is_hub_name(name) else {}
 
 
 def _introduction(config: RunConfig, base: str) -> str:

@@ -1,7 +1,7 @@
 """What the paper's tables and figures compare, read from `assets/paper/experiments.yaml`. Runs nothing."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -58,6 +58,13 @@ class Experiment:
     """What a figure sweeps, as its axis is called."""
     peak: float | None = None
     """Swept value at which performance peaks, as the paper's text says."""
+    published: str = ""
+    """The model that the published numbers are of, where it is another."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether models answer for it."""
+        return self.kind in ("results", "cases")
 
     @property
     def drawn(self) -> bool:
@@ -71,8 +78,11 @@ def experiments() -> dict[str, Experiment]:
     return {name: _experiment(name, entry) for name, entry in tree.items()}
 
 
-def choose(names: list[str]) -> list[Experiment]:
-    """The named ones; `all` is all of them, `fig5` is `fig5a` and `fig5b`. Raises ConfigError for an unknown name."""
+def choose(names: list[str], model: str | None = None) -> list[Experiment]:
+    """The named ones; `all` is all of them, `fig5` is `fig5a` and `fig5b`. Raises ConfigError for an unknown name.
+
+    With `model` that one is asked in place of the paper's, and the outcome is called by both.
+    """
     known = experiments()
     chosen: dict[str, Experiment] = {}
     for name in names:
@@ -80,7 +90,16 @@ def choose(names: list[str]) -> list[Experiment]:
         if not named:
             raise ConfigError(f"{name}: expected a table or figure of the paper, one of {', '.join(known)}, or all")
         chosen |= named
-    return list(chosen.values())
+    return [_of(experiment, model) for experiment in chosen.values()]
+
+
+def _of(experiment: Experiment, model: str | None) -> Experiment:
+    if model in (None, experiment.model) or not experiment.asks:
+        return experiment
+    note = f"Asked of {model}; rows are called as in the paper, whose numbers are of {experiment.model}."
+    note = f"{note} {experiment.note}".strip()
+    name = f"{experiment.name}-{model}"
+    return replace(experiment, name=name, model=str(model), note=note, published=experiment.model)
 
 
 def paper_asset(name: str) -> str:

@@ -84,7 +84,7 @@ def plan(places: Places, out: Path, chosen: Iterable[Experiment], seeds: Sequenc
     """
     needed: dict[Path, Job] = {}
     for experiment in chosen:
-        if experiment.kind not in ("results", "cases"):
+        if not experiment.asks:
             continue
         columns = [column for column in experiment.columns if column.data in places.data]
         for row, column, seed in product(experiment.rows, columns, seeds):

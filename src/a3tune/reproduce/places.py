@@ -13,13 +13,15 @@ from a3tune.config import DataConfig, RunConfig, load_config, plain_yaml
 from a3tune.data.rows import check_split, read_rows, write_rows
 from a3tune.demo.plan import plan_demo
 from a3tune.errors import ConfigError, shown
-from a3tune.reproduce.experiments import paper_asset
+from a3tune.reproduce.experiments import Experiment, paper_asset
 from a3tune.run.stages import Stages
 
 REGIONS = "-regions"
 """Ends the name of a data set of which only the questions with a known region count."""
 REPORTS = ("iu-xray", "mimic-cxr")
 PHANTOM = "phantom"
+_MODELS = ("llava-med", "llava-med-1.5", "huatuogpt-vision")
+"""The paper's."""
 _DEMO = Path(str(files("a3tune") / "assets" / "demo" / "config.yaml"))
 """Settings on the phantom."""
 _TEST = "random"
@@ -67,16 +69,29 @@ _load = lru_cache(maxsize=None)(load_config)
 """A table asks for the settings of a few runs again and again."""
 
 
-def check_places(on: str, settings: Sequence[str], needed: Collection[str]) -> None:
-    """Raises ConfigError or DataError for what `reproduce` could not use; `needed` are data sets. Writes nothing."""
+def check_places(on: str, settings: Sequence[str], chosen: Sequence[Experiment]) -> None:
+    """Raises ConfigError or DataError for what `reproduce` could not use for any of `chosen`. Writes nothing."""
     if on == PHANTOM:
         load_config(_DEMO, settings)
+        _check_models("the phantom", _MODELS, chosen)
         return
     tree = _places(Path(on))
     load_config(None, tree["settings"])
+    _check_models(on, tree["models"], chosen)
+    needed = {column.data for experiment in chosen for column in experiment.columns}
     for folder in (folder for name, folder in tree["data"].items() if name in needed):
         for split in ("train", "test"):
             check_split(DataConfig(train=folder / f"{split}.jsonl"), "train")
+
+
+def _check_models(where: str, models: Collection[str], chosen: Sequence[Experiment]) -> None:
+    lacking = [experiment.model for experiment in chosen if experiment.asks and experiment.model not in models]
+    if lacking and len(lacking) == len(chosen):
+        there = ", ".join(models) or "none"
+        raise ConfigError(
+            f"{where}: models.{lacking[0]}: expected its place, got none; give it, or ask a model that is there "
+            f"(--model NAME, of {there})"
+        )
 
 
 def read_places(path: Path, out: Path) -> Places:
@@ -134,8 +149,14 @@ def phantom_places(
         stages.run(folder.name, inputs, [folder], draw)
     data = {name: folders[name in REPORTS] for name in paper["data"]}
     settings_of = {name: (*(_REPORT_SETTINGS if name in REPORTS else ()), *settings) for name in paper["data"]}
-    models: dict[str, str] = dict.fromkeys(("llava-med", "llava-med-1.5", "huatuogpt-vision"), "tiny")
-    return Places(models, data | _with_regions(data, out), settings_of, _DEMO, _PHANTOM_CLASSES, stand_in=True)
+    return Places(
+        dict.fromkeys(_MODELS, "tiny"),
+        data | _with_regions(data, out),
+        settings_of,
+        _DEMO,
+        _PHANTOM_CLASSES,
+        stand_in=True,
+    )
 
 
 def _with_regions(data: Mapping[str, Path], out: Path) -> dict[str, Path]:

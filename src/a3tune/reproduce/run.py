@@ -39,6 +39,7 @@ def reproduce(
     *,
     quick: bool = False,
     settings: Sequence[str] = (),
+    model: str | None = None,
 ) -> list[Outcome]:
     """Run what the named tables and figures need, and write each as `NAME.md` and `NAME.json` (cases: `NAME.html`).
 
@@ -52,15 +53,19 @@ def reproduce(
         jobs: runs at a time; with 0 nothing is run, and what is there is written.
         quick: few phantom patients and steps: to see that everything runs.
         settings: in place of the demo's, on the phantom.
+        model: asked in place of the paper's. None: the paper's; tables whose model has no place are left out.
 
-    Raises ConfigError for an unknown name or a place that is missing.
+    Raises ConfigError for an unknown name.
     """
-    chosen = choose(list(names))
+    chosen = choose(list(names), model)
     if on == PHANTOM:
         all_settings = (*(_QUICK_SETTINGS if quick else ()), *settings)
         places = phantom_places(out, all_settings, lambda done, total: None, QUICK if quick else None)
     else:
         places = read_places(Path(on), out)
+    for experiment in (one for one in chosen if one.asks and one.model not in places.models):
+        say(f"left out: {experiment.name}: models.{experiment.model} has no place; --model NAME asks one that is there")
+    chosen = [one for one in chosen if not one.asks or one.model in places.models]
     absent = run_all(plan(places, out, chosen, seeds), jobs, say)
     for name, why in absent.items():
         say(f"left out: {name}: {why}")

@@ -105,7 +105,7 @@ def as_markdown(table: Table, picture: str | None = None) -> str:
         lines.append(f"| {markdown(title)} | " + " | ".join(_text(cell, table.comparable) for cell in row) + " |")
     lines += ["", *(f"- {name}: {value}" for name, value in table.about.items())]
     if not table.comparable:
-        lines.append("- The published numbers (in brackets) are of other data and models: no difference is meant.")
+        lines.append("- The published numbers (in brackets) are of other data or models: no difference is meant.")
     return "\n".join(lines) + "\n"
 
 
@@ -225,7 +225,7 @@ def _table(
         tuple(columns),
         rows,
         cells,
-        not places.stand_in,
+        not (places.stand_in or experiment.published),
         about,
     )
 

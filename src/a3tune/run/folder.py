@@ -185,8 +185,8 @@ class RunFolder:
             raise RunError(f"{self.path}: holds no {self.config.name}: the run never started; train first")
         return read_settings(self.config)
 
-    def write_environment(self) -> Path:
-        return self.write_json(self.environment.name, environment())
+    def write_environment(self, base: str | None = None) -> Path:
+        return self.write_json(self.environment.name, environment(base))
 
 
 def read_settings(path: Path) -> RunConfig:
@@ -204,11 +204,14 @@ def read_json(path: Path, again: str) -> dict[str, Any]:
         raise RunError(f"{path}: cannot be read, it is damaged ({in_short(error)}); {again}") from None
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware that results may depend on; no names of users, hosts or folders."""
+def environment(base: str | None = None) -> dict[str, Any]:
+    """Versions and hardware that results may depend on; no names of users, hosts or folders.
+
+    `base` is the base model where it is one of the Hugging Face Hub, with its commit.
+    """
     import torch
 
-    return {
+    return ({} if base is None else {"base model": base}) | {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": {package: version(package) for package in PACKAGES},

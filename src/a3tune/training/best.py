@@ -14,10 +14,12 @@ from typing import Any
 from pydantic import TypeAdapter
 from transformers import TrainerCallback
 
+from a3tune.bases import pinned
 from a3tune.errors import RunError
 from a3tune.machine import processes
 from a3tune.machine.digests import check_digests, sealed, write_digests
 from a3tune.machine.files import new_folder, replacing_folder, restore_folder, sync_folder, sync_tree
+from a3tune.machine.hub import named
 from a3tune.run.folder import RunFolder, read_json
 from a3tune.training.score import VALIDATION, is_better
 
@@ -120,16 +122,18 @@ def _write(
 
 @contextmanager
 def _named(model: Any, base: str) -> Iterator[None]:
-    """While this is open the adapter says its base by the user's name.
+    """While this is open the adapter says its base by the user's name, and of one of the Hub the commit.
 
     Not longer: checkpoints are saved with PEFT's default, which looks for files of that name on the Hub.
     """
     configs = list(model.peft_config.values())
-    before = [config.base_model_name_or_path for config in configs]
+    before = [(config.base_model_name_or_path, config.revision) for config in configs]
+    repository = named(pinned(base), "model")
     for config in configs:
-        config.base_model_name_or_path = base
+        config.base_model_name_or_path = repository.name if repository else base
+        config.revision = repository.revision if repository else None
     try:
         yield
     finally:
-        for config, name in zip(configs, before, strict=True):
-            config.base_model_name_or_path = name
+        for config, names in zip(configs, before, strict=True):
+            config.base_model_name_or_path, config.revision = names

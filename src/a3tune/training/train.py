@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from a3tune.adapters import add_adapter
+from a3tune.bases import hub_name
 from a3tune.config import RunConfig
 from a3tune.data.rows import read_split
 from a3tune.errors import A3TuneError, ConfigError, RunError
@@ -91,7 +92,7 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
             if started:
                 refuse_other_content(folder, identity, samples)
             folder.write_config(config)
-            folder.write_environment()
+            folder.write_environment(hub_name(config.model.path))
             record(folder, identity, started=started)
         pictures = trainer.validation.pictures if trainer.validation else list
         step = state_of(checkpoint)["global_step"] if checkpoint else 0

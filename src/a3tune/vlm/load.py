@@ -12,18 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
+from a3tune import bases
 from a3tune.attention.capture import use_capture
 from a3tune.claims import check_claims, check_shape
 from a3tune.compat.peft import has_forward_pre_hook
 from a3tune.errors import A3TuneError, ModelError, in_short
 from a3tune.machine.digests import DIGESTS, check_digests
-from a3tune.machine.hub import check_reachable
 from a3tune.machine.trial import template_ends
-from a3tune.models import cached_model, check_finite, check_model, choose_device, read_config, shipped
+from a3tune.models import base_folder, check_finite, check_format, check_model, choose_device, read_config
 from a3tune.vlm.checks import check_generation, check_images
 from a3tune.vlm.families import FAMILIES, Family, family_of
 from a3tune.vlm.processor import load_processor
@@ -38,7 +37,7 @@ class Vlm:
     processor: Any
     """Its `ProcessorMixin`, with a tokenizer and an image processor."""
     name: str
-    """As given to `load_vlm`: "tiny", a folder, or a name on the Hugging Face Hub."""
+    """As given to `load_vlm`: "tiny", a folder, or a name on the Hugging Face Hub, perhaps with its revision."""
 
     @property
     def tokenizer(self) -> Any:
@@ -82,7 +81,8 @@ def load_vlm(
     Only safetensors are read and no code of the checkpoint is run.
 
     Args:
-        path: "tiny" (shipped in the package), a local folder, or a name on the Hugging Face Hub.
+        path: "tiny" (shipped in the package), a local folder, or a name on the Hugging Face Hub, `owner/name` or
+            `owner/name@revision`; what its cache here lacks is downloaded, once the model is known to be supported.
         device: "cuda", "cuda:1", "mps" or "cpu"; None or "auto" takes the first of cuda, mps and cpu that is there.
         dtype: None or "auto": bfloat16 on cuda, float32 elsewhere; "stored": as the checkpoint has it.
         attention: let attention be captured in the language model; the vision tower stays on sdpa.
@@ -99,8 +99,10 @@ def load_vlm(
         dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
     elif dtype == "stored":
         dtype = "auto"  # as transformers calls it
-    check_digests(Path(source), ModelError, f"make the model again; if you changed it yourself, delete {DIGESTS}")
+    check_digests(source, ModelError, f"make the model again; if you changed it yourself, delete {DIGESTS}")
     config, processor = _described(source, name)
+    if (whole := _source(path, weights=True)) != source:  # a branch that moved meanwhile
+        source, (config, processor) = whole, _described(whole, name)
     spread: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     if quantization is not None:
         compute = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -177,27 +179,23 @@ def load_bare(path: str | Path) -> Vlm:
     return Vlm(model=model, processor=processor, name=str(path))
 
 
-def _source(path: str | Path) -> str:
+def _source(path: str | Path, *, weights: bool = False) -> Path:
     """Where a model is read: what the cache of the Hub holds whole is read there, and the Hub is not asked for news."""
-    if str(path) == "tiny":
-        return str(shipped("vlm"))
-    return str(path if Path(path).is_dir() else cached_model(str(path)) or path)
+    check_model(str(path))
+    return base_folder(str(path)) or bases.fetch(str(path), weights=weights)
 
 
-def _described(source: str, name: str) -> tuple[Any, Any]:
+def _described(source: Path, name: str) -> tuple[Any, Any]:
     """Configuration and completed processor of a supported model."""
-    check_model(name)
-    _check_reachable(source)
-    if Path(source).is_dir():
-        check_claims(Path(source))
+    check_format(name, read_config(source))
+    check_claims(source)
     with _readable(name):
-        if Path(source).is_dir():  # transformers may stumble over what it reads
-            check_shape(name, read_config(Path(source)))
+        check_shape(name, read_config(source))  # transformers may stumble over what it reads
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         check_shape(name, config.to_dict())
     family = family_of(config, name)
     with _readable(name):
-        processor = load_processor(source, config)
+        processor = load_processor(str(source), config)
     _complete_processor(processor, name)
     if name != "tiny":
         _check_templates(processor, name)
@@ -205,12 +203,6 @@ def _described(source: str, name: str) -> tuple[Any, Any]:
         check_images(processor.image_processor, name)
         family.complete(processor, config)
     return config, processor
-
-
-def _check_reachable(source: str) -> None:
-    """ModelError where the Hugging Face Hub is needed and cannot be reached: transformers tries for half a minute."""
-    if not Path(source).is_dir() and not isinstance(try_to_load_from_cache(source, "config.json"), str):
-        check_reachable(f"model {source}", "give the folder of a copy", ModelError)
 
 
 def _in_one_piece(head: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
