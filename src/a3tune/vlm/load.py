@@ -145,7 +145,7 @@ def wrap_vlm(model: Any, processor: Any) -> Vlm:
     processor what older checkpoints leave out. The model may carry an adapter. Raises `ModelError` for a family that is
     not supported, a processor without tokenizer or images, or a model whose attention cannot be captured.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, PreTrainedModel):
         raise ModelError(f"model: expected one of transformers, with or without an adapter, got {type(model).__name__}")
     name = base.name_or_path or type(base).__name__
@@ -153,11 +153,12 @@ def wrap_vlm(model: Any, processor: Any) -> Vlm:
     _complete_processor(processor, name)
     with _readable(name):
         family.complete(processor, base.config)
-    head = base.get_output_embeddings()
+    head: Any = base.get_output_embeddings()
     if not has_forward_pre_hook(head, _in_one_piece):
         head.register_forward_pre_hook(_in_one_piece)
     use_capture(base)
-    return Vlm(model=model, processor=processor, name=name)
+    adapted: Any = model  # a PeftModel passes on what a model is asked
+    return Vlm(model=adapted, processor=processor, name=name)
 
 
 def describe(path: str | Path) -> tuple[Any, Any]:
