@@ -75,10 +75,12 @@ class StackedExperts(nn.Module):
             with torch.no_grad():
                 use = weight_M @ share_MO / total
                 entropy = weight_M @ torch.special.entr(gate_MO).sum(-1) / total
-            # Kept only on request: it holds the autograd graph of the pass. A pass that activation checkpointing
-            # replays has handed its term out already, and a second one would hold on to all that is recomputed.
-            if self.balance and not in_backward():
-                self.balance_term = self.experts * (use @ (weight_M @ gate_MO / total))
+            # Made in passes that activation checkpointing replays, too: they must save what the first one saved.
+            term = self.experts * (use @ (weight_M @ gate_MO / total)) if self.balance else None
+        # Kept only on request: it holds the autograd graph of the pass. A pass that activation checkpointing
+        # replays has handed its term out already, and a second one would hold on to all that is recomputed.
+        if not in_backward():
+            self.balance_term = term
         self.load = GateLoad(use, entropy)
 
 
