@@ -7,10 +7,8 @@ import torch
 from accelerate import Accelerator
 from peft import get_peft_model
 
-from a3tune.adapters import A3MoEConfig
+from a3tune import A3MoEConfig, Alignment, read_rows
 from a3tune.data.phantom import write_phantom
-from a3tune.data.rows import read_rows
-from a3tune.training.step import Alignment
 from a3tune.vlm.load import load_vlm
 
 

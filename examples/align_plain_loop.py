@@ -7,11 +7,9 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from a3tune.adapters import A3MoEConfig
+from a3tune import A3MoEConfig, Alignment, read_rows
 from a3tune.data.phantom import write_phantom
-from a3tune.data.rows import read_rows
 from a3tune.models import shipped
-from a3tune.training.step import Alignment
 
 
 def main(out: Path, quick: bool) -> list[float]:

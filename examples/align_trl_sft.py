@@ -7,11 +7,9 @@ from datasets import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import SFTConfig, SFTTrainer
 
-from a3tune.adapters import A3MoEConfig
+from a3tune import A3MoEConfig, Alignment, AlignmentMixin
 from a3tune.data.phantom import write_phantom
 from a3tune.models import shipped
-from a3tune.training.mixin import AlignmentMixin
-from a3tune.training.step import Alignment
 
 
 class MyTrainer(AlignmentMixin, SFTTrainer):

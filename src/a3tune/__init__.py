@@ -12,6 +12,8 @@ Make one:
     label           the same for rows of questions, kept in a folder
     train           an adapter: returns the folder of the run
     A3MoEConfig     the adapter alone, for `peft.get_peft_model`
+    Alignment       the alignment loss for a training loop of your own
+    AlignmentMixin  the same for a Trainer of transformers or TRL
 
 Measure it:
 
@@ -33,12 +35,16 @@ if TYPE_CHECKING:
     from a3tune.adapters import A3MoEConfig
     from a3tune.api import Answer, Model, compare, evaluate, find_regions, label, load, read_rows, train
     from a3tune.errors import A3TuneError
+    from a3tune.training.mixin import AlignmentMixin
+    from a3tune.training.step import Alignment
     from a3tune.types import Region, Sample
 
 __version__ = "0.1.0"
 __all__ = [
     "A3MoEConfig",
     "A3TuneError",
+    "Alignment",
+    "AlignmentMixin",
     "Answer",
     "Model",
     "Region",
@@ -55,6 +61,8 @@ __all__ = [
 _ELSEWHERE = {
     "A3MoEConfig": "a3tune.adapters",
     "A3TuneError": "a3tune.errors",
+    "Alignment": "a3tune.training.step",
+    "AlignmentMixin": "a3tune.training.mixin",
     "Region": "a3tune.types",
     "Sample": "a3tune.types",
 }
