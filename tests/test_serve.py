@@ -44,6 +44,8 @@ QUESTION = "Is there a lesion in the liver?"
 QUESTIONS = [QUESTION, "Which imaging modality is this?", "Where is the lesion?", "What is the number of lesions?"]
 TOKEN = "correct-horse-battery-staple"
 PATIENCE = 60.0
+REPORT = "Write a report of this scan."
+"""The tiny model writes some fifty tokens, where it answers a question in one or two."""
 LONG = 800
 """Tokens of an answer that is still growing when its client goes away."""
 SETTINGS = EvaluationConfig(max_new_tokens=6).over(AlignmentConfig())
@@ -409,13 +411,13 @@ def test_a_client_that_goes_away_frees_its_place(
     streaming: bool, decode: str, models: dict[str, Vlm], scans: list[Path]
 ):
     with served(models, limit=1) as client:
-        body = asking(scans[0], model="mine", max_tokens=LONG, stream=streaming, decode=decode)
+        body = asking(scans[0], REPORT, model="mine", max_tokens=LONG, stream=streaming, decode=decode)
         if streaming and decode == "greedy":
             with client.stream("POST", "/v1/chat/completions", json=body) as reply:
                 next(reply.iter_lines())
         else:
             with pytest.raises(httpx.ReadTimeout):
-                client.post("/v1/chat/completions", json=body, timeout=0.5)
+                client.post("/v1/chat/completions", json=body, timeout=httpx.Timeout(10, read=0.1))
         until(lambda: counted(client, "a3tune_open_requests") == 0)
         assert counted(client, 'a3tune_requests_total{status="499"}') == 1
         assert text_of(ask(client, scans[0]))
