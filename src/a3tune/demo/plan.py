@@ -54,7 +54,7 @@ def plan_demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
             _change_patients(recipe.patients, override)
         else:
             shared.append(override)
-    shared += [f"data.{split}={folder / 'data' / split}.jsonl" for split in recipe.patients]
+    shared += [f"data.{split}={folder / 'data' / split}.jsonl" for split in ("train", "test")]
     shared += [f"labels.store={folder / 'labels'}"]
     configs = {
         name: load_config(_asset("config.yaml"), [*shared, *differences, f"output={folder / name}"])
