@@ -52,7 +52,13 @@ PATIENTS = {
     False: {"train": 130, "validation": 50, "test": 80},
 }
 """Of marked and of clean sets: about 800 training questions."""
-SETTINGS = ["training.epochs=8", "alignment.weight=3", "alignment.heads=0.5", "alignment.rows=after_image"]
+SETTINGS = [
+    "training.epochs=8",
+    "training.load_balance=0",
+    "alignment.weight=3",
+    "alignment.heads=0.5",
+    "alignment.rows=after_image",
+]
 """In place of the demo's; whole, since cells that were measured before are known by them."""
 LORA = ["adapter.kind=lora"]
 UNALIGNED = ["labels.source=none"]
@@ -76,6 +82,8 @@ ROWS = {
     **{f"lambda {weight}": [f"alignment.weight={weight}"] for weight in (0.1, 0.3, 1, 10)},
     **{f"K {count}": [f"labels.top_k={count}"] for count in (1, 2, 8)},
     "answer rows": ["alignment.rows=answer"],
+    "load balance .1": ["training.load_balance=0.1"],
+    "load balance .1, true regions": ["training.load_balance=0.1", "labels.source=truth"],
     "learning rate 1e-3": ["training.learning_rate=1e-3"],
     **{
         f"{row}, {method}": [*own, f"evaluation.decode={method}"]
