@@ -273,3 +273,11 @@ def test_settings_without_end_are_refused_before_they_are_read(tmp_path):
         load_config(tmp_path / "run.yaml")
     with pytest.raises(ConfigError, match="at most"):
         load_config(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "balance"),
+    [([], 0.1), (["adapter.kind=lora"], 0.0), (["adapter.query_experts=0", "adapter.key_experts=0"], 0.0)],
+)
+def test_where_nothing_is_routed_nothing_is_balanced(changes: list[str], balance: float):
+    assert load_config(None, ["training.load_balance=0.1", *changes]).active_balance == balance

@@ -79,7 +79,7 @@ def _about(
 ) -> None:
     """Fine-tune a vision-language model that looks at the region the question asks about.
 
-    New here? `a3tune demo` shows everything on synthetic scans in about five minutes, without any download.
+    New here? `a3tune demo` shows everything on synthetic scans in about six minutes, without any download.
 
     Your own data: `data` prepares it, `label` finds where to look, `train` fine-tunes, `eval` measures, `report`
     compares, `ask` tries it.

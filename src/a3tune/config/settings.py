@@ -194,7 +194,7 @@ class TrainingConfig(_Section):
     activation_checkpointing: Switch = False
     """Recompute activations in the backward pass: less memory, more time."""
     load_balance: NonNegative = 0.0
-    """Weight of the routers' load-balance term: >= 0; the paper has none."""
+    """Weight of the routers' load-balance term: >= 0; the paper has none. Plain LoRA has no routers, and no term."""
     eval_steps: Natural = 0
     """Optimiser steps between evaluations on `data.validation`, the last step's besides: >= 0; 0 makes none."""
     eval_samples: Count = 64
@@ -274,6 +274,12 @@ class RunConfig(_Section):
     def active_alignment(self) -> AlignmentConfig:
         """The alignment that a training makes: none without labels, whatever its weight."""
         return replace(self.alignment, weight=0.0) if self.labels.source == "none" else self.alignment
+
+    @property
+    def active_balance(self) -> float:
+        """Weight of the load-balance term; 0 where nothing is routed."""
+        routed = self.adapter.kind == "a3moe" and bool(self.adapter.query_experts or self.adapter.key_experts)
+        return self.training.load_balance if routed else 0.0
 
     @property
     def active_evaluation(self) -> EvaluationConfig:

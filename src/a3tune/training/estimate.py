@@ -107,10 +107,10 @@ def _peak(
     if config.training.activation_checkpointing:
         vlm.model.activation_checkpointing_enable({"use_reentrant": False})
     settings = config.adapter
-    model: Any = add_adapter(vlm.model, settings, balance=config.training.load_balance > 0)
+    model: Any = add_adapter(vlm.model, settings, balance=config.active_balance > 0)
     model.train()
     batch = Collator(vlm, regions_for, membership=config.alignment.membership)(samples)
-    balance = config.training.load_balance
+    balance = config.active_balance
     alignment = Alignment(model, vlm.processor, load_balance=balance, **asdict(_few_heads(config, model)))
     counts = Counts(int(batch["labels"].ne(IGNORED).sum()), int(learning(batch).sum()))
     precision = torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()

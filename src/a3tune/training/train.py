@@ -220,7 +220,7 @@ def _prepare(
     model = add_adapter(
         vlm.model,
         config.adapter,
-        balance=config.training.load_balance > 0,
+        balance=config.active_balance > 0,
         control_ids=vlm.control_ids,
         layout_ids=vlm.layout_ids,
     )
@@ -237,7 +237,7 @@ def _prepare(
         samples,
         learnt,
         alignment=config.active_alignment,
-        load_balance=settings.load_balance,
+        load_balance=config.active_balance,
         validation=validation,
         callbacks=[stop, MetricsFile(folder.metrics), *callbacks],
     )
