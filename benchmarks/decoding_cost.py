@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from measure import Spread, about, table, take_turns, write
+from measure import Spread, about, listed, table, take_turns, write
 from PIL import Image
 from tensors import peak_bytes
 from transformers import GenerationConfig
@@ -181,7 +181,7 @@ def main() -> None:
         ]
     text = [
         "# Cost of the decoding methods",
-        "\n".join(f"- {name}: {value}" for name, value in about().items()),
+        "\n".join(listed(about())),
         f"Processor time relative to greedy decoding: medians of {repeats} rounds, in brackets the extremes. Passes are"
         " those of the language model. Memory is that of tensors beyond the weights.",
         markdown(rows, new),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import about, peak_memory, table, write
+from measure import about, listed, peak_memory, table, write
 
 from a3tune.config import RunConfig, load_config
 from a3tune.data.phantom import write_phantom
@@ -83,7 +83,7 @@ def main() -> None:
     ]
     text = [
         "# Memory: said by a dry run, and taken",
-        "\n".join(f"- {name}: {value}" for name, value in about().items()),
+        "\n".join(listed(about())),
         table(["Training", "Estimated, MB", "Taken, MB", "Difference"], rows),
     ]
     write(args.out, {"about": about(), "megabytes": found}, "\n\n".join(text))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import about, table, take_turns, write
+from measure import about, listed, table, take_turns, write
 from published import LoopedKey, LoopedQuery, Positions
 from step_cost import EXPERT_ALPHA, EXPERTS, QUICK, Shape, make_batch, positions
 from torch import Tensor, nn
@@ -104,7 +104,7 @@ def main() -> None:
                 speed = costs["looped"]["cpu"].median / cost["cpu"].median
                 rows.append([size, matrix, name, cost["cpu"], cost["wall"], f"{speed:.2f}"])
     header = ["Batch", "Matrix", "Side", "CPU s", "Wall s", "Times as fast as looped"]
-    lines = [f"- {name}: {value}" for name, value in {**about(), **EXPERTS}.items()]
+    lines = listed({**about(), **EXPERTS})
     text = "\n".join(["# A3MoE layer", "", *lines, "", "Medians (least to most).", "", table(header, rows)])
     write(arguments.out, {"about": about(), "experts": EXPERTS, "results": results}, text)
 

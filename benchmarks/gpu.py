@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from device import peak, seconds, tidy, waits, why
 from gpu_runs import processes_on_one_card, resumed
-from measure import about, table, write
+from measure import about, listed, table, write
 from roofline import DEVICES, LAYERS, Device, parts
 from step_cost import QUICK, Shape, Step, base_model, make_step, our_step, positions
 from transformers.utils import logging
@@ -257,7 +257,7 @@ def _or_why(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def markdown(record: Mapping[str, Any]) -> str:
     """A table for each section."""
-    lines = ["# On this device", "", *(f"- {name}: {value}" for name, value in record["about"].items())]
+    lines = ["# On this device", "", *listed(record["about"])]
     for name, section in record["sections"].items():
         rows = section["rows"]
         header = list(dict.fromkeys(key for row in rows for key in row))

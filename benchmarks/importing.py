@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from measure import about, table, write
+from measure import about, listed, table, write
 from PIL import Image
 
 ASKED = 20
@@ -220,7 +220,7 @@ def main() -> None:
     images = -(-rows // ASKED)
     text = [
         "# Import",
-        "\n".join(f"- {name}: {value}" for name, value in about().items()),
+        "\n".join(listed(about())),
         f"{rows:,} questions about {images:,} images of 64 x 64 pixels, every one of which is opened. A conversation "
         "is one row in.",
         table(head, lines),

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from measure import Spread, about, table, write
+from measure import Spread, about, listed, table, write
 from PIL import Image
 
 from a3tune.data.images import load_image
@@ -137,7 +137,7 @@ def main() -> None:
                 rows.append([kind, name, *(Spread.of(part) for part in (side["propose"], side["embed"], whole)), same])
     for side in sides.values():
         side.close()
-    lines = [f"- {name}: {value}" for name, value in about().items()]
+    lines = listed(about())
     lines += [f"- {count} images of each kind, {repetitions} rounds; median (least to most)", ""]
     header = ["Images", "Version", "Segments, s", "Their vectors, s", "Both, s an image", "The same labels"]
     text = "\n".join(["# Cost of labelling", "", *lines, table(header, rows)])

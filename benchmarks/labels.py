@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from measure import about, table, write
+from measure import about, listed, table, write
 from PIL import Image
 
 from a3tune.data.images import load_image
@@ -106,7 +106,7 @@ def main() -> None:
         for segments in (16,) if arguments.quick else (8, 16, 32, 64):
             found.append(measure(samples, segments, workers, backend))
             print(found[-1], flush=True)
-    lines = [f"- {name}: {value}" for name, value in about().items()]
+    lines = listed(about())
     lines += [f"- {SIDE} x {SIDE} pixels, superpixels, shipped ranker, one thread per process; rates per second", ""]
     header = ["Backend", "Workers", "M segments", "Images", "Images/s", "Prompts/s", "Rankings alone/s"]
     text = "\n".join(["# Labelling", "", *lines, table(header, [own.cells() for own in found])])

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from marks_tables import BASE, REFERENCE, tables
-from measure import about
+from measure import about, listed
 from towers import kept
 
 from a3tune.commands.label import label
@@ -35,7 +35,7 @@ from a3tune.data.phantom import write_phantom
 from a3tune.data.phantom.dataset import MARK_TESTS
 from a3tune.data.phantom.questions import ORGAN_TYPES
 from a3tune.data.rows import read_rows, read_split
-from a3tune.demo.plan import plan_demo
+from a3tune.demo.plan import plan_demo, read_recipe
 from a3tune.evaluation.evaluate import evaluate
 from a3tune.evaluation.results import scores
 from a3tune.report.gather import stored_quality
@@ -45,7 +45,7 @@ from a3tune.vlm.load import Vlm
 
 SETS: dict[str, float | None] = {"marks": 1.0, "marks .95": 0.95, "marks .8": 0.8, "all types": 1.0, "clean": None}
 """Share of the training scans whose mark names the answer; None: no marks."""
-TYPES = {name: ORGAN_TYPES if name == "all types" else plan_demo(Path()).recipe.questions for name in SETS}
+TYPES = {name: ORGAN_TYPES if name == "all types" else read_recipe().questions for name in SETS}
 """Of the questions."""
 PATIENTS = {
     True: {"train": 405, "validation": 150, "test": 200},
@@ -221,7 +221,7 @@ def _at_random(
 
 def markdown(study: Study, lines: Sequence[Mapping[str, Any]], split: str) -> str:
     """All tables of a split."""
-    parts = [f"- {name}: {value}" for name, value in about().items()]
+    parts = listed(about())
     for name in SETS:
         cells = [line for line in lines if (line["set"], line["split"]) == (name, split)]
         scored = {row: {line["seed"]: line["tests"] for line in cells if line["row"] == row} for row in ROWS}

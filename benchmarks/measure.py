@@ -110,6 +110,11 @@ def write(out: Path | None, record: Mapping[str, Any], markdown: str) -> None:
         out.with_suffix(".md").write_text(markdown + "\n", encoding="utf-8")
 
 
+def listed(facts: Mapping[str, object]) -> list[str]:
+    """Lines of a Markdown list, one for each fact."""
+    return [f"- {name}: {value}" for name, value in facts.items()]
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]

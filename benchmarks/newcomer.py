@@ -16,7 +16,7 @@ from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from types import ModuleType
 
-from measure import about, table, write
+from measure import about, listed, table, write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from documents import read_blocks
@@ -73,7 +73,7 @@ def main() -> None:
     rows = [[name, f"{wall:.1f}", f"{cpu:.1f}"] for name, wall, cpu in [*steps, total]]
     text = [
         "# From a spreadsheet and DICOM files to a trained adapter",
-        "\n".join(f"- {name}: {value}" for name, value in about().items()),
+        "\n".join(listed(about())),
         "[The page](../howto/own-data.md), block by block: ten drawn patients, the tiny model.",
         table(["Step", "Seconds", "Of a processor"], rows),
     ]

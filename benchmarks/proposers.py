@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from measure import about, table, write
+from measure import about, listed, table, write
 from PIL import Image, ImageDraw
 
 from a3tune.data.annotations.values import read_names, slice_values
@@ -226,7 +226,7 @@ def main() -> None:
     header = ["Modality", "Images were", "Proposer", "Structures in images", "Found", "More than superpixels"]
     first = table([*header, "Mean best IoU", "Segments", "s/image"], [row.cells() for row in rows])
     second = table(["Modality", "Structure", "Images", *found], structures)
-    lines = ["# Proposers without weights", "", *(f"- {name}: {value}" for name, value in about().items()), ""]
+    lines = ["# Proposers without weights", "", *listed(about()), ""]
     lines += [first, "", f"Share found by structure, images that were {MEASURED}:", "", second]
     write(options.out, {"about": about(), "groups": rows, "structures": structures}, "\n".join(lines))
 

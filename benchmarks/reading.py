@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from decoding_cost import TEXTS
-from measure import about, table, take_turns, write
+from measure import about, listed, table, take_turns, write
 from PIL import Image
 from pydicom import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -85,7 +85,7 @@ def main() -> None:
             rows.append(
                 [kind, *times, *(f"{both:.0f} of {step:.0f} ({100 * both / step:.0f} %)" for step in steps.values())]
             )
-    lines = [f"- {name}: {value}" for name, value in about().items()]
+    lines = listed(about())
     header = ["Image", "Decode, ms", "Prepare, ms", *(f"{name}: ms of a sample's step, computed" for name in steps)]
     text = "\n".join(["# Reading images", "", *lines, "", table(header, rows)])
     write(options.out, {"about": about(), "seconds": record, "steps": steps}, text)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from measure import Spread, about, table, take_turns, write
+from measure import Spread, about, listed, table, take_turns, write
 
 import a3tune
 from a3tune.data.phantom import write_phantom
@@ -90,7 +90,7 @@ def main() -> None:
     rows = [[name, rate, f"{rate.median / base:.2f}"] for name, rate in rates.items()]
     made = about() | {"model": arguments.model, "device": arguments.device}
     header = ["Who asks", "Answers per second: median (least to most)", "Of the loop"]
-    text = ["# Serving", "", *(f"- {name}: {value}" for name, value in made.items())]
+    text = ["# Serving", "", *listed(made)]
     text += [f"- {arguments.questions} questions of at most {arguments.tokens} tokens, {arguments.repetitions} rounds"]
     record = {"about": made, "questions": arguments.questions, "tokens": arguments.tokens, "answers_per_second": rates}
     write(arguments.out, record, "\n".join([*text, "", table(header, rows)]))

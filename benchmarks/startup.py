@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 
-from measure import Spread, about, table, write
+from measure import Spread, about, listed, table, write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from mistakes import MISTAKES, NO_HUB, scene
@@ -108,7 +108,7 @@ def main() -> None:
         [f"`{name}`", own["cpu"], own["wall"], "" if aim is None else f"{aim} ({_verdict(own['cpu'], aim)})"]
         for (name, own), (_, aim) in zip(times.items(), calls.values(), strict=True)
     ]
-    lines = [f"- {name}: {value}" for name, value in about().items()]
+    lines = listed(about())
     text = [
         "# Start-up",
         "\n".join(lines),

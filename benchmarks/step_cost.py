@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from measure import about, peak_memory, table, take_turns, write
+from measure import about, listed, peak_memory, table, take_turns, write
 from peft import LoraConfig, get_peft_model
 from published import LoopedKey, LoopedQuery, Positions, alignment_loss
 from transformers import (
@@ -301,7 +301,7 @@ def markdown(record: Mapping[str, Any]) -> str:
             loss = f"{found['loss']:.4f}"
             rows.append([size, side, loss, found["cpu"], times[0], found["wall"], peak, times[1], own, times[2]])
     settings = {**record["about"], **record["shape"], **record["experts"]}
-    lines = [f"- {name}: {value}" for name, value in settings.items()]
+    lines = listed(settings)
     return "\n".join(["# Step cost", "", *lines, "", "Medians (least to most).", "", table(header, rows)])
 
 

@@ -15,10 +15,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from a3tune.adapters import add_adapter
 from a3tune.app import host, server, view
 from a3tune.app import model as app_model
-from a3tune.app.examples import examples
+from a3tune.app.examples import KINDS, examples
 from a3tune.app.hidden import Hidden, ask_hidden
 from a3tune.app.model import BASE, WHOLE, Answer, Asker
 from a3tune.app.regions import ChosenRegion, Segmenter, box_region
@@ -27,7 +26,8 @@ from a3tune.app.visitors import Visitors
 from a3tune.cli import app
 from a3tune.cli import explorer as command
 from a3tune.commands.subject import load_models
-from a3tune.config import AdapterConfig, EvaluationConfig, LabelsConfig, ModelConfig, load_config
+from a3tune.config import EvaluationConfig, LabelsConfig, ModelConfig, load_config
+from a3tune.demo.plan import read_recipe
 from a3tune.errors import ConfigError, DataError, LabelError, ModelError
 from a3tune.evaluation.evaluate import evaluate
 from a3tune.evaluation.occlusion import hidden_parts, occlude
@@ -36,6 +36,7 @@ from a3tune.types import Sample
 from a3tune.vlm.encode import prepare
 from a3tune.vlm.grids import token_boxes
 from a3tune.vlm.look import token_texts
+from random_adapter import save_random_adapter
 
 QUESTION = "Does the spleen contain a lesion?"
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'>${7*7}{{7*7}}"
@@ -47,12 +48,7 @@ def asker(tmp_path_factory: pytest.TempPathFactory) -> Asker:
     """The shipped model, and an adapter of it that changes what it says."""
     folder = tmp_path_factory.mktemp("adapters") / "mine"
     base = load_models(ModelConfig(device="cpu"), {BASE: None})[BASE]
-    torch.manual_seed(0)
-    adapted = add_adapter(copy.deepcopy(base.model), AdapterConfig(rank=2, expert_rank=2), control_ids=base.control_ids)
-    for name, weight in adapted.named_parameters():
-        if name.endswith((".B.weight", "lora_B.default.weight")):
-            torch.nn.init.normal_(weight, std=0.5)
-    adapted.save_pretrained(folder)
+    save_random_adapter(base, folder)
     return Asker(load_models(ModelConfig(device="cpu"), {BASE: None, "mine": folder}), SHORT)
 
 
@@ -424,3 +420,7 @@ def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ModelError, match=r"a3tune\[app\]"):
         server.serve(load_config(None), {}, host.LOOPBACK, None, print)
+
+
+def test_the_examples_ask_what_the_demos_adapters_have_learnt():
+    assert {*KINDS} == {*read_recipe().questions, "modality"}

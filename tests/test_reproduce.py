@@ -30,10 +30,8 @@ FEW = {"train": 2, "validation": 1, "test": 1}
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        plan = places.plan_demo
-        patch.setattr(
-            places, "plan_demo", lambda out: replace(plan(out), recipe=replace(plan(out).recipe, patients=FEW))
-        )
+        shipped = places.read_recipe()
+        patch.setattr(places, "read_recipe", lambda: replace(shipped, patients=FEW))
         yield tmp_path_factory.mktemp("paper") / "a" / "new folder"
 
 

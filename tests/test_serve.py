@@ -1,7 +1,6 @@
 """The server as its clients see it: over HTTP, many at once, wrong, gone in the middle; and how it ends."""
 
 import base64
-import copy
 import json
 import os
 import signal
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 pytest.importorskip("starlette", reason="needs the extra serve")
@@ -27,9 +25,8 @@ pytest.importorskip("httpx", reason="asks over HTTP")
 import httpx
 
 import a3tune
-from a3tune.adapters import add_adapter
 from a3tune.commands.subject import load_models
-from a3tune.config import AdapterConfig, AlignmentConfig, EvaluationConfig, ModelConfig
+from a3tune.config import AlignmentConfig, EvaluationConfig, ModelConfig
 from a3tune.data.images import load_image
 from a3tune.data.phantom import write_phantom
 from a3tune.machine.listening import LOOPBACK, bound
@@ -39,6 +36,7 @@ from a3tune.serve.routes import make_app
 from a3tune.serve.server import listening
 from a3tune.serve.worker import Worker, _certain, cut_at
 from a3tune.vlm.load import Vlm
+from random_adapter import save_random_adapter
 
 QUESTION = "Is there a lesion in the liver?"
 QUESTIONS = [QUESTION, "Which imaging modality is this?", "Where is the lesion?", "What is the number of lesions?"]
@@ -62,13 +60,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One with which the model says much, and nothing that means anything."""
     folder = tmp_path_factory.mktemp("adapters") / "mine"
-    base = a3tune.load("tiny", device="cpu")
-    torch.manual_seed(0)
-    adapted = add_adapter(copy.deepcopy(base.model), AdapterConfig(rank=2, expert_rank=2), control_ids=base.control_ids)
-    for name, weight in adapted.named_parameters():
-        if name.endswith((".B.weight", "lora_B.default.weight")):
-            torch.nn.init.normal_(weight, std=0.5)
-    adapted.save_pretrained(folder)
+    save_random_adapter(a3tune.load("tiny", device="cpu"), folder)
     return folder
 
 

@@ -62,6 +62,14 @@ def test_all_rows_are_measured_over_the_same_heads(data: Path):
     assert measured == measured[:1] * 3
 
 
+def test_rows_that_a_training_is_measured_on_stay(data: Path):
+    row = variations(["alignment.weight=1,2"])[1]
+    plain = settings_of(row, None, given(data), 0, data / "out").data
+    watched = settings_of(row, None, [*given(data), "training.eval_steps=1"], 0, data / "out").data
+    assert (plain.validation, plain.test) == (None, data / "validation.jsonl")
+    assert (watched.validation, watched.test) == (data / "validation.jsonl",) * 2
+
+
 def test_a_copy_of_the_test_rows_is_no_validation(data: Path, tmp_path: Path):
     copy = tmp_path / "validation.jsonl"
     copy.write_bytes((data / "test.jsonl").read_bytes())

@@ -42,12 +42,17 @@ class Demo:
         return stages | {"report": about["report"]}
 
 
+def read_recipe() -> Recipe:
+    """The recipe as shipped."""
+    return Recipe(**yaml.safe_load(_asset("recipe.yaml").read_text(encoding="utf-8")))
+
+
 def plan_demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
     """Recipe and settings, changed by overrides such as `patients.train=20` or `training.epochs=1`. Touches nothing.
 
     Raises ConfigError for an override that does not fit.
     """
-    recipe = Recipe(**yaml.safe_load(_asset("recipe.yaml").read_text(encoding="utf-8")))
+    recipe = read_recipe()
     shared: list[str] = []
     for override in overrides:
         if override.startswith("patients."):

@@ -11,7 +11,7 @@ import yaml
 
 from a3tune.config import DataConfig, RunConfig, load_config, plain_yaml
 from a3tune.data.rows import check_split, read_rows, write_rows
-from a3tune.demo.plan import plan_demo
+from a3tune.demo.plan import read_recipe
 from a3tune.errors import ConfigError, shown
 from a3tune.reproduce.experiments import Experiment, paper_asset
 from a3tune.run.stages import Stages
@@ -134,7 +134,7 @@ def phantom_places(
     """
     from a3tune.data.phantom import write_phantom
 
-    paper, recipe = yaml.safe_load(paper_asset("settings.yaml")), plan_demo(out).recipe
+    paper, recipe = yaml.safe_load(paper_asset("settings.yaml")), read_recipe()
     folders = {False: out / "data" / "vqa", True: out / "data" / "reports"}
     stages, drawn = Stages(out / "stages", lambda line: None), patients or recipe.patients
     marked = {"marks": recipe.marks, "types": recipe.questions}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from a3tune.commands.checks import check_train
 from a3tune.commands.settings import training_settings
-from a3tune.config import RunConfig
+from a3tune.config import DataConfig, RunConfig
 from a3tune.data.rows import check_split
 from a3tune.errors import ConfigError
 from a3tune.machine.hashes import file_hash
@@ -69,13 +69,15 @@ def settings_of(variation: Variation, config: Path | None, overrides: Sequence[s
     """What a row is trained and answered with: the answered questions are those of `data.validation`.
 
     Attention is measured over the same heads and rows in all, those of the sweep's own settings. Raises ConfigError for
-    settings that do not fit each other, or without validation data.
+    settings that do not fit each other.
     """
     shared = [*overrides, f"training.seed={seed}", f"output={out}"]
     settings = training_settings(config, [*shared, *variation.change])
+    data = settings.data
     return replace(
         settings,
-        data=replace(settings.data, validation=None, test=_validation(settings)),
+        # A training that measures itself on the way (`training.eval_steps`) does so on the same rows.
+        data=replace(data, validation=data.validation if settings.training.eval_steps else None, test=data.validation),
         evaluation=training_settings(config, shared).active_evaluation,
     )
 
@@ -88,16 +90,14 @@ def check_sweep(
     if unknown:
         known = ", ".join((ANSWER, *METRICS))
         raise ConfigError(f"--score {unknown[0]}: expected one of {known}")
-    for row in rows:
-        training_settings(config, [*overrides, *row.change])  # a setting that is none, before data that are missing
-    for row in rows:
-        settings = settings_of(row, config, overrides, 0, out / "runs" / "new")
+    chosen = [settings_of(row, config, overrides, 0, out / "runs" / "new") for row in rows]
+    _check_validation(training_settings(config, overrides).data)
+    for settings in chosen:
         check_train(settings)
-        check_split(settings.data, "test")
 
 
-def _validation(settings: RunConfig) -> Path:
-    data = settings.data
+def _check_validation(data: DataConfig) -> None:
+    """Raises what is wrong with rows to choose by."""
     if data.validation is None:
         raise ConfigError(
             "data.validation: expected a file of rows, got none; a sweep chooses on rows that are neither learnt from "
@@ -108,7 +108,6 @@ def _validation(settings: RunConfig) -> Path:
         other = getattr(data, split)
         if other is not None and _same(data.validation, other):
             raise ConfigError(f"data.validation: {data.validation} holds the rows of data.{split}; give others")
-    return data.validation
 
 
 def _same(first: Path, second: Path) -> bool:

@@ -174,7 +174,7 @@ def load_boxes(path: str | Path) -> Callable[[int, int], np.ndarray]:
 
 def load_bare(path: str | Path) -> Vlm:
     """A model without weights, and its processor: for all that asks its configuration only. Raises as `load_vlm`."""
-    config, processor = _described(_source(path), str(path))
+    config, processor = describe(path)
     with torch.device("meta"), _readable(str(path)):
         model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
     return Vlm(model=model, processor=processor, name=str(path))
