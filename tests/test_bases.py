@@ -162,3 +162,11 @@ def test_out_of_reach(hub, tmp_path, monkeypatch):
     ask(monkeypatch, NOBODY, tmp_path / "cache")
     said = run("convert", NAME, "--out", "out", code=2)
     assert f"hf download {NAME} --local-dir DIR" in said and len(said.strip().splitlines()) == 1
+
+
+def test_a_training_whose_base_is_out_of_reach_leaves_nothing(hub, tmp_path, monkeypatch):
+    ask(monkeypatch, NOBODY, tmp_path / "cache")
+    rows, out = write_phantom(tmp_path / "scans", {"train": 1})["train"], tmp_path / "run"
+    said = run("train", f"model.path={NAME}", f"data.train={rows}", "labels.source=none", f"output={out}", code=2)
+    assert f"hf download {NAME} --local-dir DIR" in said
+    assert not out.exists()

@@ -15,12 +15,14 @@ from a3tune.labels.rank.kinds import SHIPPED
 from a3tune.labels.rank.known import warn_of
 from a3tune.machine import processes
 from a3tune.machine.files import write_atomic
+from a3tune.models import base_folder
 from a3tune.report.card import CARD, model_card
 from a3tune.report.gather import counts, stored_quality
 from a3tune.run.folder import RunFolder
 from a3tune.training.best import read_best
 from a3tune.training.log import in_brief
 from a3tune.training.train import train
+from a3tune.vlm.load import describe
 
 
 def fine_tune(
@@ -41,6 +43,8 @@ def fine_tune(
         images = (sample.image for sample in read_split(config.data, "train"))
         if warning := warn_of(config.labels.ranker, images):
             warn(warning)
+    if base_folder(config.model.path) is None:
+        describe(config.model.path)  # what cannot be had is told before there is a run folder
     folder = RunFolder(train(config, callbacks=[_Steps(progress, note)]))
     cards = {folder.adapter / CARD: ""}
     best = read_best(folder) if processes.index() == 0 else None
