@@ -43,15 +43,38 @@ from a3tune.run.folder import RunFolder
 from a3tune.types import Sample
 from a3tune.vlm.load import Vlm
 
-SETS: dict[str, float | None] = {"marks": 1.0, "marks .95": 0.95, "marks .8": 0.8, "all types": 1.0, "clean": None}
-"""Share of the training scans whose mark names the answer; None: no marks."""
-TYPES = {name: ORGAN_TYPES if name == "all types" else read_recipe().questions for name in SETS}
-"""Of the questions."""
-PATIENTS = {
-    True: {"train": 405, "validation": 150, "test": 200},
-    False: {"train": 130, "validation": 50, "test": 80},
+
+@dataclass(frozen=True)
+class Data:
+    """Scans and questions."""
+
+    marks: float | None
+    """Share of the training scans whose mark names the answer; None: no marks."""
+    questions: int = 800
+    """To learn from, about. The fewer are among the more; validation and test are the same."""
+    types: Sequence[str] = tuple(read_recipe().questions)
+
+    @property
+    def patients(self) -> dict[str, int]:
+        """By split."""
+        marked = self.marks is not None
+        train = round(self.questions * (405 if marked else 130) / 800)
+        return {"train": train} | ({"validation": 150, "test": 200} if marked else {"validation": 50, "test": 80})
+
+
+SETS = {
+    "marks": Data(1.0),
+    "marks .95": Data(0.95),
+    "marks .8": Data(0.8),
+    "all types": Data(1.0, types=ORGAN_TYPES),
+    "clean": Data(None),
+    **{
+        f"{name} {questions}": Data(share, questions)
+        for name, share in (("marks", 1.0), ("clean", None))
+        for questions in (200, 400, 1600, 3200)
+    },
 }
-"""Of marked and of clean sets: about 800 training questions."""
+"""By name; a number behind the name is that of the questions to learn from."""
 SETTINGS = [
     "training.epochs=8",
     "training.load_balance=0",
@@ -120,40 +143,43 @@ class Study:
 
     out: Path
     overrides: Sequence[str]
-    patients: Mapping[bool, Mapping[str, int]]
+    quick: bool
 
     def data(self, name: str) -> Path:
         return self.out / "data" / name.replace(" ", "_")
 
+    def patients(self, name: str) -> dict[str, int]:
+        """Of a set, by split."""
+        patients = SETS[name].patients
+        return dict.fromkeys(patients, 6) if self.quick else patients
+
     def tests(self, cell: Cell) -> dict[str, list[Sample]]:
         """Questions of a cell by the name of their test."""
         samples = read_rows(self.data(cell.set) / f"{cell.split}.jsonl")
-        tests = MARK_TESTS if SETS[cell.set] is not None else ("clean",)
+        tests = MARK_TESTS if SETS[cell.set].marks is not None else ("clean",)
         return {test: [one for one in samples if one.meta.get("test", test) == test] for test in tests}
 
     def settings(self, cell: Cell) -> list[str]:
         """Overrides of the demo's settings."""
-        patients = self.patients[SETS[cell.set] is not None]
-        counts = [f"patients.{split}={count}" for split, count in patients.items()]
+        counts = [f"patients.{split}={count}" for split, count in self.patients(cell.set).items()]
         return [*counts, *SETTINGS, *self.overrides, *ROWS[cell.row]]
 
     def known_by(self, cell: Cell) -> list[str]:
         """What a cell must have been measured with."""
-        return [*TYPES[cell.set], *self.settings(cell)]
+        return [*SETS[cell.set].types, *self.settings(cell)]
 
     def config(self, cell: Cell) -> RunConfig:
         folder = self.data(cell.set)
         config = plan_demo(self.out, [*self.settings(cell), f"training.seed={cell.seed}"]).configs["base"]
         data = replace(config.data, train=folder / "train.jsonl", validation=None, test=None)
-        labels = replace(config.labels, store=self.out / "labels" / folder.name)
+        labels = replace(config.labels, store=self.out / "labels")
         return replace(config, data=data, labels=labels, output=self.out / "runs" / cell.name)
 
     def prepare(self, name: str, rows: Sequence[str]) -> None:
         """Data of a set and, if one of its rows learns from them, weak labels, once."""
-        folder, share = self.data(name), SETS[name]
-        patients = self.patients[share is not None]
+        folder, patients = self.data(name), self.patients(name)
         if not all((folder / f"{split}.jsonl").is_file() for split in patients):
-            write_phantom(folder, patients, marks=share, types=TYPES[name])
+            write_phantom(folder, patients, marks=SETS[name].marks, types=SETS[name].types)
         config = self.config(Cell(name, "A3Tune", 0, "validation"))
         if any(row != BASE and not {*UNALIGNED, "labels.source=truth"} & {*ROWS[row]} for row in rows):
             label(config, _silent)
@@ -253,8 +279,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few patients and two steps, to see that it works")
     parser.add_argument("overrides", nargs="*", help="settings of all rows, before the options: key=value")
     args = parser.parse_args()
-    patients = {marked: dict.fromkeys(own, 6) for marked, own in PATIENTS.items()} if args.quick else PATIENTS
-    study = Study(args.out, [*(QUICK if args.quick else []), *args.overrides], patients)
+    study = Study(args.out, [*(QUICK if args.quick else []), *args.overrides], args.quick)
     file = args.out / "cells.jsonl"
     lines = earlier(study, file)
     done = {_cell(line) for line in lines}
