@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from a3tune.report.cases import score, select_cases
+from a3tune.report.cases import select_cases
 from a3tune.types import Prediction
 
 BODIES = ("abdomen", "brain", "chest")
@@ -71,15 +71,10 @@ def test_fewer_questions_than_asked_for_and_no_stratum() -> None:
     assert select_cases({"a3tune": [], "lora": []}).choices == ()
 
 
-@pytest.mark.parametrize(
-    ("kind", "answer", "said", "wanted"),
-    [
-        ("closed", "no", "No.", 1.0),
-        ("closed", "no", "normal", 0.0),
-        ("open", "left upper", "upper", 0.5),
-        ("open", "cyst", "cyst cyst", 1.0),
-        ("open", "cyst", "", 0.0),
-    ],
-)
-def test_score(kind: str, answer: str, said: str, wanted: float) -> None:
-    assert score(Prediction("i", "p", answer, kind, said)) == wanted  # type: ignore[arg-type]
+def test_a_report_is_neither_won_nor_lost() -> None:
+    own, other = (
+        [replace(p, answer_type="report") for p in _predictions(dict.fromkeys(range(30), right))]
+        for right in (True, False)
+    )
+    chosen = select_cases({"a3tune": own, "lora": other})
+    assert chosen.choices and all(c.reason.startswith("random, ") for c in chosen.choices)

@@ -18,6 +18,7 @@ from a3tune.metrics.catalogue import (
     computed,
     describe,
     in_order,
+    right,
 )
 from a3tune.metrics.reliance import Occluded, reliance_scores
 from a3tune.report.formats import written
@@ -25,7 +26,7 @@ from a3tune.report.gather import EvaluatedRun, run_results
 from a3tune.report.html import render
 from a3tune.report.records import ReportData, RunResult
 from a3tune.report.table import comparison_table
-from a3tune.types import Filling, Part, Sample
+from a3tune.types import AnswerType, Filling, Part, Prediction, Sample
 
 SAMPLES = [Sample(str(at), Path(f"{at}.png"), "Which?", "left lung", "open", meta={"organ": "lung"}) for at in range(9)]
 
@@ -133,3 +134,22 @@ def test_the_meaning_names_the_settings():
 def test_summaries_hold_every_score():
     predictions = [make_prediction(sample, "lung", {"depth": 1.0}) for sample in SAMPLES]
     assert set(summarise(SAMPLES, predictions).metrics) == {"open_recall", "open_recall_clipped", "depth"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "options", "said", "wanted"),
+    [
+        ("closed", "no", (), "No.", 1.0),
+        ("closed", "no", (), "yes", 0.0),
+        ("open", "left upper", (), "upper", 0.5),
+        ("open", "cyst", (), "", 0.0),
+        ("choice", "left lung", ("left lung", "left kidney"), "left kidney", 0.0),
+        ("report", "No finding.", (), "No finding.", None),
+    ],
+)
+def test_how_right_an_answer_is(
+    kind: AnswerType, answer: str, options: tuple[str, ...], said: str, wanted: float | None
+) -> None:
+    asked = Prediction("i", "p", answer, kind, said, options=options)
+    assert right(asked) == wanted
+    assert right(replace(asked, prediction="other"), said) == wanted, "another text in the place of its answer"

@@ -194,6 +194,15 @@ def test_best_is_bold_and_second_underlined() -> None:
     assert scores == ["30.0", "50.0 second", "60.0 best"]
 
 
+def test_an_answer_that_is_no_right_or_wrong_has_no_sign() -> None:
+    cases = _data().cases
+    assert cases is not None
+    case = cases.cases[0]
+    ungraded = replace(cases, cases=(replace(case, views=tuple(replace(view, right=None) for view in case.views)),))
+    assert render(_data()).count('class="sign"') == 3
+    assert 'class="sign"' not in render(_data(cases=ungraded))
+
+
 def test_summary_says_what_is_and_what_is_not_significant() -> None:
     text = " ".join(summary(_data()))
     assert "A3TUNE is significantly higher in open recall (60.0 against 50.0 %)" in text

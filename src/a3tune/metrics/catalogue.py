@@ -18,7 +18,7 @@ from a3tune.metrics import attention, vqa
 from a3tune.metrics.attention import Array, Normalisation
 from a3tune.metrics.text import Scores, Texts, bleu, meteor, rouge_l
 from a3tune.metrics.vqa import AnswerScore
-from a3tune.types import AnswerType, Filling
+from a3tune.types import AnswerType, Filling, Prediction
 
 Kind = Literal["answer", "radiology", "attention", "reliance", "unknown"]
 RadiologyScore = Callable[[Texts, Texts, Path | None], Scores]
@@ -341,12 +341,14 @@ def answer_scores(
     return {name: value for name, value in scores.items() if value is not None}
 
 
-def right(prediction: str, answer: str, answer_type: AnswerType, options: Sequence[str] = ()) -> float | None:
-    """How right an answer is, 0 to 1: the first score that its question has (open recall, closed or choice accuracy).
+def right(prediction: Prediction, text: str | None = None) -> float | None:
+    """How right its answer is, or `text` in the place of its answer: the first score that its question has.
 
-    None for a radiology report.
+    That is open recall, closed or choice accuracy: 0 is wrong, 1 right. None for a radiology report.
     """
-    return next(iter(answer_scores(prediction, answer, answer_type, options).values()), None)
+    said = prediction.prediction if text is None else text
+    scores = answer_scores(said, prediction.answer, prediction.answer_type, prediction.options)
+    return next(iter(scores.values()), None)
 
 
 def attention_metrics(

@@ -50,13 +50,13 @@ class Occluded:
 def reliance_scores(prediction: Prediction, occluded: Occluded) -> dict[str, float]:
     """Every score of one sample by name; empty for a sample without a region. Definitions: docs/metrics.md."""
     scores: dict[str, float] = {}
-    intact = _right(prediction, occluded.intact)
+    intact = right(prediction, occluded.intact)
     if occluded.answers and intact is not None:
         scores["accuracy_intact"] = intact
     for part, answers in occluded.answers.items():
         changed = {filling: _changed(occluded.intact, text) for filling, text in answers.items()}
         scores |= _by_filling(f"reliance_{part}", changed)
-        shares = {filling: _right(prediction, text) for filling, text in answers.items()}
+        shares = {filling: right(prediction, text) for filling, text in answers.items()}
         known = {filling: value for filling, value in shares.items() if value is not None}
         scores |= _by_filling(f"accuracy_{part}_hidden", known)
     if "elsewhere" in occluded.answers:
@@ -77,10 +77,6 @@ def _by_filling(name: str, values: Mapping[str, float]) -> dict[str, float]:
 
 def _changed(intact: str, text: str) -> float:
     return float(normalise(intact) != normalise(text))
-
-
-def _right(prediction: Prediction, text: str) -> float | None:
-    return right(text, prediction.answer, prediction.answer_type, prediction.options)
 
 
 def _lost(curve: tuple[float, ...]) -> float:

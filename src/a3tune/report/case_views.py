@@ -11,7 +11,8 @@ from a3tune.config import RunConfig
 from a3tune.data.images import load_image
 from a3tune.labels.make import make_maker
 from a3tune.masks import decode_mask, region_mask
-from a3tune.report.cases import Choice, Selection, score, select_cases
+from a3tune.metrics.catalogue import right
+from a3tune.report.cases import Choice, Selection, select_cases
 from a3tune.report.gather import EvaluatedRun
 from a3tune.report.records import Case, Cases, View
 from a3tune.types import Labels, Sample
@@ -87,7 +88,7 @@ def _case(
         View(
             title=run.title,
             answer=run.predictions[index].prediction,
-            score=score(run.predictions[index]),
+            right=right(run.predictions[index]),
             heat=paint(run.maps[sample.id].astype(np.float32), token_boxes, size),
             mass=run.predictions[index].attention.get("attention_mass", float("nan")),
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from a3tune.evaluation.results import named_tests
-from a3tune.metrics.vqa import closed_accuracy, open_recall
+from a3tune.metrics.catalogue import right
 from a3tune.types import Prediction
 
 
@@ -28,13 +28,6 @@ class Selection:
 
     choices: tuple[Choice, ...]
     rule: str
-
-
-def score(prediction: Prediction) -> float:
-    """How right one answer is, in [0, 1]: strict accuracy of closed questions, clipped recall of the others."""
-    if prediction.answer_type == "closed":
-        return closed_accuracy(prediction.prediction, prediction.answer, "strict")
-    return open_recall(prediction.prediction, prediction.answer, clipped=True)
 
 
 def select_cases(
@@ -67,7 +60,7 @@ def select_cases(
     localised = {p.id: p for p in predictions[method] if math.isfinite(p.attention.get("attention_mass", math.nan))}
     compared = {p.id: p for p in predictions[reference]}
     ids = sorted(localised.keys() & compared.keys())
-    gain = {i: score(localised[i]) - score(compared[i]) for i in ids}
+    gain = {i: _gain(localised[i], compared[i]) for i in ids}
     rng = np.random.default_rng(seed)
     strata: dict[str, list[str]] = {}
     for i in ids:
@@ -93,6 +86,12 @@ def select_cases(
         f"which stand first. The seed of the draw is {seed}."
     )
     return Selection((*won, *unseen, *lost), rule)
+
+
+def _gain(of: Prediction, over: Prediction) -> float:
+    """How much more right; 0 for what is not right or wrong, as a report."""
+    first, second = right(of), right(over)
+    return 0.0 if first is None or second is None else first - second
 
 
 def _draw(ids: list[str], count: int, rng: np.random.Generator) -> list[str]:

@@ -286,7 +286,10 @@ def _heat_alt(position: int, view: View) -> str:
 
 
 def _grade(view: View) -> str:
-    return "right" if view.score >= 1 else "wrong" if view.score <= 0 else "partly"
+    """Empty for a report."""
+    if view.right is None:
+        return ""
+    return "right" if view.right >= 1 else "wrong" if view.right <= 0 else "partly"
 
 
 def _share(value: float) -> str:

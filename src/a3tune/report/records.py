@@ -126,8 +126,8 @@ class View:
 
     title: str
     answer: str
-    score: float
-    """In [0, 1]: 1 is right, 0 is wrong."""
+    right: float | None
+    """How right: 0 is wrong, 1 is right; None for a report."""
     heat: np.ndarray
     """float [H, W] >= 0: attention laid on the image's pixels (`vlm.patches.paint`)."""
     mass: float

@@ -20,7 +20,7 @@ def right_by_test(
     are adjusted over all runs and tests (Holm).
     """
     groups = clusters(samples)
-    shares = {name: np.array([_right(one) for one in predictions]) for name, predictions in runs.items()}
+    shares = {name: np.array([right(one) for one in predictions], dtype=float) for name, predictions in runs.items()}
     chosen_of, named = classes(samples, "test"), named_tests(sample.meta for sample in samples)
     parts = {
         test: ([groups[i] for i in chosen_of[test]], {name: own[chosen_of[test]] for name, own in shares.items()})
@@ -41,8 +41,3 @@ def right_by_test(
         test: {name: RightAnswers(mean_interval(own[name], part), comparisons.get((test, name))) for name in runs}
         for test, (part, own) in parts.items()
     }
-
-
-def _right(one: Prediction) -> float:
-    known = right(one.prediction, one.answer, one.answer_type, one.options)
-    return np.nan if known is None else known
