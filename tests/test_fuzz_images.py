@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from a3tune.data.dicom import decode_dicom
 from a3tune.data.images import load_image
-from a3tune.data.medical import decode_dicom, decode_nifti
+from a3tune.data.volume import decode_nifti
 from a3tune.errors import DataError
 from fuzzing import damaged, fuzz, only_our_errors
 

@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from a3tune.data import medical
+from a3tune.data import volume
+from a3tune.data.dicom import _check_codestreams, decode_dicom
 from a3tune.data.images import content_hash, load_image, split_fragment
+from a3tune.data.volume import decode_nifti, nifti_slice
 from a3tune.errors import DataError
 
 pydicom = pytest.importorskip("pydicom")
@@ -137,7 +139,7 @@ def test_the_header_of_a_multi_frame_file():
 
 
 def load_frames(data: bytes, count: int) -> list[np.ndarray]:
-    return [np.asarray(medical.decode_dicom(data, f"frame={index}"))[..., 0] for index in range(count)]
+    return [np.asarray(decode_dicom(data, f"frame={index}"))[..., 0] for index in range(count)]
 
 
 def test_frames(tmp_path):
@@ -183,7 +185,7 @@ def test_a_bomb_is_refused_before_it_is_decoded():
 def test_a_bomb_inside_a_codestream_is_refused():
     stream = b"\xff\x4f\xff\x51" + struct.pack(">HH4I", 41, 0, 100_000, 100_000, 0, 0) + bytes(40)
     with pytest.raises(DataError, match="80,000,000 pixels"):
-        medical._check_codestreams(b"\xfe\xff\x00\xe0" + stream)
+        _check_codestreams(b"\xfe\xff\x00\xe0" + stream)
 
 
 def test_objects_without_pixels():
@@ -250,7 +252,7 @@ def test_a_compressed_volume_with_a_scale(tmp_path):
     image = nibabel.Nifti1Image((np.indices((40, 32, 3)).sum(0)).astype(np.int16), np.eye(4))
     image.header.set_slope_inter(10, -1000)
     path = stored(tmp_path, gzip.compress(image.to_bytes()), "ct.nii.gz")
-    values = medical.nifti_slice(path.read_bytes(), "axial=1")
+    values = nifti_slice(path.read_bytes(), "axial=1")
     assert values.shape == (32, 40)
     assert values[-1, -1] == 10 * 1 - 1000
     assert values[0, 0] == 10 * (39 + 31 + 1) - 1000
@@ -287,19 +289,19 @@ def test_fragments_that_fit_no_slice(tmp_path, fragment, message):
 
 
 def test_volumes_that_are_refused(tmp_path, monkeypatch):
-    volume = nifti(np.zeros((4, 5, 6), np.int16))
+    whole = nifti(np.zeros((4, 5, 6), np.int16))
     for data, message in (
         (nifti(np.zeros((4, 5, 6), np.complex64)), "grey values"),
         (nifti(np.zeros((4, 5), np.int16)), "three or four dimensions"),
-        (volume[:-3], "truncated"),
+        (whole[:-3], "truncated"),
         (gzip.compress(nifti(np.random.default_rng(0).integers(0, 999, (9, 9, 9), np.int16)))[:-30], "EOFError"),
-        (volume[:280] + bytes(48) + volume[328:], "affine is singular|could not decode"),
+        (whole[:280] + bytes(48) + whole[328:], "affine is singular|could not decode"),
     ):
         with pytest.raises(DataError, match=message):
-            medical.decode_nifti(data, "axial=1")
-    monkeypatch.setattr(medical, "MAX_VOLUME_BYTES", 200)
+            decode_nifti(data, "axial=1")
+    monkeypatch.setattr(volume, "MAX_VOLUME_BYTES", 200)
     with pytest.raises(DataError, match="at most 200 bytes, got 240"):
-        medical.decode_nifti(gzip.compress(volume), "axial=1")
+        decode_nifti(gzip.compress(whole), "axial=1")
 
 
 @settings(deadline=None, max_examples=150)
@@ -311,7 +313,7 @@ def test_damaged_nifti_is_a_data_error(data):
         damaged[data.draw(st.integers(0, 343))] = data.draw(st.integers(0, 255))
     packed = data.draw(st.booleans())
     with contextlib.suppress(DataError):
-        medical.decode_nifti(gzip.compress(bytes(damaged)) if packed else bytes(damaged), "axial=1")
+        decode_nifti(gzip.compress(bytes(damaged)) if packed else bytes(damaged), "axial=1")
 
 
 def test_fragments_are_part_of_what_an_image_is(tmp_path):
@@ -356,7 +358,7 @@ def test_a_real_ct_series_in_jpeg_2000():
 
 @real
 def test_a_real_volume_has_the_liver_on_the_left_of_the_picture():
-    labels = medical.nifti_slice((ORGANS / "ct_labels.nii.gz").read_bytes(), "axial=12")
+    labels = nifti_slice((ORGANS / "ct_labels.nii.gz").read_bytes(), "axial=12")
     image = load_image(ORGANS / "ct.nii.gz#axial=12")
     assert image.size == labels.shape[::-1]
     spleen, liver = (np.nonzero(labels == value)[1].mean() for value in (1, 5))
@@ -376,7 +378,7 @@ def test_volumes_of_freesurfer(tmp_path, pack):
     for plane in ("axial=3", "coronal=2", "sagittal=5"):
         assert np.array_equal(grey(Path(f"{path}#{plane}")), grey(Path(f"{same}#{plane}")))
     with pytest.raises(DataError, match="truncated"):
-        medical.decode_nifti(as_mgh(values, affine)[:400], "axial=1")
+        decode_nifti(as_mgh(values, affine)[:400], "axial=1")
 
 
 @pytest.mark.parametrize("end", ["", ".gz"])

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from a3tune.data.dicom import decode_dicom
 from a3tune.data.dicom_file import is_dicom
-from a3tune.data.medical import decode_dicom, decode_nifti, is_nifti, one_file
 from a3tune.data.pictures import decode_picture
+from a3tune.data.volume import decode_nifti, is_nifti, one_file
 from a3tune.errors import DataError
 from a3tune.machine.hashes import file_hash
 from a3tune.types import ImageSource

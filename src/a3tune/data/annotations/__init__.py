@@ -13,9 +13,9 @@ from a3tune.data.annotations.matching import Regions, Say, matched, size_fits
 from a3tune.data.annotations.shapes import Annotated
 from a3tune.data.annotations.values import mask_values, read_names, slice_values, value_regions
 from a3tune.data.images import read_image, split_fragment
-from a3tune.data.medical import nifti_grid
 from a3tune.data.mention import mentioned
 from a3tune.data.plain_json import parse_json
+from a3tune.data.volume import nifti_grid
 from a3tune.errors import DataError
 from a3tune.types import Sample
 

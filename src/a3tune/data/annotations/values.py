@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from a3tune.data.medical import nifti_slice
 from a3tune.data.pictures import FORMATS
 from a3tune.data.plain_json import parse_json
+from a3tune.data.volume import nifti_slice
 from a3tune.data.window import check_size
 from a3tune.errors import DataError
 from a3tune.masks import encode_mask
