@@ -50,11 +50,18 @@ def aligned(**settings: Any) -> tuple[Any, Alignment]:
 
 
 def make(
-    folder: Path, data: list[Any], *, evaluated: Any = None, callbacks: Any = None, metrics: Any = None, **changes: Any
+    folder: Path,
+    data: list[Any],
+    *,
+    evaluated: Any = None,
+    callbacks: Any = None,
+    metrics: Any = None,
+    alignment: Any = None,
+    **changes: Any,
 ) -> Mine:
     settings = {"per_device_train_batch_size": 2, "max_steps": 4, "learning_rate": 1e-2, "logging_steps": 1}
     fixed = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False, "seed": 1}
-    model, align = aligned(head_selection="running")
+    model, align = aligned(**{"head_selection": "running"} | (alignment or {}))
     args = TrainingArguments(str(folder), **settings | fixed | changes)
     own = {"alignment": align, "callbacks": callbacks, "compute_metrics": metrics}
     return Mine(model, args, align.collate, data, evaluated, **own)
@@ -97,6 +104,33 @@ def test_examples_take_the_same_step(tmp_path: Path, monkeypatch: pytest.MonkeyP
     first, second = zip(*found, strict=True)
     assert first == pytest.approx([first[0]] * 3, rel=1e-6)
     assert max(second) < min(first)
+
+
+def test_the_weight_falls_over_the_training(tmp_path: Path) -> None:
+    data = samples(6)
+    trainer = make(tmp_path, data, alignment={"schedule": "cosine"}, evaluated=data)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss_align" in line]
+    weights = [(line["loss"] - line["loss_llm"]) / line["loss_align"] for line in lines]
+    assert weights == pytest.approx([0.5, 0.5 * (2 + 2**0.5) / 4, 0.25, 0.5 * (2 - 2**0.5) / 4], rel=1e-3)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.alignment.progress = 1.0
+    assert trainer.evaluate()["eval_loss"] == before, "losses in a training are to be compared with each other"
+
+
+def test_a_loop_says_how_far_it_is_where_the_weight_falls() -> None:
+    model, align = aligned(schedule="cosine")
+    batch = align.collate(samples(2))
+    for wrong in (None, -0.1, 7):
+        align.progress = wrong
+        with pytest.raises(ConfigError, match=r"share of the training.*align\.progress = step / steps"):
+            align.loss(model, batch)
+    found = []
+    for align.progress in (0.0, 0.5, 1.0):
+        losses = align.losses(model, batch)
+        assert losses.align is not None
+        found.append((float(losses.total.detach()) - float(losses.llm)) / float(losses.align))
+    assert found == pytest.approx([0.5, 0.25, 0.0], abs=1e-4)
 
 
 def test_it_goes_on_from_a_checkpoint(tmp_path: Path) -> None:

@@ -145,7 +145,12 @@ class AlignmentConfig(_Section):
 
     weight: NonNegative = 1.0
     """Lambda of Eq. 12: >= 0; Table 7 has .02 to .12. The default is the least that helped answers where that could be
-    seen (docs/results/marks.md).
+    seen (docs/results/marks.md). Eq. 10 is a sum over segments: one region of the truth pulls a quarter as hard as four
+    weak labels.
+    """
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of lambda over the training: the same in all steps (the paper's), or falling to 0 along half a cosine. Labels
+    then lead at first, and where they are wrong the answers have the last word (docs/results/marks.md).
     """
     heads: Heads = 0.5
     """R of Eq. 9: a count >= 1, or a share of all heads, as `12.5%` (all: `100%`) or as a number > 0 and < 1.

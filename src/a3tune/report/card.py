@@ -195,13 +195,10 @@ def _introduction(config: RunConfig, base: str) -> str:
             f"LoRA of rank {adapter.rank} on all linear modules of the language model, with {adapter.query_experts} "
             f"experts routed by the prompt on the queries and {adapter.key_experts} routed by image token on the keys"
         )
-    aligned = config.alignment.weight > 0 and config.labels.source != "none"
-    aim = (
-        f"; attention on the image was aligned to labelled regions with weight {config.alignment.weight:g}"
-        if aligned
-        else ""
-    )
-    return f"Base model: {name}. {how}{aim}."
+    alignment = config.active_alignment
+    falling = " at first, falling to 0" if alignment.schedule == "cosine" else ""
+    aim = f"; attention on the image was aligned to labelled regions with weight {alignment.weight:g}{falling}"
+    return f"Base model: {name}. {how}{aim if alignment.weight else ''}."
 
 
 def _loading(config: RunConfig) -> str:

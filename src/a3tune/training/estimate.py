@@ -112,6 +112,7 @@ def _peak(
     batch = Collator(vlm, regions_for, membership=config.alignment.membership)(samples)
     balance = config.active_balance
     alignment = Alignment(model, vlm.processor, load_balance=balance, **asdict(_few_heads(config, model)))
+    alignment.progress = 0.0
     counts = Counts(int(batch["labels"].ne(IGNORED).sum()), int(learning(batch).sum()))
     precision = torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
     with Alive() as alive:

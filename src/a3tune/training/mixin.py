@@ -35,7 +35,8 @@ class AlignmentMixin(LoggingTrainer):
     (share of samples), `attention_inside` (share of the selected heads' image attention inside the labels, over
     labelled samples) and `heads_overlap` (share of the heads kept from one forward pass to the next); and of the last
     pass `query_use`, `query_entropy`, `key_use`, `key_entropy` of the experts, averaged over layers and processes,
-    and `heads_selected`, a text of 0 and 1 for each layer. `eval_loss` is the same loss, the mean over batches.
+    and `heads_selected`, a text of 0 and 1 for each layer. `eval_loss` is the same loss with the weight of the first
+    step, the mean over batches.
 
     Raises `NonFiniteError` for a loss that is no number, ConfigError for arguments that ask for another loss.
 
@@ -88,6 +89,7 @@ class AlignmentMixin(LoggingTrainer):
             # The maps are no predictions, which an evaluation would gather.
             kept = {name: value for name, value in outputs.items() if name != "attentions"}
             return (loss, type(outputs)(**kept)) if return_outputs else loss
+        self.alignment.progress = self.state.global_step / self.state.max_steps
         counts = Counts(num_items_in_batch, self.samples_in_step, self.accelerator.num_processes)
         losses = self.alignment.losses(model, inputs, counts)
         check_finite(losses, inputs["sample_ids"], self.state.global_step + 1, self.total)

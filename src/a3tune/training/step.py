@@ -4,6 +4,7 @@ Knows tensors, a model and the settings of the alignment; no Trainer. How many p
 step comes in as `Counts`, and what is worth logging goes out as values.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ from a3tune.attention.capture import CaptureRequest, capture_request, check_capt
 from a3tune.attention.heads import HeadSelector, overlap
 from a3tune.config import AlignmentConfig, load_config
 from a3tune.config.ranges import check_head_count
-from a3tune.errors import DataError
+from a3tune.errors import ConfigError, DataError
 from a3tune.labels.truth import truth_labels
 from a3tune.machine import processes
 from a3tune.training.collate import FOR_THE_LOSSES, IGNORED, Collator, learning, split_batch
@@ -86,6 +87,8 @@ class Alignment:
             model takes our attention function.
         processor: of the model.
         weight: lambda of Eq. 12, >= 0; with 0 no attention is captured.
+        schedule: of the weight over the training: constant (the paper's), or falling to 0 along half a cosine; then a
+            loop of your own sets `progress` before each step.
         heads: R of Eq. 9, a count >= 1 or a share of all heads, as "12.5%" or as a number > 0 and < 1.
         rows: text rows whose attention is averaged.
         head_selection: by the ratios of this batch (the paper's), their running average, or what `calibrate` found.
@@ -103,6 +106,7 @@ class Alignment:
         processor: Any,
         *,
         weight: float = DEFAULTS.weight,
+        schedule: Literal["constant", "cosine"] = DEFAULTS.schedule,
         heads: int | float | str = DEFAULTS.heads,
         rows: Literal["after_image", "answer", "prompt"] = DEFAULTS.rows,
         head_selection: Literal["batch", "running", "fixed"] = DEFAULTS.head_selection,
@@ -110,7 +114,7 @@ class Alignment:
         membership: float = DEFAULTS.membership,
         load_balance: float = 0.0,
     ) -> None:
-        given = AlignmentConfig(weight, heads, head_selection, rows, variant, membership)
+        given = AlignmentConfig(weight, schedule, heads, head_selection, rows, variant, membership)
         pairs = [(f"alignment.{name}", value) for name, value in asdict(given).items()]
         config = load_config(None, [*pairs, ("training.load_balance", load_balance)])
         self.vlm = wrap_vlm(model, processor)
@@ -122,8 +126,22 @@ class Alignment:
         self.selector = HeadSelector(self.config.heads, self.config.head_selection, total=processes.total)
         self.heads_LH: Tensor | None = None
         """bool: the heads of the last batch."""
+        self.progress: float | None = None
+        """Share of the training that is done, 0 to 1: what a schedule goes by."""
         self._collator = Collator(self.vlm, truth_labels, membership=self.config.membership, cache_bytes=0)
         self._checked = False
+
+    @property
+    def weight(self) -> float:
+        """Lambda at this point of the training. Raises ConfigError where a schedule is not told which point it is."""
+        if self.config.schedule == "constant":
+            return self.config.weight
+        if self.progress is None or not 0 <= self.progress <= 1:
+            raise ConfigError(
+                f"alignment.schedule: cosine goes by the share of the training that is done, 0 to 1, got "
+                f"{self.progress}: set align.progress = step / steps before each step"
+            )
+        return self.config.weight * (1 + math.cos(math.pi * self.progress)) / 2
 
     def collate(self, rows: Rows, regions: Sequence[RegionsLike] | None = None) -> dict[str, Any]:
         """Rows -> a batch with all that the losses need, on the CPU; a `data_collator`.
@@ -198,7 +216,7 @@ class Alignment:
         align = statistics = None
         if request:
             align, statistics = self.measure(outputs.attentions, request, batch["segments"], learning_B, share=share)
-            total = llm + self.config.weight * align  # Eq. 12
+            total = llm + self.weight * align  # Eq. 12
         if self.load_balance:
             total = total + self.load_balance * balance_loss(model) * learning_B.sum() * share
         return StepLosses(total, llm.detach(), None if align is None else align.detach(), statistics, outputs)
@@ -253,12 +271,12 @@ class Alignment:
 
     def apart(self) -> "Alignment":
         """The same losses for an evaluation amid the training, which leaves no trace in it: on this process alone, by
-        heads that are ranked as in the training, or by the samples of a pass."""
+        heads that are ranked as in the training, or by the samples of a pass, with the weight of the first step."""
         ranked = self.selector.state_dict()
         other = copy(self)
         other.selector = HeadSelector(self.config.heads, "fixed" if ranked else self.config.head_selection)
         other.selector.load_state_dict(ranked)
-        other.heads_LH, other.load_balance = None, 0.0
+        other.heads_LH, other.load_balance, other.progress = None, 0.0, 0.0
         return other
 
     def _name_markup(self, model: nn.Module) -> None:
