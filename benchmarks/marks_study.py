@@ -85,6 +85,7 @@ SETTINGS = [
 """In place of the demo's; whole, since cells that were measured before are known by them."""
 LORA = ["adapter.kind=lora"]
 UNALIGNED = ["labels.source=none"]
+FALLING = ["alignment.schedule=cosine"]
 ROWS = {
     BASE: [],
     REFERENCE: [*LORA, *UNALIGNED],
@@ -94,10 +95,13 @@ ROWS = {
     "A3Tune": [],
     "A3Tune, true regions": ["labels.source=truth"],
     "A3Tune, true regions, lambda 12": ["labels.source=truth", "alignment.weight=12"],
+    "A3Tune, falling lambda": FALLING,
+    "A3Tune, true regions, falling lambda 12": ["labels.source=truth", "alignment.weight=12", *FALLING],
     "no alignment": UNALIGNED,
     "no Q-MoE": ["adapter.query_experts=0"],
     "no K-MoE": ["adapter.key_experts=0"],
     "no A3MoE": LORA,
+    "no A3MoE, falling lambda": [*LORA, *FALLING],
     "no A3MoE, true regions": [*LORA, "labels.source=truth"],
     "no A3MoE, true regions, lambda 12": [*LORA, "labels.source=truth", "alignment.weight=12"],
     "equal capacity": ["adapter.expert_rank=16", "adapter.expert_alpha=64"],
