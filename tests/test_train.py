@@ -54,18 +54,23 @@ def test_a_run_that_could_not_start_does_not_keep_the_folder(base: Path, tmp_pat
     train(config, callbacks=())
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(config_of(base, tmp_path / "whole", save_steps=100), callbacks=())
-    config = config_of(base, tmp_path / "parts", save_steps=100)
+def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, done: int) -> None:
+    """Amid the step after so many."""
     compute_loss = A3Trainer.compute_loss
 
     def interrupted(self: A3Trainer, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == 1:
+        if self.state.global_step == done:
             os.kill(os.getpid(), signal.SIGINT)
         return compute_loss(self, *args, **kwargs)
 
-    handler = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(A3Trainer, "compute_loss", interrupted)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(config_of(base, tmp_path / "whole", save_steps=100), callbacks=())
+    config = config_of(base, tmp_path / "parts", save_steps=100)
+    handler = signal.getsignal(signal.SIGINT)
+    press_ctrl_c(monkeypatch, 1)
     with pytest.raises(Interrupted, match="stopped after step 2 of 4; the same command"):
         train(config, callbacks=())
     assert signal.getsignal(signal.SIGINT) is handler
@@ -78,6 +83,18 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(base: Path, tmp_path: Path, m
     assert one.read_bytes() == other.read_bytes()
     assert [line["step"] for line in metrics(parts)] == [1, 2, 3, 4]
     assert [line["loss"] for line in metrics(parts)] == [line["loss"] for line in metrics(whole)]
+
+
+def test_ctrl_c_amid_the_last_step_stops_what_would_follow(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(base, tmp_path / "run", max_steps=2)
+    press_ctrl_c(monkeypatch, 1)
+    with pytest.raises(Interrupted, match="the training was over, and its adapter is saved"):
+        train(config, callbacks=())
+    written = (tmp_path / "run" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    assert train(config, callbacks=()) == tmp_path / "run"
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == written
 
 
 def test_a_run_killed_before_its_adapter_was_saved_is_finished(base: Path, tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
             if args.process_index == 0:
                 save_adapter(trainer.accelerator.unwrap_model(trainer.model), weights, config.model.path, folder)
             trainer.accelerator.wait_for_everyone()
+        if stop.requested:  # amid the last step: whoever has more to do must not go on
+            raise Interrupted("stopped; the training was over, and its adapter is saved", stop.number)
     return folder.path
 
 
