@@ -110,7 +110,7 @@ def test_a_finished_demo_does_nothing_again_and_keeps_its_numbers(finished):
 
 def test_changed_settings_run_again_just_what_depends_on_them(finished, tiny):
     plan, _ = finished
-    changed = plan_demo(plan.folder, [*tiny, "alignment.weight=0.2"])
+    changed = plan_demo(plan.folder, [*tiny, "alignment.rows=answer"])
     assert done_now(run(changed), changed) == {
         "train_a3tune",
         "evaluate_a3tune",

@@ -143,12 +143,12 @@ class AdapterConfig(_Section):
 class AlignmentConfig(_Section):
     """How attention is pulled to the regions (sections 4.2.2 and 4.2.3)."""
 
-    weight: NonNegative = 1.0
-    """Lambda of Eq. 12: >= 0; Table 7 has .02 to .12. The default is the least that helped answers where that could be
-    seen (docs/results/marks.md). Eq. 10 is a sum over segments: one region of the truth pulls a quarter as hard as four
+    weight: NonNegative = 3.0
+    """Lambda of Eq. 12: >= 0; Table 7 has .02 to .12. The default is what helped answers where that could be seen
+    (docs/results/marks.md). Eq. 10 is a sum over segments: one region of the truth pulls a quarter as hard as four
     weak labels.
     """
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine"] = "cosine"
     """Of lambda over the training: the same in all steps (the paper's), or falling to 0 along half a cosine. Labels
     then lead at first, and where they are wrong the answers have the last word (docs/results/marks.md).
     """

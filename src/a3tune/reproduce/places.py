@@ -26,6 +26,8 @@ _DEMO = Path(str(files("a3tune") / "assets" / "demo" / "config.yaml"))
 """Settings on the phantom."""
 _TEST = "random"
 """Of the phantom's tests: the mark names any answer, as one of another hospital would."""
+_PAPER = ("alignment.schedule=constant",)
+"""In place of the demo's settings: what the paper says of it."""
 _REPORT_SETTINGS = ("evaluation.max_new_tokens=96", "training.epochs=3")
 """Reports are long, and no mark names them."""
 _PHANTOM_CLASSES = {
@@ -148,7 +150,9 @@ def phantom_places(
         inputs = {"patients": dict(drawn), "reports": reports} | ({} if reports else {**marked, "test": _TEST})
         stages.run(folder.name, inputs, [folder], draw)
     data = {name: folders[name in REPORTS] for name in paper["data"]}
-    settings_of = {name: (*(_REPORT_SETTINGS if name in REPORTS else ()), *settings) for name in paper["data"]}
+    settings_of = {
+        name: (*_PAPER, *(_REPORT_SETTINGS if name in REPORTS else ()), *settings) for name in paper["data"]
+    }
     return Places(
         dict.fromkeys(_MODELS, "tiny"),
         data | _with_regions(data, out),

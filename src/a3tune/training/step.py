@@ -87,8 +87,8 @@ class Alignment:
             model takes our attention function.
         processor: of the model.
         weight: lambda of Eq. 12, >= 0; with 0 no attention is captured.
-        schedule: of the weight over the training: constant (the paper's), or falling to 0 along half a cosine; then a
-            loop of your own sets `progress` before each step.
+        schedule: of the weight over the training: constant (the paper's), or falling to 0 along half a cosine, as
+            `a3tune train` has it; then a loop of your own sets `progress` before each step, and a Trainer does.
         heads: R of Eq. 9, a count >= 1 or a share of all heads, as "12.5%" or as a number > 0 and < 1.
         rows: text rows whose attention is averaged.
         head_selection: by the ratios of this batch (the paper's), their running average, or what `calibrate` found.
@@ -106,7 +106,7 @@ class Alignment:
         processor: Any,
         *,
         weight: float = DEFAULTS.weight,
-        schedule: Literal["constant", "cosine"] = DEFAULTS.schedule,
+        schedule: Literal["constant", "cosine"] = "constant",
         heads: int | float | str = DEFAULTS.heads,
         rows: Literal["after_image", "answer", "prompt"] = DEFAULTS.rows,
         head_selection: Literal["batch", "running", "fixed"] = DEFAULTS.head_selection,
