@@ -172,8 +172,9 @@ def test_what_the_api_pages_describe_is_there_and_linked():
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_an_example(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    if "from trl import" in example.read_text():
-        pytest.skip("tests/test_trl.py runs it")
+    for package, test in {"trl": "test_trl", "lightning": "test_lightning"}.items():
+        if re.search(rf"^(from|import) {package}\b", example.read_text(), re.M):
+            pytest.skip(f"tests/{test}.py runs it")
     monkeypatch.setattr(sys, "argv", [str(example), "--quick", "--out", "out"])
     runpy.run_path(str(example), run_name="__main__")  # a process would import PyTorch again
 
