@@ -273,7 +273,8 @@ def read_rows(rows: RowsLike) -> list[Sample]:
 
     Args:
         rows: a path; or mappings with the fields of a row (`docs/data.md`), such as a list of dicts or a Hugging Face
-            data set; or a DataFrame of pandas. Their images may be anything that `Model.ask` takes; a row without `id` gets one.
+            data set; or a DataFrame of pandas. Their images may be anything that `Model.ask` takes; a row without `id`
+            gets one.
 
     Raises DataError, which names row and field.
     """
