@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import a3tune
 from a3tune.cli import app
 from a3tune.config import load_config, plain_yaml
 from a3tune.data.phantom import write_phantom
@@ -154,6 +155,16 @@ def test_there_is_something_to_run():
     assert running["python"] >= 20 and running["yaml"] >= 3 and running["json"] >= 3
     assert len(EXAMPLES) >= 6 and len(RECIPES) >= 8
     assert sum(check_prose(ROOT / page, page) for page in PAGES) > 100
+
+
+def test_every_public_name_has_an_example_that_runs_and_a_reference():
+    page = "docs/api/index.md"
+    code = "".join(block.text for block in read_blocks(ROOT / page, page) if block.runs and block.language == "python")
+    named = [f"a3tune.{name}" for name in a3tune.__all__] + ["vlm.ask"]
+    assert [name for name in named if not re.search(rf"\b{re.escape(name)}\b", code)] == []
+    pages = "".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.md"))
+    described = {name.rpartition(".")[2] for name in re.findall(r"^::: (a3tune[\w.]+)", pages, re.M)}
+    assert {*a3tune.__all__} - described == {"errors"}  # a module; its classes are
 
 
 def test_what_the_api_pages_describe_is_there_and_linked():
