@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import a3tune
@@ -86,7 +88,10 @@ def test_a_region_is_a_box_or_a_mask(vlm: a3tune.Model, scan: Path):
     mask = np.zeros((answer.image.height, answer.image.width), bool)
     mask[10:30, 20:50] = True
     assert answer.scores((20, 10, 50, 30)) == answer.scores(mask) == answer.scores(a3tune.Region(box=(20, 10, 50, 30)))
-    for wrong in ((1, 2, 3), (30, 10, 20, 50), mask[:5], "liver"):
+    assert answer.scores(mask) == answer.scores(mask.astype(np.uint8) * 255) == answer.scores(mask.astype(float))
+    soft = np.linspace(0, 1, mask.size).reshape(mask.shape)
+    shares, endless = (0.1, 0.1, 0.5, 0.5), (0, 0, float("inf"), 9)
+    for wrong in ((1, 2, 3), (30, 10, 20, 50), mask[:5], "liver", soft, shares, endless):
         with pytest.raises(a3tune.errors.LabelError, match="region: expected"):
             answer.scores(wrong)  # type: ignore[arg-type]
 
@@ -102,6 +107,12 @@ def turned(image: Image.Image) -> Image.Image:
     exif[0x0112] = 3
     image.rotate(180).save(file, "PNG", exif=exif)
     return Image.open(file)
+
+
+def closed() -> Image.Image:
+    image = Image.new("L", (2, 2))
+    image.close()
+    return image
 
 
 FORMS: dict[str, Callable[[Path], Any]] = {
@@ -141,6 +152,10 @@ def test_deep_arrays_are_windowed_as_files_are(kind: str, tmp_path: Path):
         (np.zeros((0, 3)), "one of 0 x 3"),
         (np.full((2, 2), "a"), "array of numbers"),
         (np.full((2, 2), np.nan), "finite"),
+        ("https://example.org/scan.png", "image: expected the path of a file, got an address"),
+        ("data:image/png;base64,AAAA", "got the image itself"),
+        ("", "got 0 characters"),
+        (closed(), "Pillow image that can be read: Operation on closed image"),
     ],
 )
 def test_what_is_no_image_is_told(image: Any, message: str):
@@ -156,6 +171,10 @@ def test_rows_in_memory_are_rows_of_a_file(folder: Path):
     assert a3tune.read_rows(rows) == a3tune.read_rows(iter(expected)) == expected
     columns = [row | {"image": {"bytes": row["image"].read_bytes(), "path": None}, "options": None} for row in rows]
     assert [one.image for one in a3tune.read_rows(columns)] == [row["image"].read_bytes() for row in rows]
+    frame = pd.DataFrame(columns)
+    assert a3tune.read_rows(frame) == a3tune.read_rows(columns)
+    frame.loc[1, "meta"] = frame.loc[1, "answer_type"] = None
+    assert a3tune.read_rows(frame)[1].meta == {}
     del rows[1]["id"]
     assert a3tune.read_rows(rows)[1].id == "row-1"
 
@@ -171,6 +190,7 @@ def test_rows_in_memory_are_rows_of_a_file(folder: Path):
         (["a.png"], r"rows\[0\]: expected a mapping"),
         ([], "at least one"),
         ({"image": "a.png"}, "expected a file, or a list"),
+        (b"rows.jsonl", "expected a file, or a list"),
         (7, "expected a file, or a list"),
     ],
 )
@@ -187,6 +207,21 @@ def test_found_regions_are_what_labels_are_made_of(scan: Path):
     assert [one.similarity for one in found] == list(expected.similarity)
     x0, y0, x1, y1 = map(int, found[0].box)
     assert found[0].mask[y0:y1, x0:x1].sum() == found[0].mask.sum() > 0
+
+
+def test_types_of_numpy_and_torch_are_settings(vlm_folder: Path, scan: Path):
+    loaded = a3tune.load(vlm_folder, device=torch.device("cpu"), dtype=torch.bfloat16)
+    assert loaded.model.dtype == torch.bfloat16 and loaded.device.type == "cpu"
+    answer = loaded.ask(scan, QUESTION, max_new_tokens=np.int64(2), tau=np.float64(0.2))
+    assert len(answer.tokens) <= 2 and answer.settings.tau == 0.2
+
+
+def test_an_adapter_in_place_of_a_model_is_told(tmp_path: Path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    for folder in (tmp_path, tmp_path / "adapter"):
+        with pytest.raises(a3tune.errors.ModelError, match=r"got an adapter; .*a3tune\.load\(adapter="):
+            a3tune.load(folder)
 
 
 def test_from_rows_to_a_table(vlm_folder: Path, folder: Path, tmp_path: Path):
@@ -232,6 +267,17 @@ WRONG: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "no model": (lambda vlm: a3tune.evaluate("tiny", "rows.jsonl"), "what a3tune.load returns"),  # type: ignore[arg-type]
     "no run": (lambda vlm: a3tune.compare(["nosuch"]), "expected the folder of a run"),
+    "one run": (lambda vlm: a3tune.compare("nosuch"), "expected a list of folders"),
+    "no runs": (lambda vlm: a3tune.compare([]), "expected at least one"),
+    "results": (lambda vlm: a3tune.compare([object()]), r"runs\[0\]: expected a path, got object"),  # type: ignore
+    "form": (lambda vlm: a3tune.compare(["nosuch"], form="html"), r"form: expected one of \.md"),
+    "model to load": (lambda vlm: a3tune.load(vlm), "load: path: expected a path, got Model"),
+    "adapters": (lambda vlm: a3tune.load("tiny", ["a", "b"]), "load: adapter: expected a path, got list"),  # type: ignore
+    "rows to label": (lambda vlm: a3tune.label([{}], "x"), "label: rows: expected a path, got list"),  # type: ignore
+    "settings at once": (lambda vlm: a3tune.train({"output": "x"}), "train: config: expected a path"),  # type: ignore
+    "nothing to find": (lambda vlm: a3tune.find_regions(np.zeros((8, 8)), ""), "question: expected"),
+    "no text": (lambda vlm: a3tune.find_regions(np.zeros((8, 8)), None), "question: expected"),  # type: ignore
+    "half a letter": (lambda vlm: vlm.ask(np.zeros((8, 8)), "Where\ud800"), "half of a letter"),
 }
 
 

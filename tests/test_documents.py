@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import a3tune
 from a3tune.cli import app
 from a3tune.config import load_config, plain_yaml
 from a3tune.data.phantom import write_phantom
@@ -156,6 +157,16 @@ def test_there_is_something_to_run():
     assert sum(check_prose(ROOT / page, page) for page in PAGES) > 100
 
 
+def test_every_public_name_has_an_example_that_runs_and_a_reference():
+    page = "docs/api/index.md"
+    code = "".join(block.text for block in read_blocks(ROOT / page, page) if block.runs and block.language == "python")
+    named = [f"a3tune.{name}" for name in a3tune.__all__] + ["vlm.ask"]
+    assert [name for name in named if not re.search(rf"\b{re.escape(name)}\b", code)] == []
+    pages = "".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.md"))
+    described = {name.rpartition(".")[2] for name in re.findall(r"^::: (a3tune[\w.]+)", pages, re.M)}
+    assert {*a3tune.__all__} - described == {"errors"}  # a module; its classes are
+
+
 def test_what_the_api_pages_describe_is_there_and_linked():
     links = runpy.run_path(str(ROOT / "docs" / "links.py"))
     config = SimpleNamespace(docs_dir=str(ROOT / "docs"), extra={})
@@ -172,8 +183,9 @@ def test_what_the_api_pages_describe_is_there_and_linked():
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_an_example(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    if "from trl import" in example.read_text():
-        pytest.skip("tests/test_trl.py runs it")
+    for package, test in {"trl": "test_trl", "lightning": "test_lightning"}.items():
+        if re.search(rf"^(from|import) {package}\b", example.read_text(), re.M):
+            pytest.skip(f"tests/{test}.py runs it")
     monkeypatch.setattr(sys, "argv", [str(example), "--quick", "--out", "out"])
     runpy.run_path(str(example), run_name="__main__")  # a process would import PyTorch again
 

@@ -75,6 +75,8 @@ def test_another_batch_of_rows_without_ids_is_another_batch(align: Alignment) ->
         ([None, [square(0, 0)[:9]]], LabelError, r"sample row-1: .*48 x 48"),
         ([None, 7], LabelError, "sample row-1: regions: expected a list of boxes or masks, got 7"),
         ([None, [(9, 9, 3, 3)]], LabelError, "x0 < x1"),
+        ([None, [(0.1, 0.1, 0.4, 0.4)]], LabelError, "not shares of its width and height"),
+        ([None, [square(0, 0) * np.arange(48)]], LabelError, "expected a mask of one region"),
     ],
 )
 def test_regions_that_are_none_are_told(align: Alignment, regions: Any, error: Any, message: str) -> None:
@@ -134,12 +136,22 @@ def without_labels(batch: dict[str, Any]) -> None:
     del batch["labels"]
 
 
+def without_tokens(batch: dict[str, Any]) -> None:
+    del batch["input_ids"]
+
+
+def in_lists(batch: dict[str, Any]) -> None:
+    batch["labels"] = batch["labels"].tolist()
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (learnt_throughout, r"batch\[0\]: labels: expected one answer behind the image .*completion_only_loss"),
         (in_two_turns, r"batch\[1\]: labels: expected one answer .* got 2 stretches"),
-        (without_labels, "batch: expected `labels` of the shape of `input_ids`"),
+        (without_labels, "batch: expected the tensors `input_ids` and `labels` of one shape"),
+        (without_tokens, "batch: expected the tensors"),
+        (in_lists, "batch: expected the tensors"),
     ],
 )
 def test_a_batch_that_does_not_say_where_the_answer_is(align: Alignment, spoil: Any, message: str) -> None:
@@ -147,6 +159,22 @@ def test_a_batch_that_does_not_say_where_the_answer_is(align: Alignment, spoil: 
     spoil(batch)
     with pytest.raises(DataError, match=message):
         align.adopt(batch, [picture(sample) for sample in DATA], MASKS)
+
+
+def test_images_of_a_batch_may_come_in_any_form(align: Alignment) -> None:
+    images, batch = [picture(sample) for sample in DATA], own_batch(align)
+    expected = align.adopt(batch, images, MASKS)
+    same(align.adopt(batch, [np.asarray(image) for image in images], MASKS), expected)
+    same(align.adopt(batch, [sample.image for sample in DATA], MASKS), expected)
+
+
+@pytest.mark.parametrize("name", ["labels", "segments", "pixel_values"])
+def test_a_batch_that_lost_something_is_told(align: Alignment, name: str) -> None:
+    """Without pixels the model takes the image's tokens for words: another loss, and no word about it."""
+    batch = {key: value for key, value in align.collate(DATA).items() if key != name}
+    for use in (lambda: align.loss(align.vlm.model, batch), lambda: align.count([batch])):
+        with pytest.raises(DataError, match=f"batch: {name}: missing; expected a batch of Alignment.collate"):
+            use()
 
 
 def test_images_that_are_not_those_of_the_batch(align: Alignment) -> None:

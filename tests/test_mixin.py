@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
 from torch.nn.parallel import DistributedDataParallel
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 from typer.testing import CliRunner
 
 from a3tune.adapters import A3MoEConfig
@@ -205,6 +205,54 @@ def test_another_loss_beside_ours_is_refused(tmp_path: Path, changes: Any, other
     args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", **changes)
     with pytest.raises(ConfigError, match=f"{named}: expected none"):
         Mine(model, args, align.collate, samples(2), alignment=align, **others)
+
+
+def test_the_mixin_comes_first() -> None:
+    """Behind a Trainer with a loss of its own that one would be learnt, and nobody would notice."""
+
+    class Other(Trainer):
+        pass
+
+    with pytest.raises(ConfigError, match=r"expected AlignmentMixin before Other, .*\(AlignmentMixin, Other\)"):
+        type("Late", (Other, AlignmentMixin), {})
+    assert issubclass(type("First", (AlignmentMixin, Other), {}), Other)
+
+
+@pytest.mark.parametrize("alignment", [None, {"weight": 0.5}])
+def test_an_alignment_that_is_none_is_told(alignment: Any, tmp_path: Path) -> None:
+    model, align = aligned()
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(ConfigError, match=r"alignment: expected an a3tune\.Alignment, got"):
+        Mine(model, args, align.collate, samples(2), alignment=alignment)
+
+
+def test_a_trainer_without_our_collator_is_told(tmp_path: Path) -> None:
+    trainer = make(tmp_path, [{"image": "a.png", "prompt": "Where?", "answer": "left"}] * 4)
+    trainer.data_collator = default_data_collator
+    with pytest.raises(DataError, match="give it as the data_collator"):
+        trainer.train()
+
+
+def test_a_state_of_something_else_is_told() -> None:
+    _, align = aligned()
+    align.load_state_dict(align.state_dict())
+    with pytest.raises(ConfigError, match=r"state: expected what Alignment\.state_dict returned, got exp_avg"):
+        align.load_state_dict({"exp_avg": torch.ones(2)})
+
+
+def test_two_alignments_of_a_model_do_not_disturb_each_other() -> None:
+    model, align = aligned()
+    batch = align.collate(samples(2))
+    before = align.loss(model, batch)[0]
+    other = Alignment(model, align.vlm.processor, heads=8, weight=2.0, rows="answer")
+    assert not torch.equal(other.loss(model, batch)[0], before)
+    assert torch.equal(align.loss(model, batch)[0], before)
+
+
+def test_a_model_is_compiled_afterwards() -> None:
+    model, align = aligned()
+    with pytest.raises(ModelError, match="compile or wrap a model afterwards"):
+        Alignment(torch.compile(model, backend="eager"), align.vlm.processor)
 
 
 def test_a_batch_of_another_collator_is_refused() -> None:

@@ -128,6 +128,7 @@ def test_defaults(tmp_path):
         (ROW | {"regions": [{"box": [0, 0, 1]}]}, "box: expected four numbers"),
         (ROW | {"regions": [{"box": [0, 0, 1, "1"]}]}, "box: expected four numbers"),
         (ROW | {"regions": [{"box": [5, 0, 5, 1]}]}, "box: expected x0 < x1"),
+        (ROW | {"regions": [{"box": [0.1, 0.2, 0.5, 1]}]}, "box: expected pixels of the image, not shares"),
         (ROW | {"regions": [{"box": [0, 0, 1, 1], "name": 3}]}, "name: expected a text"),
         (ROW | {"regions": [{"rle": {"size": [0, 4], "counts": ""}}]}, "rle.size: expected [height, width]"),
         (ROW | {"regions": [{"rle": {"size": [3, 4], "counts": [12]}}]}, "rle.counts: expected COCO's compressed text"),

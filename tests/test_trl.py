@@ -1,4 +1,4 @@
-"""Attention alignment in TRL's SFTTrainer. TRL is no dependency: `make test-trl` has an environment for it."""
+"""Attention alignment in TRL's SFTTrainer. TRL is no dependency: `make test-trainers` has an environment for it."""
 
 import runpy
 from pathlib import Path
@@ -14,7 +14,7 @@ from a3tune.training.mixin import HEADS_FILE, AlignmentMixin
 from a3tune.training.step import Alignment
 from trainings import fresh_vlm, samples
 
-trl = pytest.importorskip("trl", reason="make test-trl")
+trl = pytest.importorskip("trl", reason="make test-trainers")
 Dataset = pytest.importorskip("datasets").Dataset
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL: dict[str, Any] = {"r": 4, "expert_rank": 2, "query_experts": 2, "key_experts": 3, "router_hidden": 8}

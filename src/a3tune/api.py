@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +33,14 @@ from a3tune.labels.make import LabelMaker, make_maker
 from a3tune.labels.store import LabelRun
 from a3tune.masks import bounding_box, decode_mask
 from a3tune.models import head_total
+from a3tune.report.table import FORMATS
 from a3tune.report.write import compare as compare_runs
 from a3tune.run.folder import RunFolder
 from a3tune.types import Box, Region, Sample
 from a3tune.vlm.load import Vlm
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 AnyPath = str | PathLike[str]
@@ -59,7 +63,8 @@ class Model(Vlm):
         """The answer to a question about an image, and where the model looked.
 
         Args:
-            image: a path, the bytes of an image file, a Pillow image, or an array `[H, W]` or `[H, W, 3]`.
+            image: a path, the bytes of an image file, a Pillow image, or an array `[H, W]` or `[H, W, 3]`. Arrays of
+                another type than uint8 are windowed to their own range.
             region: where the answer is to be found, as a box or a mask, for methods that are told
                 (`decode="controlmllm"`).
             settings: those of `evaluation`: `decode="vcd"`, `max_new_tokens=8`, `seed=1`, `heads=4`, ...; what is not
@@ -68,8 +73,7 @@ class Model(Vlm):
         Raises DataError for an image or question that cannot be used, ConfigError for a setting, ModelError for what
         the model cannot do.
         """
-        if not isinstance(question, str) or not question.strip():
-            raise DataError(f"question: expected a text that is not empty, got {question!r:.60}")
+        _check_question(question)
         source = image_source(image)
         regions = None if region is None else (as_region(region, load_image(source)),)
         sample = Sample("question", source, question, "", "open", regions=regions)
@@ -102,8 +106,8 @@ def load(
     path: AnyPath | None = None,
     adapter: AnyPath | None = None,
     *,
-    device: str | None = None,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
+    device: "str | torch.device | None" = None,
+    dtype: "Literal['auto', 'float32', 'bfloat16', 'float16'] | torch.dtype | None" = None,
     quantization: Literal["4bit", "8bit"] | None = None,
     device_map: str | None = None,
 ) -> Model:
@@ -122,11 +126,11 @@ def load(
     """
     if path is None and adapter is None:
         raise ConfigError('load: expected a model ("tiny", a folder, a name on the Hub) or an adapter, got neither')
-    folder = None if adapter is None else _adapter(Path(fspath(adapter)))
+    folder = None if adapter is None else _adapter(Path(_path("load: adapter", adapter)))
     said = {
-        "path": None if path is None else fspath(path),
-        "device": device,
-        "dtype": dtype,
+        "path": None if path is None else _path("load: path", path),
+        "device": None if device is None else str(device),
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         "quantization": quantization,
         "device_map": device_map,
     }
@@ -137,7 +141,9 @@ def load(
     return Model(**vars(subject.load()), subject=subject)
 
 
-def find_regions(image: ImageLike, question: str, *, device: str = "auto", **settings: Any) -> list[FoundRegion]:
+def find_regions(
+    image: ImageLike, question: str, *, device: "str | torch.device" = "auto", **settings: Any
+) -> list[FoundRegion]:
     """The segments of an image that a question is about, best first (Eq. 3): what labels are made of.
 
     Args:
@@ -147,9 +153,10 @@ def find_regions(image: ImageLike, question: str, *, device: str = "auto", **set
 
     Raises ConfigError, ModelError, DataError as the command `a3tune label`.
     """
+    _check_question(question)
     pairs = _named("labels", settings)
     labels = load_config(None, pairs).labels
-    maker = _maker(json.dumps(sorted(pairs), default=fspath), device)
+    maker = _maker(json.dumps(sorted(pairs), default=fspath), str(device))
     found = maker.find(load_image(image_source(image)), Sample("question", b"", question, "", "open"))
     best = found.labels("question", labels.top_k, labels.threshold)
     return [
@@ -173,7 +180,7 @@ def label(rows: AnyPath, out: AnyPath, *, progress: Progress = lambda done, tota
 
     Returns what was done, and which images failed. Raises as the command `a3tune label`.
     """
-    where = [("data.train", fspath(rows)), ("labels.store", fspath(out))]
+    where = [("data.train", _path("label: rows", rows)), ("labels.store", _path("label: out", out))]
     config, _ = label_settings(None, [*where, *_named("labels", settings)])
     check_label(config)
     return make_labels(config, progress, logger.warning)[0]
@@ -200,7 +207,9 @@ def train(
             )
         chosen = config
     else:
-        chosen = training_settings(None if config is None else Path(fspath(config)), _by_section(settings))
+        chosen = training_settings(
+            None if config is None else Path(_path("train: config", config)), _by_section(settings)
+        )
     check_train(chosen)
     return RunFolder(fine_tune(chosen, progress, logger.warning))
 
@@ -230,7 +239,9 @@ def evaluate(
         return evaluate_samples(model, samples, config.evaluation, labels=config.labels, progress=progress)
     if not isinstance(rows, str | PathLike):
         raise DataError("rows: expected a file to evaluate into a folder, which names it; got rows in memory")
-    config = replace(config, data=replace(config.data, test=Path(fspath(rows))), output=Path(fspath(out)))
+    config = replace(
+        config, data=replace(config.data, test=Path(fspath(rows))), output=Path(_path("evaluate: out", out))
+    )
     return evaluating.evaluate_loaded(replace(model.subject, config=config), model, samples, progress)
 
 
@@ -243,9 +254,17 @@ def compare(runs: Iterable[AnyPath], *, by: str | None = None, rows: AnyPath | N
         rows: the questions, where the folder of the first run does not name them.
         form: ".md", ".tex" or ".csv".
 
-    Raises RunError for a folder without an evaluation, or of other questions than the first.
+    Raises RunError for a folder without an evaluation, or of other questions than the first; ConfigError for arguments
+    that are none.
     """
-    (table,) = compare_runs([fspath(run) for run in runs], [form], by, None if rows is None else Path(fspath(rows)))
+    if isinstance(runs, str | PathLike):
+        raise ConfigError(f"compare: runs: expected a list of folders, got one: [{fspath(runs)!r}] is a list of it")
+    named = [_path(f"compare: runs[{index}]", run) for index, run in enumerate(runs)]
+    if not named:
+        raise ConfigError("compare: runs: expected at least one folder, got none")
+    if form not in FORMATS:
+        raise ConfigError(f"compare: form: expected one of {', '.join(FORMATS)}, got {form!r}")
+    (table,) = compare_runs(named, [form], by, None if rows is None else Path(fspath(rows)))
     return table
 
 
@@ -254,7 +273,8 @@ def read_rows(rows: RowsLike) -> list[Sample]:
 
     Args:
         rows: a path; or mappings with the fields of a row (`docs/data.md`), such as a list of dicts or a Hugging Face
-            data set. Their images may be anything that `Model.ask` takes; a row without `id` gets one.
+            data set; or a DataFrame of pandas. Their images may be anything that `Model.ask` takes; a row without `id`
+            gets one.
 
     Raises DataError, which names row and field.
     """
@@ -290,4 +310,21 @@ def _by_section(settings: dict[str, Any]) -> Sequence[Override]:
 
 
 def _value(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
     return fspath(value) if isinstance(value, PathLike) else value
+
+
+def _path(name: str, value: Any) -> str:
+    if not isinstance(value, str | PathLike):
+        raise ConfigError(f"{name}: expected a path, got {type(value).__name__}")
+    return fspath(value)
+
+
+def _check_question(question: Any) -> None:
+    if not isinstance(question, str) or not question.strip():
+        raise DataError(f"question: expected a text that is not empty, got {question!r:.60}")
+    if not question.isascii() and any("\ud800" <= letter <= "\udfff" for letter in question):
+        raise DataError(
+            f"question: expected a text, got one with half of a letter (a lone surrogate): {question!r:.60}"
+        )

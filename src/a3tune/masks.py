@@ -4,7 +4,7 @@ Masks are bool `[H, W]`; boxes are `(x0, y0, x1, y1)` in pixels, x1 and y1 exclu
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,18 @@ def bounding_box(rle: Rle) -> Box:
     """Smallest box around the mask; (0, 0, 0, 0) if the mask is empty."""
     x, y, width, height = coco.toBbox(_checked(rle)).tolist()
     return (x, y, x + width, y + height) if width and height else (0.0, 0.0, 0.0, 0.0)
+
+
+def box_of(corners: Iterable[float]) -> Box:
+    """Four numbers as a box. Raises ValueError, which says what was expected of them."""
+    x0, y0, x1, y1 = box = tuple(map(float, corners))
+    if not all(map(math.isfinite, box)):
+        raise ValueError("expected finite numbers")
+    if not (x0 < x1 and y0 < y1):
+        raise ValueError("expected x0 < x1 and y0 < y1 (corners, not width and height)")
+    if min(box) >= 0 and max(box) <= 1 and any(side % 1 for side in box):
+        raise ValueError("expected pixels of the image, not shares of its width and height")
+    return x0, y0, x1, y1
 
 
 def box_mask(box: Box, height: int, width: int) -> np.ndarray:

@@ -116,6 +116,12 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     try:
         config = json.loads((folder / name).read_bytes())
     except OSError as error:
+        own, of_run = (place / "adapter_config.json" for place in (folder, folder / "adapter"))
+        if name == "config.json" and (own.is_file() or of_run.is_file()):
+            raise ModelError(
+                f"{folder}: expected the folder of a model, got an adapter; name it as the adapter, its base finds "
+                "itself: a3tune.load(adapter=FOLDER), --adapter FOLDER"
+            ) from error
         raise ModelError(f"{folder}: expected the folder of a model with a {name}, found none") from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{folder / name}: expected JSON: {error}") from error

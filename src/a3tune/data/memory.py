@@ -1,6 +1,7 @@
 """Images and rows that are in memory already -> what files give. Knows pixels and public fields, no model."""
 
 import io
+import math
 from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from a3tune.data.rows import read_rows, sample_of
+from a3tune.data.rows import image_path, read_rows, sample_of
 from a3tune.data.tables import plain
 from a3tune.data.window import window
 from a3tune.errors import DataError, shown
@@ -18,8 +19,8 @@ from a3tune.types import ImageSource, Sample
 ImageLike = str | PathLike[str] | bytes | Image.Image | np.ndarray
 """A file, the encoded bytes of one, a Pillow image, or an array `[H, W]`, `[H, W, 3]` or, of 8 bits, `[H, W, 4]`."""
 RowsLike = str | PathLike[str] | Iterable[Mapping[str, Any] | Sample]
-"""A file or folder of rows, or the rows: mappings with the public fields (as a Hugging Face data set has them), or
-samples."""
+"""A file or folder of rows, or the rows: mappings with the public fields (as a Hugging Face data set has them), a
+DataFrame of pandas with these columns, or samples."""
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 """Of Pillow's images: PNG keeps these as they are."""
 
@@ -34,9 +35,12 @@ def image_source(image: ImageLike) -> ImageSource:
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | PathLike):
-        return Path(fspath(image))
+        return image_path(fspath(image))
     if isinstance(image, Image.Image):
-        return _png(ImageOps.exif_transpose(image))
+        try:
+            return _png(ImageOps.exif_transpose(image))
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow reads it now, and may find it closed or damaged
+            raise DataError(f"image: expected a Pillow image that can be read: {error}") from error
     if isinstance(image, np.ndarray):
         return _png(_picture(image))
     raise DataError(
@@ -47,13 +51,16 @@ def image_source(image: ImageLike) -> ImageSource:
 def rows_of(rows: RowsLike) -> list[Sample]:
     """Samples of a file or folder (`read_rows`), or of rows in memory: mappings with the public fields, or samples.
 
-    An image may be whatever `image_source` takes. A row without an id gets its place as one.
+    An image may be whatever `image_source` takes. A row without an id gets its place as one. Of a field None and NaN,
+    pandas' word for nothing, say that it is missing.
 
     Raises DataError, which names row and field.
     """
     if isinstance(rows, str | PathLike):
         return read_rows(Path(fspath(rows)))
-    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
+        rows = rows.to_dict("records")  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(rows, Mapping | bytes) or not isinstance(rows, Iterable):
         raise DataError(f"rows: expected a file, or a list of rows, got {type(rows).__name__}")
     samples = [_sample(f"rows[{index}]", index, row) for index, row in enumerate(rows)]
     if not samples:
@@ -66,9 +73,13 @@ def _sample(where: str, index: int, row: Any) -> Sample:
         return row
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: expected a mapping with the fields of a row, got {shown(row)}")
-    fields = {name: plain(value) for name, value in row.items() if name != "image" and value is not None}
+    fields = {name: plain(value) for name, value in row.items() if name != "image" and not _is_missing(value)}
     fields.setdefault("id", f"row-{index}")
     return sample_of(where, Path(), fields | {"image": _image(where, row.get("image"))})
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _image(where: str, value: Any) -> str | bytes:

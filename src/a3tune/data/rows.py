@@ -30,6 +30,7 @@ from a3tune.data.tables import is_table, read_table
 from a3tune.data.window import check_size
 from a3tune.errors import ConfigError, DataError, is_data_uri, shown
 from a3tune.machine.files import replacing
+from a3tune.masks import box_of
 from a3tune.types import AnswerType, Box, Region, Rle, Sample
 
 FIELDS = ("id", "image", "prompt", "answer", "answer_type", "options", "regions", "meta")
@@ -268,15 +269,23 @@ def _text(where: str, row: dict[str, Any], field: str) -> str:
 
 def _image(where: str, folder: Path, row: dict[str, Any]) -> Path:
     name = _text(where, row, "image")
+    try:
+        return folder / image_path(name)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def image_path(name: str) -> Path:
+    """The path of an image. Raises DataError for a text that is none: an address, a data URI, far too long."""
     if is_data_uri(name) or is_address(name):
         held = "an address" if is_address(name) else "the image itself"
         raise DataError(
-            f"{where}: image: expected the path of a file, got {held}: {shown(name)}; `a3tune data import` writes data "
-            "URIs as files, and nothing is downloaded: save the images of addresses first"
+            f"image: expected the path of a file, got {held}: {shown(name)}; `a3tune data import` writes data URIs as "
+            "files, and nothing is downloaded: save the images of addresses first"
         )
-    if "\0" in name or len(name) > _LONGEST_PATH:
-        raise DataError(f"{where}: image: expected the path of a file, got {len(name):,} characters: {shown(name)}")
-    return folder / name
+    if not name.strip() or "\0" in name or len(name) > _LONGEST_PATH:
+        raise DataError(f"image: expected the path of a file, got {len(name):,} characters: {shown(name)}")
+    return Path(name)
 
 
 def _meta(where: str, value: Any) -> Mapping[str, str]:
@@ -323,12 +332,10 @@ def _region(where: str, value: Any) -> Region:
 def _box(where: str, value: Any) -> Box:
     if not (isinstance(value, list) and len(value) == 4 and all(_is_number(item) for item in value)):
         raise DataError(f"{where}: box: expected four numbers [x0, y0, x1, y1], got {shown(value)}")
-    x0, y0, x1, y1 = map(float, value)
-    if not (x0 < x1 and y0 < y1):
-        raise DataError(
-            f"{where}: box: expected x0 < x1 and y0 < y1 (corners, not width and height), got {shown(value)}"
-        )
-    return x0, y0, x1, y1
+    try:
+        return box_of(value)
+    except ValueError as error:
+        raise DataError(f"{where}: box: {error}; got {shown(value)}") from None
 
 
 def _rle(where: str, value: Any) -> Rle:

@@ -13,7 +13,7 @@ from a3tune.config import EvaluationConfig
 from a3tune.decoding import check_decoder, make_decoder
 from a3tune.errors import LabelError, shown
 from a3tune.evaluation.asking import answers, attend, evaluation_mode, in_memory, read, with_answers
-from a3tune.masks import encode_mask, region_mask
+from a3tune.masks import box_of, encode_mask, region_mask
 from a3tune.metrics.catalogue import attention_metrics
 from a3tune.types import Region, Sample
 from a3tune.vlm.encode import Example
@@ -121,13 +121,24 @@ def as_region(region: RegionLike, image: Image.Image) -> Region:
         return region
     values, size = np.asarray(region), (image.height, image.width)
     if values.shape == size:
-        return Region(mask=encode_mask(values))
+        return Region(mask=encode_mask(_inside(values)))
     if values.shape != (4,) or values.dtype.kind not in "iuf":
         raise LabelError(
             f"region: expected four numbers (x0, y0, x1, y1), or a mask of {image.height} x {image.width} (height x "
             f"width), got {shown(region) if values.ndim < 2 else ' x '.join(map(str, values.shape))}"
         )
-    x0, y0, x1, y1 = map(float, values)
-    if not (x0 < x1 and y0 < y1):
-        raise LabelError(f"region: expected x0 < x1 and y0 < y1 (corners, not width and height), got {shown(region)}")
-    return Region(box=(x0, y0, x1, y1))
+    try:
+        return Region(box=box_of(values))
+    except ValueError as error:
+        raise LabelError(f"region: {error}; got {shown(region)}") from None
+
+
+def _inside(mask: NDArray[Any]) -> NDArray[np.bool_]:
+    """A mask of bool, or of one other number inside and 0 outside; soft masks and maps of several regions are none."""
+    inside = mask != 0
+    if mask.dtype != bool and len(found := np.unique(mask[inside])) > 1:
+        raise LabelError(
+            f"region: expected a mask of one region, 0 outside and one number inside, got {len(found)} numbers besides "
+            "0; say which pixels are inside: `mask > 0.5`, `mask == 3`"
+        )
+    return inside

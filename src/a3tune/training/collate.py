@@ -133,6 +133,18 @@ def on_tokens(
     return torch.from_numpy(members(np.concatenate(weights), membership))
 
 
+def check_batch(batch: Mapping[str, Any]) -> None:
+    """Raises DataError for a batch that does not hold what the losses need, or that has lost its images."""
+    missing = {*TOKEN_MASKS, *FOR_THE_LOSSES, "labels"} - batch.keys()
+    if not missing and "pixel_values" not in batch and batch["image_mask"].any():
+        missing = {"pixel_values"}  # without them the model takes the image's tokens for words, without a word
+    if missing:
+        raise DataError(
+            f"batch: {', '.join(sorted(missing))}: missing; expected a batch of Alignment.collate (give it as the "
+            "data_collator), or of Alignment.adopt with all that the processor made"
+        )
+
+
 def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Inputs of the model and token masks (`TOKEN_MASKS`) of a batch; the rest is for the losses."""
     masks = {name: batch[name] for name in TOKEN_MASKS}

@@ -8,7 +8,7 @@ from accelerate import DistributedType
 from torch import Tensor
 from transformers import Trainer
 
-from a3tune.training.collate import IGNORED, learning
+from a3tune.training.collate import IGNORED, check_batch, learning
 
 
 class CountingTrainer(Trainer):
@@ -38,6 +38,8 @@ class CountingTrainer(Trainer):
         self._collecting = True
         batches, tokens = super().get_batch_samples(*args, **kwargs)
         self._collecting = False
+        for batch in batches:
+            check_batch(batch)
         samples = sum(learning(batch).sum() for batch in batches)
         self.samples_in_step = int(self.total(torch.as_tensor(samples, device=self.args.device)))
         return batches, tokens

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from a3tune.adapters.routing import is_markup
 from a3tune.data.images import load_image
-from a3tune.data.memory import rows_of
+from a3tune.data.memory import ImageLike, image_source, rows_of
 from a3tune.errors import DataError, LabelError, shown
 from a3tune.evaluation.answer import RegionLike, as_region
 from a3tune.labels.truth import truth_labels
@@ -47,7 +47,7 @@ def samples_of(rows: Rows, regions: Sequence[RegionsLike] | None = None) -> list
 def adopt(
     vlm: Vlm,
     batch: Mapping[str, Any],
-    images: Sequence[Image],
+    images: Sequence[ImageLike],
     regions: Sequence[RegionsLike],
     membership: float,
 ) -> dict[str, Any]:
@@ -62,9 +62,11 @@ def adopt(
 
     Raises DataError for a batch that does not say where the answer is, or whose images are others.
     """
-    ids, labels = batch["input_ids"], batch.get("labels")
-    if labels is None or labels.shape != ids.shape:
-        raise DataError("batch: expected `labels` of the shape of `input_ids`, -100 but on the answer")
+    ids, labels = batch.get("input_ids"), batch.get("labels")
+    if not isinstance(ids, Tensor) or not isinstance(labels, Tensor) or labels.shape != ids.shape:
+        raise DataError(
+            "batch: expected the tensors `input_ids` and `labels` of one shape, `labels` -100 but on the answer"
+        )
     if not len(ids) == len(images) == len(regions):
         raise DataError(
             f"batch: expected as many samples, images and entries of regions, got {len(ids)}, {len(images)} and "
@@ -76,7 +78,8 @@ def adopt(
     before = _before_answers(answer_mask, image_mask)
     markup = is_markup(ids, image_mask, vlm.control_ids, vlm.layout_ids)
     placed_mask, segments = image_mask.clone(), []
-    for index, (image, given) in enumerate(zip(images, regions, strict=True)):
+    for index, (one, given) in enumerate(zip(images, regions, strict=True)):
+        image = one if isinstance(one, Image) else load_image(image_source(one))
         boxes = token_boxes(vlm, image.height, image.width)
         if (tokens := int(image_mask[index].sum())) != len(boxes):
             raise DataError(

@@ -5,7 +5,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from a3tune.compat.peft import disable_input_dtype_casting
 from a3tune.errors import ConfigError
@@ -38,7 +38,8 @@ class AlignmentMixin(LoggingTrainer):
     and `heads_selected`, a text of 0 and 1 for each layer. `eval_loss` is the same loss with the weight of the first
     step, the mean over batches.
 
-    Raises `NonFiniteError` for a loss that is no number, ConfigError for arguments that ask for another loss.
+    Raises `NonFiniteError` for a loss that is no number, ConfigError for arguments that ask for another loss, and for
+    a class in which the other Trainer comes first.
 
     Args:
         args: columns that the model does not know are kept, whatever they say. On several GPUs start one process each
@@ -46,9 +47,20 @@ class AlignmentMixin(LoggingTrainer):
         alignment: on the model that is trained, with its adapter or before it gets one.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in cls.__mro__[: cls.__mro__.index(AlignmentMixin)]:
+            if issubclass(base, Trainer) and not issubclass(base, AlignmentMixin):
+                raise ConfigError(
+                    f"class {cls.__name__}: expected AlignmentMixin before {base.__name__}, whose loss would take the "
+                    f"place of ours: class {cls.__name__}(AlignmentMixin, {base.__name__})"
+                )
+
     def __init__(
         self, model: Any = None, args: TrainingArguments | None = None, *rest: Any, alignment: Alignment, **others: Any
     ) -> None:
+        if not isinstance(alignment, Alignment):
+            raise ConfigError(f"alignment: expected an a3tune.Alignment, got {type(alignment).__name__}")
         _check_loss(args, others)
         super().__init__(model, args, *rest, **others)
         if self.args.n_gpu > 1:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from PIL.Image import Image
 from torch import Tensor, nn
 
 from a3tune.adapters import balance_loss
@@ -23,12 +22,12 @@ from a3tune.attention.capture import CaptureRequest, capture_request, check_capt
 from a3tune.attention.heads import HeadSelector, overlap
 from a3tune.config import AlignmentConfig, load_config
 from a3tune.config.ranges import check_head_count
-from a3tune.errors import ConfigError, DataError
+from a3tune.data.memory import ImageLike
+from a3tune.errors import ConfigError
 from a3tune.labels.truth import truth_labels
 from a3tune.machine import processes
-from a3tune.training.collate import FOR_THE_LOSSES, IGNORED, Collator, learning, split_batch
+from a3tune.training.collate import IGNORED, Collator, check_batch, learning, split_batch
 from a3tune.training.foreign import RegionsLike, Rows, adopt, samples_of
-from a3tune.vlm.encode import TOKEN_MASKS
 from a3tune.vlm.load import wrap_vlm
 from a3tune.vlm.look import look
 
@@ -156,7 +155,7 @@ class Alignment:
         return self._collator(samples_of(rows, regions))
 
     def adopt(
-        self, batch: Mapping[str, Any], images: Sequence[Image], regions: Sequence[RegionsLike]
+        self, batch: Mapping[str, Any], images: Sequence[ImageLike], regions: Sequence[RegionsLike]
     ) -> dict[str, Any]:
         """A batch that a collator of your own made -> the same batch with all that the losses need.
 
@@ -171,8 +170,13 @@ class Alignment:
         return adopt(self.vlm, batch, images, regions, self.config.membership)
 
     def count(self, batches: Iterable[Mapping[str, Any]]) -> Counts:
-        """Of an optimiser step with these batches of this process, over all processes, all of which must call this."""
+        """Of an optimiser step with these batches of this process, over all processes, all of which must call this.
+
+        Raises DataError for other batches than `loss` takes.
+        """
         device, listed = self.vlm.device, list(batches)
+        for batch in listed:
+            check_batch(batch)
         tokens = sum(int(batch["labels"][:, 1:].ne(IGNORED).sum()) for batch in listed)
         samples = sum(int(learning(batch).sum()) for batch in listed)
         summed = processes.total(torch.tensor([tokens, samples, 1], device=device)).tolist()
@@ -195,11 +199,7 @@ class Alignment:
 
     def losses(self, model: Any, batch: Mapping[str, Any], counts: Counts | None = None) -> StepLosses:
         """As `loss`, with each loss and what is worth logging."""
-        if missing := {*TOKEN_MASKS, *FOR_THE_LOSSES, "labels"} - batch.keys():
-            raise DataError(
-                f"batch: {', '.join(sorted(missing))}: missing; expected a batch of Alignment.collate (give it as the "
-                "data_collator), or of Alignment.adopt"
-            )
+        check_batch(batch)
         if not self._checked:
             self._name_markup(model)  # of an adapter that was added since
         device = next(model.parameters()).device
@@ -288,7 +288,9 @@ class Alignment:
         return self.selector.state_dict() | ({} if self.heads_LH is None else {"heads_LH": self.heads_LH})
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go back to what `state_dict` returned."""
+        """Go back to what `state_dict` returned. Raises ConfigError for something else."""
+        if other := sorted(state.keys() - {"score_LH", "heads_LH"}):
+            raise ConfigError(f"state: expected what Alignment.state_dict returned, got {', '.join(other)}")
         self.selector.load_state_dict(state)
         self.heads_LH = state.get("heads_LH")
 

@@ -147,7 +147,10 @@ def wrap_vlm(model: Any, processor: Any) -> Vlm:
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, PreTrainedModel):
-        raise ModelError(f"model: expected one of transformers, with or without an adapter, got {type(model).__name__}")
+        raise ModelError(
+            f"model: expected one of transformers, with or without an adapter, got {type(model).__name__}; give the "
+            "`model` of what a3tune.load returns, and compile or wrap a model afterwards"
+        )
     name = base.name_or_path or type(base).__name__
     family = family_of(base.config, name)
     _complete_processor(processor, name)
