@@ -101,7 +101,7 @@ class AlignmentMixin(LoggingTrainer):
             # The maps are no predictions, which an evaluation would gather.
             kept = {name: value for name, value in outputs.items() if name != "attentions"}
             return (loss, type(outputs)(**kept)) if return_outputs else loss
-        self.alignment.progress = self.state.global_step / self.state.max_steps
+        self.alignment.progress = self.state.global_step / max(1, self.state.max_steps)
         counts = Counts(num_items_in_batch, self.samples_in_step, self.accelerator.num_processes)
         losses = self.alignment.losses(model, inputs, counts)
         check_finite(losses, inputs["sample_ids"], self.state.global_step + 1, self.total)
