@@ -80,6 +80,23 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(base: Path, tmp_path: Path, m
     assert [line["loss"] for line in metrics(parts)] == [line["loss"] for line in metrics(whole)]
 
 
+def test_ctrl_c_in_the_last_step_ends_what_comes_after(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, compute_loss = config_of(base, tmp_path / "run", max_steps=1), A3Trainer.compute_loss
+
+    def interrupted(self: A3Trainer, *args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(A3Trainer, "compute_loss", interrupted)
+    with pytest.raises(Interrupted) as told:
+        train(config, callbacks=())
+    assert told.value.number == signal.SIGTERM
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()  # what was finished is kept
+    assert train(config, callbacks=()) == tmp_path / "run"
+
+
 def test_a_run_killed_before_its_adapter_was_saved_is_finished(base: Path, tmp_path: Path) -> None:
     # At a constant learning rate a step too many would show.
     config = config_of(base, tmp_path / "run", max_steps=2, scheduler="constant_with_warmup")

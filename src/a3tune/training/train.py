@@ -103,6 +103,8 @@ def train(config: RunConfig, *, callbacks: Sequence[TrainerCallback] | None = No
             if args.process_index == 0:
                 save_adapter(trainer.accelerator.unwrap_model(trainer.model), weights, config.model.path, folder)
             trainer.accelerator.wait_for_everyone()
+        if stop.requested:  # in the last step: what comes after a training is not begun
+            raise Interrupted(number=stop.number)
     return folder.path
 
 
