@@ -16,7 +16,6 @@ import gzip
 import io
 import re
 import struct
-import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from PIL import Image
 from a3tune.data.dicom_file import GZIP, check_jpeg_streams, decoder_for, read_dicom
 from a3tune.data.window import centred_window, check_size, ct_window, is_window, window
 from a3tune.errors import DataError, shown
+from a3tune.machine.quiet import ignoring
 
 Result = TypeVar("Result")
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -418,8 +418,7 @@ def _number(asked: dict[str, str], key: str) -> int:
 def _quietly(what: str, decode: Callable[[], Result]) -> Result:
     """Run a decoder whose errors and warnings may quote the header, and let none of their words out."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with ignoring():
             return decode()
     except DataError:
         raise
