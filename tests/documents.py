@@ -113,14 +113,15 @@ def _bash(block: Block, provide: Callable[[str], None], module: ModuleType) -> N
             check_command(where, rest)
             if block.runs:
                 provide(" ".join(rest))
-                _run_command(where, rest, environment)
+                run_command(where, rest, environment)
         elif program in PROGRAMS:
             check_program(where, [program, *rest])
         else:
             raise Wrong(f"{where}: expected a3tune, {', '.join(PROGRAMS)}, got {program}")
 
 
-def _run_command(where: str, words: list[str], environment: Mapping[str, str]) -> None:
+def run_command(where: str, words: list[str], environment: Mapping[str, str] | None = None) -> None:
+    """Runs `a3tune` with these words, on the budget of a test. Raises Wrong if it fails."""
     given = {word.split("=")[0] for word in words}
     added = [setting for setting in BUDGET.get(words[0], ()) if setting.split("=")[0] not in given]
     result = CliRunner().invoke(app, [*words, *added], env=environment)

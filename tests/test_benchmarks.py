@@ -93,6 +93,11 @@ def test_quick(name: str, run: Callable[..., None], tmp_path: Path) -> None:
     check(tmp_path / name, f"python benchmarks/{name}.py --quick")
 
 
+def test_quick_evaluations_that_read_ahead(run: Callable[..., None], tmp_path: Path) -> None:
+    run("reading", "--ahead", "--quick", "--out", tmp_path / "ahead")
+    check(tmp_path / "ahead", "python benchmarks/reading.py --ahead --quick")
+
+
 @pytest.mark.parametrize("name", ALONE)
 def test_quick_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
     command = [f"benchmarks/{name}.py", "--quick", "--out", str(tmp_path / name)]

@@ -112,7 +112,8 @@ def test_a_table_is_asked_of_a_model_that_is_there(tmp_path: Path):
     for split in ("train", "test"):
         write_rows(tmp_path / f"{split}.jsonl", [Sample("a", tmp_path / "scan.png", "Is it?", "yes", "closed")])
     file = tmp_path / "places.yaml"
-    file.write_text(f"models: {{llava-med-1.5: tiny}}\ndata: {{path-vqa: {tmp_path}}}\n")
+    text = f"models: {{llava-med-1.5: tiny}}\ndata: {{path-vqa: {tmp_path}}}\nsettings: [labels.source=none]\n"
+    file.write_text(text)
     said: list[str] = []
     with pytest.raises(ConfigError, match=r"models.llava-med: expected its place.*--model NAME, of llava-med-1.5"):
         places.check_places(str(file), [], choose(["table1"]))

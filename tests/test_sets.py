@@ -212,18 +212,20 @@ def encoded(level: int) -> bytes:
     return buffer.getvalue()
 
 
-def path_vqa_parquet(folder: Path) -> None:
+def write_parquet(folder: Path, images: dict[str, list[bytes]]) -> None:
+    """Questions as the Hub has them, by split: the first has an open answer."""
     (folder / "data").mkdir(parents=True)
-    for split, levels in {"train": (1, 1, 2), "validation": (3,), "test": (4,)}.items():
+    for split, encoded_images in images.items():
         rows = [
-            {
-                "image": {"bytes": encoded(level), "path": None},
-                "question": f"q{n}?",
-                "answer": "yes" if n else "a gland",
-            }
-            for n, level in enumerate(levels)
+            {"image": {"bytes": data, "path": None}, "question": f"q{n}?", "answer": "yes" if n else "a gland"}
+            for n, data in enumerate(encoded_images)
         ]
         pq.write_table(pa.Table.from_pylist(rows), folder / "data" / f"{split}-00000-of-00001.parquet")
+
+
+def path_vqa_parquet(folder: Path) -> None:
+    levels = {"train": (1, 1, 2), "validation": (3,), "test": (4,)}
+    write_parquet(folder, {split: [encoded(level) for level in group] for split, group in levels.items()})
 
 
 def test_path_vqa_from_parquet_writes_each_image_once(tmp_path):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from a3tune import bases
 from a3tune.claims import check_claims, check_header, check_shape
 from a3tune.errors import AdapterError, ModelError, in_short, shown
-from a3tune.machine.digests import DIGESTS, check_digests
+from a3tune.machine.digests import DIGESTS, check_digests, check_present
 from a3tune.machine.hashes import HASHING_THREADS, file_hashes, json_hash
 from a3tune.machine.hub import named
 
@@ -65,6 +65,8 @@ _ADAPTER_SETTINGS = frozenset(
     }
 )
 """Of an adapter's settings those that may say something; `megatron_core` counts only with `megatron_config`."""
+MAKE_AGAIN = f"make the model again; if you changed it yourself, delete {DIGESTS}"
+"""What to do with a model's folder that is not as it was written."""
 _ANEW = f"copy the adapter anew; if you changed it yourself, delete {DIGESTS}."
 _CONTENT = (".safetensors", ".bin", ".json", ".txt", ".model")
 """Endings of what segmenters and rankers read."""
@@ -134,11 +136,13 @@ def check_model(name: str) -> None:
     """What can be told of a model before anything slow is imported, or the Hugging Face Hub is asked.
 
     Raises:
-        ModelError: it can only be a folder, and there is none, or the folder holds no model, or one to convert first.
+        ModelError: it can only be a folder, and there is none, or the folder lacks a file, holds no model, or one to
+            convert first.
     """
     folder = base_folder(name)
     if folder is not None:
         check_format(name, read_config(folder))
+        check_present(folder, ModelError, MAKE_AGAIN)
     elif named(name, "model") is None:
         raise ModelError(
             f"model {name}: expected 'tiny', or a folder or Hub name (owner/model, owner/model@revision); there is no "

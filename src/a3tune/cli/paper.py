@@ -45,7 +45,7 @@ def reproduce(
     from a3tune.reproduce.experiments import choose
     from a3tune.reproduce.places import check_places
 
-    check_places(on, setting or (), choose(names, model))
+    check_places(on, setting or (), choose(names, model), runs=jobs > 0)
     quieten()
     from a3tune.reproduce.run import reproduce
 

@@ -25,8 +25,8 @@ def label(
 ) -> tuple[LabelRun, dict[str, Quality]]:
     """Weak labels of `config.data.train` into the label store; what is there already is not made again.
 
-    `warn` gets a line where the shipped ranker meets images that it does not know. Returns what was done, and how well
-    the labels find the true regions where these are known (`label_quality`).
+    `warn` gets a line where the shipped ranker meets images that it does not know, and where no image has a segment.
+    Returns what was done, and how well the labels find the true regions where these are known (`label_quality`).
     """
     samples, settings = read_split(config.data, "train"), config.labels
     for sample in samples:
@@ -44,6 +44,11 @@ def label(
     )
     usable = [sample for sample in samples if describe(sample.image) not in run.failures]
     store = LabelStore(config.label_store, run.settings)
+    if usable and not any(store.labels(sample, top_k=1) for sample in usable):
+        warn(
+            f"warning: no segment was found in any image of {config.data.train}: what learns from these labels is not "
+            f"aligned to anything; see what {settings.proposer} keeps (labels.proposal)"
+        )
     quality = label_quality(usable, lambda sample: store.labels(sample, top_k=None), top_k=settings.top_k, by=GROUPS)
     write_quality(config.label_store, run.settings, settings.top_k, samples, quality)
     return run, quality

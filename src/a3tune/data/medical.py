@@ -9,11 +9,11 @@ A fragment after the path says what is shown:
     ct.nii.gz#axial=12&window=lung, scan.dcm#window=bone    a customary window of CT, for values in Hounsfield units
 """
 
-import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
 from a3tune.errors import DataError, shown
+from a3tune.machine.quiet import ignoring
 
 Result = TypeVar("Result")
 
@@ -42,8 +42,7 @@ def counted(asked: dict[str, str], key: str) -> int:
 def quietly(what: str, decode: Callable[[], Result]) -> Result:
     """Run a decoder whose errors and warnings may quote the header, and let none of their words out."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with ignoring():
             return decode()
     except DataError:
         raise

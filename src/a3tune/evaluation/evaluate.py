@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +17,13 @@ import numpy as np
 from a3tune.config import AlignmentConfig, EvaluationConfig, LabelsConfig
 from a3tune.decoding import check_decoder, make_decoder
 from a3tune.errors import DataError
+from a3tune.evaluation.ahead import Ahead, read_ahead
 from a3tune.evaluation.answer import attention_scores
-from a3tune.evaluation.asking import answers, attend, batches, evaluation_mode, in_memory, read, with_answers
+from a3tune.evaluation.asking import Read, answers, attend, batches, evaluation_mode, in_memory, read, with_answers
 from a3tune.evaluation.identity import EvaluationIdentity, identity_of, record, refuse_other
 from a3tune.evaluation.predictions import Cost, Map, PredictionLog
 from a3tune.evaluation.regions import region_finder
-from a3tune.evaluation.reliance import Occluder
+from a3tune.evaluation.reliance import Occluder, whole_image
 from a3tune.evaluation.reliance_log import RelianceLog, read_reliance, with_reliance
 from a3tune.evaluation.results import Results, make_prediction, summarise
 from a3tune.machine import processes
@@ -34,6 +36,7 @@ from a3tune.vlm.look import answer_text
 
 NO_REGION = "no question has a region to measure on; `a3tune data regions` gives masks to rows"
 R = TypeVar("R")
+T = TypeVar("T")
 DECISIVE = ("heads", "rows", "tau", "normalisation", "max_new_tokens", "decode", "decoding", "strategy", "seed")
 """Settings that answers and their attention depend on: an evaluation goes on only with the same."""
 
@@ -95,7 +98,7 @@ def evaluate(
         book = PredictionLog(folder, by_id)
         book.take_over(*processes.from_first((book.predictions, book.maps, book.cost)))
         work = list(batches(vlm, samples, settings.batch_size))
-        for pieces in _asked(partial(_answer, vlm, settings=settings), work, book.predictions):
+        for pieces in _asked(partial(_answer, vlm, settings=settings), partial(read, vlm), work, book.predictions):
             for answered in pieces:
                 book.add(*answered)
             progress(len(book.predictions), total)
@@ -107,7 +110,7 @@ def evaluate(
             hiding = occluder.hiding()
             log = RelianceLog(folder, hiding, answered_by)
             occluded = log.records = processes.from_first(log.records)
-            for pieces in _asked(occluder, work, log.records):
+            for pieces in _asked(occluder, whole_image, work, log.records):
                 log.add([record for records in pieces for record in records])
                 progress(len(book.predictions) + len(log.records), total)
         measured = {"model": vlm.name} | about | ({"occlusion": asdict(hiding)} if hiding else {})
@@ -122,16 +125,21 @@ def evaluate(
 
 
 def _asked(
-    ask: Callable[[Sequence[Sample]], R], work: Sequence[Sequence[Sample]], done: Collection[str]
+    ask: Callable[[Sequence[Ahead[T]]], R],
+    read: Callable[[Sample], T],
+    work: Sequence[Sequence[Sample]],
+    done: Collection[str],
 ) -> Iterator[list[R]]:
-    """What `ask` makes of the batches that are not done, shared among the processes.
+    """What `ask` makes of the batches that are not done, shared among the processes; `read` reads them ahead.
 
     A batch is asked whole or not at all: the numbers do not depend on where an evaluation was stopped.
     """
     waiting = [batch for batch in work if any(sample.id not in done for sample in batch)]
-    for start in range(0, len(waiting), processes.count()):
-        my_batches = waiting[start : start + processes.count()][processes.index() :][:1]
-        yield from processes.gather([in_memory(ask, batch) for batch in my_batches])
+    own = waiting[processes.index() :: processes.count()]
+    with read_ahead(read, own) as ahead:
+        for _ in range(0, len(waiting), processes.count()):
+            # In the last round a process may have none.
+            yield from processes.gather([in_memory(ask, batch) for batch in islice(ahead, 1)])
 
 
 def _identify(folder: RunFolder, identity: EvaluationIdentity) -> None:
@@ -154,10 +162,12 @@ def _score_reports(book: PredictionLog, samples: Sequence[Sample], settings: Eva
     return scored.absent
 
 
-def _answer(vlm: Vlm, batch: Sequence[Sample], settings: EvaluationConfig) -> tuple[list[tuple[Prediction, Map]], Cost]:
+def _answer(
+    vlm: Vlm, ahead: Sequence[Ahead[Read]], settings: EvaluationConfig
+) -> tuple[list[tuple[Prediction, Map]], Cost]:
     """Predictions of a batch, each with its map over the selected heads, and what they took."""
     start = time.perf_counter()
-    seen = [read(vlm, sample) for sample in batch]
+    batch, seen = [one.sample for one in ahead], [one.read() for one in ahead]
     asked, regions = [one.example for one in seen], [one.region_N for one in seen]
     generated = answers(vlm, batch, asked, regions, settings)
     answered = with_answers(asked, generated)

@@ -11,6 +11,7 @@ from PIL import Image
 from a3tune.config import EvaluationConfig
 from a3tune.data.images import load_image
 from a3tune.errors import DataError
+from a3tune.evaluation.ahead import Ahead
 from a3tune.evaluation.asking import answers, seed_of
 from a3tune.evaluation.faithfulness import STEPS, Curves, deletion_curves
 from a3tune.evaluation.occlusion import Mask, hidden_parts, occlude
@@ -36,6 +37,14 @@ class _Seen:
     """Which image tokens its true region holds, `[N]`, for methods that are told; None if it is not known."""
 
 
+def whole_image(sample: Sample) -> Image.Image:
+    """The image of a sample. Raises DataError, which names the sample."""
+    try:
+        return load_image(sample.image)
+    except DataError as error:
+        raise DataError(f"sample {sample.id}: {error}") from error
+
+
 @dataclass(frozen=True)
 class Occluder:
     """Asks the questions of a batch again, and deletes image tokens from their answers."""
@@ -53,13 +62,13 @@ class Occluder:
         chosen = self.settings
         return Hiding(chosen.fillings, chosen.dilation, STEPS, **self.finder.settings())
 
-    def __call__(self, batch: Sequence[Sample]) -> list[Occluded]:
+    def __call__(self, ahead: Sequence[Ahead[Image.Image]]) -> list[Occluded]:
         """One record for each sample, in their order; without answers for a sample without a region.
 
         Asked as the whole images were: the same samples at once (those without a region as they are), with the same
         settings and random numbers.
         """
-        seen = [self._see(sample) for sample in batch]
+        batch, seen = [one.sample for one in ahead], [self._see(one.sample, one.read()) for one in ahead]
         found: list[dict[Part, dict[Filling, str]]] = [{part: {} for part in one.parts} for one in seen]
         for part in get_args(Part):
             if not any(part in one.parts for one in seen):
@@ -76,11 +85,7 @@ class Occluder:
             for sample, own in zip(batch, found, strict=True)
         ]
 
-    def _see(self, sample: Sample) -> _Seen:
-        try:
-            image = load_image(sample.image)
-        except DataError as error:
-            raise DataError(f"sample {sample.id}: {error}") from error
+    def _see(self, sample: Sample, image: Image.Image) -> _Seen:
         region = self.finder.find(image, sample)
         if region is None:
             return _Seen(sample, image, {}, None)

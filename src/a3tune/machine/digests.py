@@ -31,25 +31,39 @@ def write_digests(folder: Path) -> None:
     write_atomic(folder / DIGESTS, (json.dumps(digests, indent=1) + "\n").encode())
 
 
+def check_present(
+    folder: Path, error: type[A3TuneError], hint: str, names: Sequence[str] = ()
+) -> Mapping[str, str] | None:
+    """The digests of a folder, None if it has none; its files, or some `names` of them, are there. Reads none of them.
+
+    Raises:
+        error: a file is missing; it names the file and ends with `hint`.
+    """
+    path = folder / DIGESTS
+    try:
+        told = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as broken:
+        raise error(f"{path}: damaged ({in_short(broken)}); {hint}") from None
+    if not isinstance(told, dict) or not all(_inside(name) for name in told) or not told.keys() >= set(names):
+        raise error(f"{path}: damaged: expected the digests of this folder's files by name; {hint}")
+    for file in (folder / name for name in names or told):
+        if not file.is_file():
+            raise error(f"{file}: missing, and {DIGESTS} says that it was there; {hint}")
+    return told
+
+
 def check_digests(folder: Path, error: type[A3TuneError], hint: str, names: Sequence[str] = ()) -> bool:
     """Compare a folder's files, or some `names` of them, with its `DIGESTS`; False if it has none to compare with.
 
     Raises:
         error: a file is missing or not as it was written; it names the file and ends with `hint`.
     """
-    path = folder / DIGESTS
-    try:
-        told = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    told = check_present(folder, error, hint, names)
+    if told is None:
         return False
-    except (OSError, ValueError, RecursionError) as broken:
-        raise error(f"{path}: damaged ({in_short(broken)}); {hint}") from None
-    if not isinstance(told, dict) or not all(_inside(name) for name in told) or not told.keys() >= set(names):
-        raise error(f"{path}: damaged: expected the digests of this folder's files by name; {hint}")
     files = [folder / name for name in names or told]
-    for file in files:
-        if not file.is_file():
-            raise error(f"{file}: missing, and {DIGESTS} says that it was there; {hint}")
     try:
         found = file_hashes(files, fresh_hash)
     except OSError as broken:

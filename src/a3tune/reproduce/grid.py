@@ -21,6 +21,7 @@ from a3tune.commands.label import label
 from a3tune.commands.subject import Subject
 from a3tune.commands.train import fine_tune
 from a3tune.config import RunConfig
+from a3tune.errors import LabelError
 from a3tune.machine.signals import held
 from a3tune.machine.workers import become_worker, ending, until_stopped
 from a3tune.reproduce.content import refuse_other_content
@@ -124,7 +125,11 @@ def _label(jobs: Sequence[Job], say: Callable[[str], None]) -> None:
         places = (config.labels.store, config.data.train, config.labels.top_k)
         if job.run.trained and config.labels.source == "weak" and places not in labelled:
             say(f"labels of {config.data.train}")
-            label(config, _silent)
+            made, _ = label(config, _silent, say)
+            if made.failures:
+                first = next(iter(made.failures.values()))
+                count = f"{len(made.failures)} of its {made.images} images"
+                raise LabelError(f"{config.data.train}: {count} cannot be read, as: {first}")
             labelled.add(places)
 
 

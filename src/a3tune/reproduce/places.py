@@ -2,17 +2,22 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from a3tune.commands.checks import check_label, check_methods
 from a3tune.config import DataConfig, RunConfig, load_config, plain_yaml
+from a3tune.data.images import split_fragment
 from a3tune.data.rows import check_split, read_rows, write_rows
 from a3tune.demo.plan import read_recipe
-from a3tune.errors import ConfigError, shown
+from a3tune.errors import ConfigError, DataError, in_short, shown
+from a3tune.models import check_model
 from a3tune.reproduce.experiments import Experiment, paper_asset
 from a3tune.run.stages import Stages
 
@@ -71,8 +76,15 @@ _load = lru_cache(maxsize=None)(load_config)
 """A table asks for the settings of a few runs again and again."""
 
 
-def check_places(on: str, settings: Sequence[str], chosen: Sequence[Experiment]) -> None:
-    """Raises ConfigError or DataError for what `reproduce` could not use for any of `chosen`. Writes nothing."""
+def check_places(on: str, settings: Sequence[str], chosen: Sequence[Experiment], *, runs: bool = True) -> None:
+    """Raises what `reproduce` could not use for any of `chosen`, before hours of work on the rest. Writes nothing.
+
+    Without `runs` it only writes what is there: neither images nor models have to be.
+
+    Raises:
+        ConfigError: the file is none, or names a place or a setting that is not there.
+        DataError, LabelError, ModelError: rows, their images, what makes labels, or a model cannot be used.
+    """
     if on == PHANTOM:
         load_config(_DEMO, settings)
         _check_models("the phantom", _MODELS, chosen)
@@ -80,10 +92,40 @@ def check_places(on: str, settings: Sequence[str], chosen: Sequence[Experiment])
     tree = _places(Path(on))
     load_config(None, tree["settings"])
     _check_models(on, tree["models"], chosen)
-    needed = {column.data for experiment in chosen for column in experiment.columns}
-    for folder in (folder for name, folder in tree["data"].items() if name in needed):
-        for split in ("train", "test"):
-            check_split(DataConfig(train=folder / f"{split}.jsonl"), "train")
+    needed = {column.data.removesuffix(REGIONS) for experiment in chosen for column in experiment.columns}
+    data = {name: folder for name, folder in tree["data"].items() if name in needed}
+    for name, folder in data.items():
+        _check_rows(f"{on}: data.{name}", folder, images=runs and any(experiment.asks for experiment in chosen))
+    if not runs:
+        return
+    places = Places(tree["models"], data, _settings_of(tree))
+    asked = [experiment for experiment in chosen if experiment.asks and experiment.model in places.models]
+    for name, experiment in product(data, asked):
+        config = places.config(experiment.model, name, ())
+        check_model(config.model.path)
+        check_methods(config.evaluation, [])
+        if any(row.adapter == "a3tune" for row in experiment.rows) and config.labels.source == "weak":
+            check_label(config)
+
+
+def _check_rows(where: str, folder: Path, *, images: bool) -> None:
+    """Both splits of a data set, and that their images are there."""
+    for split in ("train", "test"):
+        file = folder / f"{split}.jsonl"
+        if not file.is_file():
+            from_here = "" if folder.is_absolute() else f" below {Path.cwd()}, where you are"
+            raise ConfigError(
+                f"{where}: expected train.jsonl and test.jsonl in {folder}{from_here}; there is no {file.name} "
+                f"(`a3tune data prepare DOWNLOAD --out {folder}` writes both)"
+            )
+        check_split(DataConfig(train=file), "train")
+        paths = dict.fromkeys(row.image for row in read_rows(file) if isinstance(row.image, Path)) if images else {}
+        absent = [path for path in paths if not split_fragment(path)[0].is_file()]
+        if absent:
+            raise DataError(
+                f"{where}: {len(absent):,} of the {len(paths):,} images of {file} are not there, as {absent[0]}; put "
+                "them back, or prepare the data set again"
+            )
 
 
 def _check_models(where: str, models: Collection[str], chosen: Sequence[Experiment]) -> None:
@@ -103,28 +145,39 @@ def read_places(path: Path, out: Path) -> Places:
     file that is none.
     """
     tree = _places(path)
-    paper, data = yaml.safe_load(paper_asset("settings.yaml")), tree["data"]
-    return Places(
-        models=tree["models"],
-        data=data | _with_regions(data, out),
-        settings={name: (*paper["shared"], *paper["data"][name], *tree["settings"]) for name in data},
-    )
+    return Places(tree["models"], tree["data"] | _with_regions(tree["data"], out), _settings_of(tree))
+
+
+def _settings_of(tree: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The paper's settings of each data set, then those of the file."""
+    paper = yaml.safe_load(paper_asset("settings.yaml"))
+    return {name: (*paper["shared"], *paper["data"][name], *tree["settings"]) for name in tree["data"]}
 
 
 def _places(path: Path) -> dict[str, Any]:
     """The three parts of a file of places."""
     try:
         tree = plain_yaml.load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, plain_yaml.Error) as error:
-        raise ConfigError(f"{path}: expected YAML with models, data and settings: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a file with models, data and settings: {error.strerror}") from None
+    except (UnicodeDecodeError, plain_yaml.Error) as error:
+        raise ConfigError(f"{path}: expected YAML with models, data and settings: {in_short(error)}") from None
     if not isinstance(tree, dict) or not set(tree) <= {"models", "data", "settings"}:
         raise ConfigError(f"{path}: expected a mapping with models, data and settings, got {shown(tree)}")
-    paper = yaml.safe_load(paper_asset("settings.yaml"))
-    data = {name: Path(folder) for name, folder in (tree.get("data") or {}).items()}
-    unknown = sorted(set(data) - set(paper["data"]))
-    if unknown:
-        raise ConfigError(f"{path}: data: expected names of {', '.join(paper['data'])}, got {', '.join(unknown)}")
-    return {"models": tree.get("models") or {}, "data": data, "settings": tuple(tree.get("settings") or ())}
+    for part in ("models", "data"):
+        named = tree[part] = tree.get(part) or {}
+        if not isinstance(named, dict) or not all(isinstance(text, str) for pair in named.items() for text in pair):
+            raise ConfigError(f"{path}: {part}: expected names with their places (NAME: FOLDER), got {shown(named)}")
+    settings = tree.get("settings") or []
+    if not isinstance(settings, list) or not all(isinstance(setting, str) for setting in settings):
+        raise ConfigError(f"{path}: settings: expected a list of KEY=VALUE, got {shown(settings)}")
+    known = yaml.safe_load(paper_asset("settings.yaml"))["data"]
+    if unknown := sorted(set(tree["data"]) - set(known)):
+        near = get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{path}: data: expected names of {', '.join(known)}, got {', '.join(unknown)}{hint}")
+    data = {name: Path(folder) for name, folder in tree["data"].items()}
+    return {"models": tree["models"], "data": data, "settings": tuple(settings)}
 
 
 def phantom_places(

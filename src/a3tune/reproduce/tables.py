@@ -146,6 +146,7 @@ def _columns(places: Places, experiment: Experiment) -> list[tuple[Column, int |
     columns: dict[tuple, tuple[Column, int | None]] = {}
     for at, column in enumerate(experiment.columns):
         folder = places.data.get(column.data)
+        data = folder or column.data  # without a place it is no other's column
         where = dict(
             places.classes.get((key, value), (key, value)) for key, values in column.where.items() for value in values
         )
@@ -156,9 +157,9 @@ def _columns(places: Places, experiment: Experiment) -> list[tuple[Column, int |
             values = classes(read_rows(folder / "test.jsonl"), column.by)
             for value in values:
                 one_class = replace(here, by="", where={column.by: (value,)})
-                columns.setdefault((folder, column.metric, value), (one_class, None))
+                columns.setdefault((data, column.metric, value), (one_class, None))
         else:
-            columns.setdefault((folder, column.metric, tuple(here.where.items())), (here, at))
+            columns.setdefault((data, column.metric, tuple(here.where.items())), (here, at))
     return list(columns.values())
 
 

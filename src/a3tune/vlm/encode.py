@@ -3,7 +3,6 @@
 Knows chat templates and tokenizers; not what the masks are used for.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,6 +14,7 @@ from transformers import BatchFeature
 
 from a3tune.adapters.routing import is_markup
 from a3tune.errors import DataError, ModelError, in_short
+from a3tune.machine.quiet import ignoring
 from a3tune.vlm.grids import token_boxes
 from a3tune.vlm.load import Vlm
 
@@ -142,9 +142,8 @@ def pad(vlm: Vlm, examples: Sequence[Example], padding_side: PaddingSide) -> Bat
 def _process(vlm: Vlm, asked: str, images: Sequence[Image], add_special: bool) -> dict[str, torch.Tensor]:
     """What the processor makes of the rendered prompt and its images; `DataError` for images that it refuses."""
     try:
-        with warnings.catch_warnings():
-            # PaliGemma's processor makes arrays of tensors in a way that numpy 2 warns of.
-            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        # PaliGemma's processor makes arrays of tensors in a way that numpy 2 warns of.
+        with ignoring("__array__ implementation", DeprecationWarning):
             return dict(
                 vlm.processor(
                     text=[asked], images=list(images) or None, add_special_tokens=add_special, return_tensors="pt"

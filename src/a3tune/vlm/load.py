@@ -20,9 +20,17 @@ from a3tune.attention.capture import use_capture
 from a3tune.claims import check_claims, check_shape
 from a3tune.compat.peft import has_forward_pre_hook
 from a3tune.errors import A3TuneError, ModelError, in_short
-from a3tune.machine.digests import DIGESTS, check_digests
+from a3tune.machine.digests import check_digests
 from a3tune.machine.trial import template_ends
-from a3tune.models import base_folder, check_finite, check_format, check_model, choose_device, read_config
+from a3tune.models import (
+    MAKE_AGAIN,
+    base_folder,
+    check_finite,
+    check_format,
+    check_model,
+    choose_device,
+    read_config,
+)
 from a3tune.vlm.checks import check_generation, check_images
 from a3tune.vlm.families import FAMILIES, Family, family_of
 from a3tune.vlm.processor import load_processor
@@ -99,7 +107,7 @@ def load_vlm(
         dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
     elif dtype == "stored":
         dtype = "auto"  # as transformers calls it
-    check_digests(source, ModelError, f"make the model again; if you changed it yourself, delete {DIGESTS}")
+    check_digests(source, ModelError, MAKE_AGAIN)
     config, processor = _described(source, name)
     if (whole := _source(path, weights=True)) != source:  # a branch that moved meanwhile
         source, (config, processor) = whole, _described(whole, name)
