@@ -77,15 +77,18 @@ SETS = {
 """By name; a number behind the name is that of the questions to learn from."""
 SETTINGS = [
     "training.epochs=8",
-    "training.load_balance=0",
     "alignment.weight=3",
+    "alignment.schedule=cosine",
     "alignment.heads=0.5",
     "alignment.rows=after_image",
 ]
 """In place of the demo's; whole, since cells that were measured before are known by them."""
 LORA = ["adapter.kind=lora"]
 UNALIGNED = ["labels.source=none"]
-FALLING = ["alignment.schedule=cosine"]
+CONSTANT = ["alignment.schedule=constant"]
+TRUTH = ["labels.source=truth", "alignment.weight=12"]
+"""One region pulls a quarter as hard as the four labels of K = 4: Eq. 10 is summed over segments."""
+TRUTH_AS_LABELS = ["labels.source=truth"]
 ROWS = {
     BASE: [],
     REFERENCE: [*LORA, *UNALIGNED],
@@ -93,26 +96,28 @@ ROWS = {
     "LoRA, 1 epoch": [*LORA, *UNALIGNED, "training.epochs=1"],
     "LoRA, 2 epochs": [*LORA, *UNALIGNED, "training.epochs=2"],
     "A3Tune": [],
-    "A3Tune, true regions": ["labels.source=truth"],
-    "A3Tune, true regions, lambda 12": ["labels.source=truth", "alignment.weight=12"],
-    "A3Tune, falling lambda": FALLING,
-    "A3Tune, true regions, falling lambda 12": ["labels.source=truth", "alignment.weight=12", *FALLING],
+    "A3Tune, true regions": TRUTH,
+    "A3Tune, true regions, lambda 3": TRUTH_AS_LABELS,
+    "constant lambda": CONSTANT,
+    "constant lambda, true regions": [*TRUTH, *CONSTANT],
+    "constant lambda 3, true regions": [*TRUTH_AS_LABELS, *CONSTANT],
     "no alignment": UNALIGNED,
     "no Q-MoE": ["adapter.query_experts=0"],
     "no K-MoE": ["adapter.key_experts=0"],
     "no A3MoE": LORA,
-    "no A3MoE, falling lambda": [*LORA, *FALLING],
-    "no A3MoE, true regions": [*LORA, "labels.source=truth"],
-    "no A3MoE, true regions, lambda 12": [*LORA, "labels.source=truth", "alignment.weight=12"],
+    "no A3MoE, true regions": [*LORA, *TRUTH],
+    "no A3MoE, constant lambda 3, true regions": [*LORA, *TRUTH_AS_LABELS, *CONSTANT],
     "equal capacity": ["adapter.expert_rank=16", "adapter.expert_alpha=64"],
     "equal capacity, no alignment": ["adapter.expert_rank=16", "adapter.expert_alpha=64", *UNALIGNED],
     **{f"R {heads}": [f"alignment.heads={heads}"] for heads in (0.125, 0.25, 0.75)},
     "all heads": ["alignment.heads=100%"],
     **{f"lambda {weight}": [f"alignment.weight={weight}"] for weight in (0.1, 0.3, 1, 10)},
+    **{f"constant lambda {weight}": [f"alignment.weight={weight}", *CONSTANT] for weight in (0.3, 1)},
     **{f"K {count}": [f"labels.top_k={count}"] for count in (1, 2, 8)},
     "answer rows": ["alignment.rows=answer"],
     "load balance .1": ["training.load_balance=0.1"],
-    "load balance .1, true regions": ["training.load_balance=0.1", "labels.source=truth"],
+    "constant lambda, load balance .1": ["training.load_balance=0.1", *CONSTANT],
+    "constant lambda 3, load balance .1, true regions": ["training.load_balance=0.1", *TRUTH_AS_LABELS, *CONSTANT],
     "learning rate 1e-3": ["training.learning_rate=1e-3"],
     **{
         f"{row}, {method}": [*own, f"evaluation.decode={method}"]
