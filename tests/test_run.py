@@ -11,6 +11,7 @@ from a3tune.config import RunConfig, load_config
 from a3tune.errors import ConfigError, RunError
 from a3tune.machine.digests import unsealed
 from a3tune.run.folder import RunFolder, environment
+from a3tune.training.resume import refuse_other_settings
 
 
 def test_new_empty_and_own_folders_are_taken(tmp_path):
@@ -83,6 +84,16 @@ def test_config_round_trip(tmp_path):
     folder.config.write_text("labels: {top_k: 0}")
     with pytest.raises(ConfigError, match="top_k"):
         folder.read_config()
+
+
+def test_a_run_of_before_a_setting_has_what_was_done_then(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_config(load_config(None, ["alignment.weight=1"]))
+    assert folder.read_config().alignment.schedule == "cosine"
+    folder.config.write_text(folder.config.read_text().replace("  schedule: cosine\n", ""))
+    assert folder.read_config().alignment.schedule == "constant"
+    with pytest.raises(RunError, match=r"alignment\.schedule was constant, now cosine"):
+        refuse_other_settings(folder, load_config(None, ["alignment.weight=1"]))
 
 
 def test_environment_names_versions_and_nobody(tmp_path):

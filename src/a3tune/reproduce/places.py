@@ -203,9 +203,7 @@ def phantom_places(
         inputs = {"patients": dict(drawn), "reports": reports} | ({} if reports else {**marked, "test": _TEST})
         stages.run(folder.name, inputs, [folder], draw)
     data = {name: folders[name in REPORTS] for name in paper["data"]}
-    settings_of = {
-        name: (*_PAPER, *(_REPORT_SETTINGS if name in REPORTS else ()), *settings) for name in paper["data"]
-    }
+    settings_of = {name: (*_PAPER, *(_REPORT_SETTINGS if name in REPORTS else ()), *settings) for name in paper["data"]}
     return Places(
         dict.fromkeys(_MODELS, "tiny"),
         data | _with_regions(data, out),

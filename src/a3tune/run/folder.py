@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from a3tune.config import RunConfig, dump_config, load_config
+from a3tune.config import RunConfig, dump_config, load_config, load_given
 from a3tune.errors import RunError, in_short
 from a3tune.machine.digests import sealed, unsealed
 from a3tune.machine.files import locked, unfinished, write_atomic
@@ -21,6 +21,8 @@ from a3tune.machine.files import locked, unfinished, write_atomic
 MARKER = "a3tune.json"
 SCHEMA = 1
 PACKAGES = ("a3tune", "torch", "transformers", "peft", "accelerate", "numpy")
+_EARLIER = {"alignment.schedule": "constant"}
+"""What settings were before they were settings: a run that does not say them is of that time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +192,14 @@ class RunFolder:
 
 
 def read_settings(path: Path) -> RunConfig:
-    """Settings that one of our commands wrote. Raises RunError when nothing is left of them, ConfigError as always."""
+    """Settings that one of our commands wrote; those that it did not know yet as they were at the time.
+
+    Raises RunError when nothing is left of them, ConfigError as always.
+    """
     if not path.read_bytes().strip():
         raise RunError(f"{path}: cannot be read, it is empty; delete it, and run the command that made it again")
-    return load_config(path)
+    given = load_given(path)[1]
+    return load_config(path, [(name, value) for name, value in _EARLIER.items() if name not in given])
 
 
 def read_json(path: Path, again: str) -> dict[str, Any]:
