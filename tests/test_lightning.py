@@ -1,6 +1,5 @@
 """Attention alignment in Lightning. It is no dependency: `make test-trainers` has an environment for it."""
 
-import json
 import runpy
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,11 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch.utils.data import DataLoader
-from typer.testing import CliRunner
 
 from a3tune.adapters import A3MoEConfig
-from a3tune.cli import app
-from a3tune.data.phantom import write_phantom
 from a3tune.training.step import Alignment
 from documents import read_blocks
-from trainings import fresh_vlm, samples
+from trainings import first_step_of_command, fresh_vlm, samples
 
 lightning = pytest.importorskip("lightning", reason="make test-trainers")
 LEARNING_RATE = 0.1
@@ -75,13 +71,7 @@ def fit(module: Any, folder: Path, *, batch: int = 2, resume: Any = None, **sett
 
 def test_the_example_loses_what_the_command_line_does(example: dict[str, Any], tmp_path: Path) -> None:
     found = example["main"](tmp_path / "lightning", True)
-    data = write_phantom(tmp_path / "scans", {"train": 1})["train"]
-    data.write_text("".join(data.read_text().splitlines(keepends=True)[:8]))
-    settings = ["labels.source=truth", "adapter.rank=8", "model.device=cpu", "training.bf16=false"]
-    settings += ["alignment.weight=0.3", "alignment.heads=0.125", "training.max_steps=1", "training.log_steps=1"]
-    run = CliRunner().invoke(app, ["train", f"data.train={data}", f"output={tmp_path / 'run'}", *settings])
-    assert run.exit_code == 0, run.output
-    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    _, line = first_step_of_command(tmp_path)
     assert found[0] == pytest.approx(line["loss"], rel=1e-6)
     assert found[1] < found[0]
     logged = next((tmp_path / "lightning").rglob("metrics.csv")).read_text().splitlines()

@@ -1,6 +1,5 @@
 """Attention alignment in training scripts of others: a plain loop, a Trainer; the same losses as our own command's."""
 
-import json
 import runpy
 from itertools import pairwise
 from pathlib import Path
@@ -13,18 +12,15 @@ from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
-from typer.testing import CliRunner
 
 from a3tune.adapters import A3MoEConfig
-from a3tune.cli import app
-from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import read_rows
 from a3tune.errors import ConfigError, DataError, ModelError
 from a3tune.training.mixin import HEADS_FILE, AlignmentMixin
 from a3tune.training.step import Alignment
 from a3tune.vlm.load import load_vlm
 from test_devices import together
-from trainings import fresh_vlm, samples
+from trainings import first_step_of_command, fresh_vlm, samples
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # PEFT 0.21 asks the model by a name that transformers has deprecated.
@@ -72,13 +68,7 @@ def losses(trainer: Any) -> list[float]:
 
 
 def test_loop_and_trainer_lose_what_the_command_line_does(tmp_path: Path) -> None:
-    data = write_phantom(tmp_path / "scans", {"train": 1})["train"]
-    data.write_text("".join(data.read_text().splitlines(keepends=True)[:8]))
-    settings = ["labels.source=truth", "adapter.rank=8", "model.device=cpu", "training.bf16=false"]
-    settings += ["alignment.weight=0.3", "alignment.heads=0.125", "training.max_steps=1", "training.log_steps=1"]
-    run = CliRunner().invoke(app, ["train", f"data.train={data}", f"output={tmp_path / 'run'}", *settings])
-    assert run.exit_code == 0, run.output
-    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    data, line = first_step_of_command(tmp_path)
 
     vlm = load_vlm("tiny", device="cpu", attention=False)
     model = get_peft_model(vlm.model, A3MoEConfig(r=8)).train()
