@@ -77,6 +77,7 @@ SETS = {
 """By name; a number behind the name is that of the questions to learn from."""
 SETTINGS = [
     "training.epochs=8",
+    "training.learning_rate=1e-3",
     "alignment.weight=3",
     "alignment.schedule=cosine",
     "alignment.heads=0.5",
@@ -118,7 +119,7 @@ ROWS = {
     "load balance .1": ["training.load_balance=0.1"],
     "constant lambda, load balance .1": ["training.load_balance=0.1", *CONSTANT],
     "constant lambda 3, load balance .1, true regions": ["training.load_balance=0.1", *TRUTH_AS_LABELS, *CONSTANT],
-    "learning rate 1e-3": ["training.learning_rate=1e-3"],
+    "learning rate 3e-3": ["training.learning_rate=3e-3"],
     **{
         f"{row}, {method}": [*own, f"evaluation.decode={method}"]
         for row, own in ((REFERENCE, [*LORA, *UNALIGNED]), ("A3Tune", []))
