@@ -93,7 +93,7 @@ def test_a_case_shows_regions_labels_and_attention_on_the_pixels(samples):
     assert unlabelled.labels == ()
     assert case.image[0, 0, 0] == 3
     (view,) = case.views
-    assert (view.answer, view.score, view.mass) == ("liver", 1.0, 0.4)
+    assert (view.answer, view.right, view.mass) == ("liver", 1.0, 0.4)
     assert view.heat[0, 0] == 1
     assert view.heat[0, 7] == 0
     assert view.heat[7, 0] == 0.5

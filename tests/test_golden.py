@@ -34,6 +34,7 @@ SHARED = [
     "adapter.rank=8",
     "adapter.expert_rank=4",
     "adapter.dropout=0.1",
+    "alignment.schedule=constant",
 ]
 RUNS = {
     "lora": ["adapter.kind=lora", "labels.source=none"],
