@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from a3tune.adapters import A3MoEConfig
 from a3tune.training.step import Alignment
 from documents import read_blocks
-from trainings import first_step_of_command, fresh_vlm, samples
+from first_step import first_step_of_command
+from trainings import fresh_vlm, samples
 
 lightning = pytest.importorskip("lightning", reason="make test-trainers")
 LEARNING_RATE = 0.1

@@ -19,8 +19,9 @@ from a3tune.errors import ConfigError, DataError, ModelError
 from a3tune.training.mixin import HEADS_FILE, AlignmentMixin
 from a3tune.training.step import Alignment
 from a3tune.vlm.load import load_vlm
+from first_step import first_step_of_command
 from test_devices import together
-from trainings import first_step_of_command, fresh_vlm, samples
+from trainings import fresh_vlm, samples
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # PEFT 0.21 asks the model by a name that transformers has deprecated.

@@ -12,11 +12,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from transformers import TrainerCallback, TrainingArguments, set_seed
-from typer.testing import CliRunner
 
 from a3tune.adapters import add_adapter
 from a3tune.attention.capture import use_capture
-from a3tune.cli import app
 from a3tune.config import (
     AdapterConfig,
     AlignmentConfig,
@@ -26,7 +24,6 @@ from a3tune.config import (
     RunConfig,
     TrainingConfig,
 )
-from a3tune.data.phantom import write_phantom
 from a3tune.data.rows import write_rows
 from a3tune.labels.truth import truth_labels
 from a3tune.masks import encode_mask
@@ -231,14 +228,3 @@ def assert_alike(mine: Learnt, other: Learnt) -> None:
             assert ours.get(name) == pytest.approx(theirs.get(name), rel=1e-4), name
     for name, score in mine[2].items():
         np.testing.assert_allclose(score, other[2][name], rtol=1e-5)
-
-
-def first_step_of_command(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Rows that `a3tune train` took as one batch, and the line that it logged of them."""
-    data = write_phantom(folder / "scans", {"train": 1})["train"]
-    data.write_text("".join(data.read_text().splitlines(keepends=True)[:8]))
-    settings = ["labels.source=truth", "adapter.rank=8", "model.device=cpu", "training.bf16=false"]
-    settings += ["alignment.weight=0.3", "alignment.heads=0.125", "training.max_steps=1", "training.log_steps=1"]
-    run = CliRunner().invoke(app, ["train", f"data.train={data}", f"output={folder / 'run'}", *settings])
-    assert run.exit_code == 0, run.output
-    return data, json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[0])
