@@ -278,6 +278,10 @@ WRONG: dict[str, tuple[Callable[[Any], object], str]] = {
     "nothing to find": (lambda vlm: a3tune.find_regions(np.zeros((8, 8)), ""), "question: expected"),
     "no text": (lambda vlm: a3tune.find_regions(np.zeros((8, 8)), None), "question: expected"),  # type: ignore
     "half a letter": (lambda vlm: vlm.ask(np.zeros((8, 8)), "Where\ud800"), "half of a letter"),
+    "half a letter in a row": (
+        lambda vlm: a3tune.evaluate(vlm, [{"image": np.zeros((8, 8)), "prompt": "Where\ud800", "answer": "yes"}]),
+        r"^rows\[0\]: prompt: expected a text, got one with half of a letter",
+    ),
 }
 
 

@@ -25,6 +25,7 @@ from a3tune.config import Override, RunConfig, load_config
 from a3tune.config.ranges import check_head_count
 from a3tune.data.images import load_image
 from a3tune.data.memory import ImageLike, RowsLike, image_source, rows_of
+from a3tune.data.rows import words
 from a3tune.errors import ConfigError, DataError, ModelError
 from a3tune.evaluation.answer import Answer, RegionLike, as_region, ask
 from a3tune.evaluation.evaluate import evaluate as evaluate_samples
@@ -73,7 +74,7 @@ class Model(Vlm):
         Raises DataError for an image or question that cannot be used, ConfigError for a setting, ModelError for what
         the model cannot do.
         """
-        _check_question(question)
+        words("question", question)
         source = image_source(image)
         regions = None if region is None else (as_region(region, load_image(source)),)
         sample = Sample("question", source, question, "", "open", regions=regions)
@@ -153,7 +154,7 @@ def find_regions(
 
     Raises ConfigError, ModelError, DataError as the command `a3tune label`.
     """
-    _check_question(question)
+    words("question", question)
     pairs = _named("labels", settings)
     labels = load_config(None, pairs).labels
     maker = _maker(json.dumps(sorted(pairs), default=fspath), str(device))
@@ -319,12 +320,3 @@ def _path(name: str, value: Any) -> str:
     if not isinstance(value, str | PathLike):
         raise ConfigError(f"{name}: expected a path, got {type(value).__name__}")
     return fspath(value)
-
-
-def _check_question(question: Any) -> None:
-    if not isinstance(question, str) or not question.strip():
-        raise DataError(f"question: expected a text that is not empty, got {question!r:.60}")
-    if not question.isascii() and any("\ud800" <= letter <= "\udfff" for letter in question):
-        raise DataError(
-            f"question: expected a text, got one with half of a letter (a lone surrogate): {question!r:.60}"
-        )

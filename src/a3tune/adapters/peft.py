@@ -3,7 +3,6 @@
 Importing this module registers the type "A3MOE"; a process that never does gets `KeyError: 'A3MOE'` from PEFT.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from a3tune.adapters.model import (
 from a3tune.compat.peft import check_target_module_exists, own_module, present_names, register, take_out
 from a3tune.config import AdapterConfig
 from a3tune.errors import A3TuneError, AdapterError, ConfigError
+from a3tune.machine.quiet import ignoring
 from a3tune.machine.trial import patterns_end
 from a3tune.models import adapter_weights, check_adapter
 
@@ -141,10 +141,11 @@ def _known_warnings() -> Iterator[None]:
 
     What it warns of when tensors are missing is an error here, and the one dimension of a bias (`lora_bias`) is right.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Adapter .* LoRA tensor\(s\) have invalid shape")
-        warnings.filterwarnings("ignore", message="Found missing adapter keys")
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    with (
+        ignoring(r"Adapter .* LoRA tensor\(s\) have invalid shape"),
+        ignoring("Found missing adapter keys"),
+        ignoring("`is_gradient_checkpointing` is deprecated", FutureWarning),
+    ):
         yield
 
 

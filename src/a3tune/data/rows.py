@@ -229,7 +229,7 @@ def sample_of(where: str, folder: Path, row: Any) -> Sample:
         DataError: the row breaks the format; begins with `where`.
     """
     _check_fields(where, row, FIELDS)
-    answer = _text(where, row, "answer")
+    answer = words(f"{where}: answer", _text(where, row, "answer"))
     options = _options(where, row.get("options"), answer)
     default = "closed" if answer.strip().rstrip(".").lower() in ("yes", "no") else "open"
     answer_type = row.get("answer_type", "choice" if options else default)
@@ -240,7 +240,7 @@ def sample_of(where: str, folder: Path, row: Any) -> Sample:
     return Sample(
         id=_text(where, row, "id"),
         image=row["image"] if isinstance(row.get("image"), bytes) else _image(where, folder, row),
-        prompt=_text(where, row, "prompt"),
+        prompt=words(f"{where}: prompt", _text(where, row, "prompt")),
         answer=answer,
         answer_type=answer_type,
         regions=_regions(where, row.get("regions")),
@@ -262,9 +262,21 @@ def _check_fields(where: str, value: Any, known: tuple[str, ...]) -> None:
 def _text(where: str, row: dict[str, Any], field: str) -> str:
     if field not in row:
         raise DataError(f"{where}: {field}: expected a text, the field is missing")
-    if not isinstance(row[field], str) or not row[field].strip():
-        raise DataError(f"{where}: {field}: expected a text that is not empty, got {shown(row[field])}")
-    return row[field]
+    return _not_empty_text(f"{where}: {field}", row[field])
+
+
+def words(where: str, value: Any) -> str:
+    """A text that a model can be asked, or learn. Raises DataError, which begins with `where`, for anything else."""
+    text = _not_empty_text(where, value)
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DataError(f"{where}: expected a text, got one with half of a letter (a lone surrogate): {shown(text)}")
+    return text
+
+
+def _not_empty_text(where: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: expected a text that is not empty, got {shown(value)}")
+    return value
 
 
 def _image(where: str, folder: Path, row: dict[str, Any]) -> Path:

@@ -156,7 +156,7 @@ def _volume_size(header: Any) -> int:
 
 
 def _head(data: bytes) -> bytes:
-    if data[:2] != b"\x1f\x8b":
+    if data[:2] != GZIP:
         return data[:_NIFTI_HEADER]
     try:
         return zlib.decompressobj(wbits=31).decompress(data[:65536], _NIFTI_HEADER)
@@ -177,7 +177,7 @@ def _plane(volume: _Volume, axis: int, index: int, number: int) -> np.ndarray:
     row, slab = width * kind.itemsize, width * height * kind.itemsize
     start = int(volume.header.get_data_offset())
     end = start + slab * depth * (volume.shape[3] if len(volume.shape) > 3 else 1)
-    packed = volume.data[:2] == b"\x1f\x8b"
+    packed = volume.data[:2] == GZIP
     kept: list[bytes] = []
     with gzip.GzipFile(fileobj=io.BytesIO(volume.data)) if packed else io.BytesIO(volume.data) as file:
         file.seek(start + number * depth * slab)

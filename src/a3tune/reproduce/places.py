@@ -100,11 +100,12 @@ def check_places(on: str, settings: Sequence[str], chosen: Sequence[Experiment],
         return
     places = Places(tree["models"], data, _settings_of(tree))
     asked = [experiment for experiment in chosen if experiment.asks and experiment.model in places.models]
-    for name, experiment in product(data, asked):
-        config = places.config(experiment.model, name, ())
+    aligned = any(row.adapter == "a3tune" for experiment in asked for row in experiment.rows)
+    for name, model in product(data, dict.fromkeys(experiment.model for experiment in asked)):
+        config = places.config(model, name, ())
         check_model(config.model.path)
         check_methods(config.evaluation, [])
-        if any(row.adapter == "a3tune" for row in experiment.rows) and config.labels.source == "weak":
+        if aligned and config.labels.source == "weak":
             check_label(config)
 
 
@@ -118,8 +119,10 @@ def _check_rows(where: str, folder: Path, *, images: bool) -> None:
                 f"{where}: expected train.jsonl and test.jsonl in {folder}{from_here}; there is no {file.name} "
                 f"(`a3tune data prepare DOWNLOAD --out {folder}` writes both)"
             )
-        check_split(DataConfig(train=file), "train")
-        paths = dict.fromkeys(row.image for row in read_rows(file) if isinstance(row.image, Path)) if images else {}
+        if not images:
+            check_split(DataConfig(train=file), "train")
+            continue
+        paths = dict.fromkeys(row.image for row in read_rows(file) if isinstance(row.image, Path))
         absent = [path for path in paths if not split_fragment(path)[0].is_file()]
         if absent:
             raise DataError(

@@ -198,8 +198,9 @@ def read_settings(path: Path) -> RunConfig:
     """
     if not path.read_bytes().strip():
         raise RunError(f"{path}: cannot be read, it is empty; delete it, and run the command that made it again")
-    given = load_given(path)[1]
-    return load_config(path, [(name, value) for name, value in _EARLIER.items() if name not in given])
+    config, given = load_given(path)
+    unsaid = [(name, value) for name, value in _EARLIER.items() if name not in given]
+    return load_config(path, unsaid) if unsaid else config
 
 
 def read_json(path: Path, again: str) -> dict[str, Any]:
