@@ -38,6 +38,7 @@ from a3tune.data.rows import read_rows, read_split
 from a3tune.demo.plan import plan_demo, read_recipe
 from a3tune.evaluation.evaluate import evaluate
 from a3tune.evaluation.results import scores
+from a3tune.metrics.catalogue import right
 from a3tune.report.gather import stored_quality
 from a3tune.run.folder import RunFolder
 from a3tune.types import Sample
@@ -99,6 +100,7 @@ ROWS = {
     "A3Tune": [],
     "A3Tune, true regions": TRUTH,
     "A3Tune, true regions, lambda 3": TRUTH_AS_LABELS,
+    "A3Tune, true regions, lambda 1": ["labels.source=truth", "alignment.weight=1"],
     "constant lambda": CONSTANT,
     "constant lambda, true regions": [*TRUTH, *CONSTANT],
     "constant lambda 3, true regions": [*TRUTH_AS_LABELS, *CONSTANT],
@@ -242,10 +244,11 @@ def _cell(line: Mapping[str, Any]) -> Cell:
 
 def _answer(vlm: Vlm, samples: Sequence[Sample], config: RunConfig) -> dict[str, list[float | None]]:
     """Of every question: whether it is answered right, and the attention inside its region."""
-    found = [scores(prediction) for prediction in evaluate(vlm, samples, config.active_evaluation).predictions]
+    given = evaluate(vlm, samples, config.active_evaluation).predictions
+    mass = [scores(prediction).get("attention_mass") for prediction in given]
     return {
-        "right": [round(own.get("open_recall", own.get("closed_accuracy_strict", np.nan)), 4) for own in found],
-        "mass": [round(own["attention_mass"], 4) if "attention_mass" in own else None for own in found],
+        "right": [None if (share := right(prediction)) is None else round(share, 4) for prediction in given],
+        "mass": [None if share is None else round(share, 4) for share in mass],
     }
 
 
