@@ -287,7 +287,14 @@ def test_a_visit_that_is_forgotten_is_told_and_not_another_one_shown(page: Brows
 def test_mistakes_are_said_on_the_page(page: Browser, tmp_path: Path):
     page.type("#question textarea", " ")
     page.click("#ask")
-    page.wait(f"{STATUS}.includes('expected some text')")
+    page.wait(f"{STATUS}.includes('expected a text that is not empty')")
+    page.run("""(() => {
+      const field = document.querySelector("#question textarea");
+      field.value = "\\ud800";
+      field.dispatchEvent(new Event("input", { bubbles: true }));
+    })()""")
+    page.click("#ask")
+    page.wait(f"{STATUS}.includes('half of a letter')")
     page.click("#take-box")
     page.wait(f"{STATUS}.includes('left < right')")
     broken = tmp_path / "Erika.png"

@@ -17,6 +17,7 @@ from a3tune.app.session import Session
 from a3tune.app.visitors import Visitors
 from a3tune.data.images import load_image
 from a3tune.data.phantom.questions import Question
+from a3tune.data.rows import words
 from a3tune.decoding import DECODERS
 from a3tune.errors import A3TuneError, DataError
 from a3tune.types import Filling
@@ -347,9 +348,7 @@ def _heads(mode: str, layer: int, head: int) -> Heads:
 
 
 def _asked(question: str) -> str:
-    if not question.strip():
-        raise DataError("question: expected some text, got none")
-    return question.strip()
+    return words("question", question).strip()
 
 
 def _example(title: str) -> Example:
