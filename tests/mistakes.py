@@ -88,6 +88,10 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "label: no weights": (["label", ROWS, "--out", "o", "labels.proposer=sam"], "expected the folder of its model"),
     "label: useless weights": (["label", ROWS, "--out", "o", "labels.weights=bert"], "needs no weights"),
     "label: weights": (["label", ROWS, "--out", "o", "labels.proposer=sam", "labels.weights=no"], "no: expected"),
+    "label: empty weights": (
+        ["label", ROWS, "--out", "o", "labels.proposer=sam", "labels.weights=empty"],
+        "empty: expected the folder of a model with a config.json, found none",
+    ),
     "label status: store": (["label", "status", "nosuch"], "expected finished region labels, found none"),
     "label show: store": (["label", "show", "nosuch", ROWS], "found none"),
     "label show: output": (["label", "show", "nosuch", ROWS, "--out", ROWS], "--force"),

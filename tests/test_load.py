@@ -85,6 +85,14 @@ def test_a_missing_pad_token_is_replaced(checkpoint: Path, tmp_path: Path) -> No
     assert vlm.model.generation_config.pad_token_id == vlm.tokenizer.pad_token_id
 
 
+@pytest.mark.parametrize("left", [{}, {"pad_token": "<pad>"}])
+def test_without_an_end_token_no_answer_ends(checkpoint: Path, tmp_path: Path, left: dict[str, str]) -> None:
+    folder = copy(checkpoint, tmp_path / "noend")
+    (folder / "tokenizer_config.json").write_text(json.dumps(left))
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json: eos_token: expected the token that ends an answer"):
+        load_vlm(folder, device="cpu")
+
+
 def test_a_missing_folder_is_named() -> None:
     with pytest.raises(ModelError, match="model /nowhere/model: expected 'tiny', or a folder"):
         load_vlm("/nowhere/model")

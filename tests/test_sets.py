@@ -555,6 +555,14 @@ def test_a_check_reads_as_a_table_beside_table_6(slake):
     assert text.endswith("not complete")
 
 
+def test_images_that_were_not_unpacked_are_told_first(slake):
+    (slake / "imgs.zip").write_bytes(b"PK")
+    assert "imgs.zip" not in format_check(check(slake))
+    (slake / "imgs" / "xmlab2" / "source.jpg").unlink()
+    with pytest.raises(DataError, match=r"(?s)all:\n  imgs\.zip: packed.*unpack it here\n  imgs/xmlab2"):
+        prepare(slake, slake.parent / "out")
+
+
 def test_the_counts_of_table_6():
     counts = [tuple(data_set.published.values()) for data_set in DATA_SETS.values() if data_set.published]
     assert counts == [(4919, 1061), (1797, 451), (19755, 6761), (1789, 784), (6155, 2642), (2069, 590), (1902, 441)]

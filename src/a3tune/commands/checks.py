@@ -15,7 +15,7 @@ from a3tune.decoding import check_name, make_strategy
 from a3tune.errors import ConfigError, LabelError
 from a3tune.evaluation.regions import kind_of_regions
 from a3tune.labels.fetch import model_folder
-from a3tune.labels.propose import check_proposer
+from a3tune.labels.propose import check_proposer, check_segmenter
 from a3tune.labels.rank import check_ranker, check_visual_prompt, format_query
 from a3tune.labels.stored import none_found
 from a3tune.metrics.radiology import check_weights
@@ -48,8 +48,9 @@ def check_store(folder: Path) -> None:
 def check_label_maker(labels: LabelsConfig) -> None:
     """What finds and ranks segments. A model of the Hugging Face Hub is downloaded here, before other bars open."""
     check_visual_prompt(labels.visual_prompt)
-    check_proposer(labels.proposer, labels.weights and Path())  # its name, and whether it has a model at all
-    check_proposer(labels.proposer, labels.weights and model_folder(labels.weights))
+    check_proposer(labels.proposer, labels.weights)
+    if labels.weights:
+        check_segmenter(labels.proposer, model_folder(labels.weights))
     check_ranker(model_folder(labels.ranker))
 
 

@@ -6,6 +6,8 @@ from pathlib import Path, PurePosixPath
 from a3tune.errors import DataError, shown
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+"""Endings of files that hold others. No image is looked for in them."""
 _LONGEST = 255
 """Bytes of one part of a path, nearly everywhere."""
 

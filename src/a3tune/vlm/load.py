@@ -248,6 +248,11 @@ def _complete_processor(processor: Any, name: str) -> None:
             f"{name}: expected a processor with a tokenizer and an image processor, got {type(processor).__name__}."
         )
     tokenizer = processor.tokenizer
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"{name}: tokenizer_config.json: eos_token: expected the token that ends an answer, got none; get the "
+            "complete, original checkpoint"
+        )
     if tokenizer.pad_token is None:
         # Padding is masked everywhere, so any existing token will do; a new one would change the vocabulary.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token

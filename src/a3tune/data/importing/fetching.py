@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from a3tune.data.importing.sources import PICTURES, TABLES
+from a3tune.data.paths import PACKED
 from a3tune.errors import DataError
 from a3tune.machine import hub
 
-_PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 _READ = (*TABLES, *PICTURES, ".dcm.gz", ".hdr", ".img", ".arrow")
 
 
@@ -38,7 +38,7 @@ def find_source(source: Path) -> Source:
 
     def wanted(files: Sequence[str]) -> list[str]:
         endings = {name[-len(end) :] for name in files for end in _READ if name.lower().endswith(end)}
-        packed[:] = [name for name in files if name.lower().endswith(_PACKED) and not name.lower().endswith(_READ)]
+        packed[:] = [name for name in files if name.lower().endswith(PACKED) and not name.lower().endswith(_READ)]
         if not any(_is_table(name) for name in files):
             has = Counter(PurePosixPath(name).suffix or name for name in files).most_common(6)
             raise ValueError(

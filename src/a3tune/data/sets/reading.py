@@ -1,12 +1,12 @@
 """One pass over the folder of a data set: rows read, and everything that is wrong, file by file. Opens no image."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from a3tune.data.paths import inside
+from a3tune.data.paths import PACKED, inside
 from a3tune.data.plain_json import parse_json
 from a3tune.errors import DataError, shown
 from a3tune.types import Sample
@@ -146,4 +146,10 @@ class Reading:
         for name, counts in sorted(self._missing.items()):
             needed = ", ".join(f"{count} rows of {where}" for where, count in counts.items())
             missing.append(Problem(name, f"missing; named by {needed}"))
-        return (*self.problems, *missing)
+        return (*self.problems, *(self._packed() if missing else ()), *missing)
+
+    def _packed(self) -> Iterator[Problem]:
+        """Files in the folder that may hold what is missing."""
+        for file in sorted(self.folder.iterdir()):
+            if file.name.lower().endswith(PACKED) and file.is_file():
+                yield Problem(file.name, "packed, and images are missing: unpack it here")

@@ -16,7 +16,7 @@ from a3tune.machine.registry import Registry
 from a3tune.models import read_config
 from a3tune.types import Segment
 
-__all__ = ["PROPOSERS", "Filters", "Proposer", "check_proposer", "default_settings", "make_proposer"]
+__all__ = ["PROPOSERS", "Filters", "Proposer", "check_proposer", "check_segmenter", "default_settings", "make_proposer"]
 
 
 class Proposer(Protocol):
@@ -51,22 +51,24 @@ HAVE_MODELS = {"superpixels": False, "regions": False, "sam": True, "medsam": Tr
 """Which of ours take `weights`, told before they are imported."""
 
 
-def check_proposer(name: str, weights: Path | None = None) -> None:
-    """What can be told of `make_proposer`'s arguments before anything slow is imported.
+def check_proposer(name: str, weights: Path | str | None) -> None:
+    """Raises ConfigError for a name that is not known, and for weights that are missing or useless.
 
-    Raises:
-        ConfigError: the name is not known, or weights are missing or useless.
-        ModelError: there is no such folder of weights.
+    `weights`: a folder, or a name of the Hugging Face Hub; neither is looked for.
     """
     if name not in PROPOSERS:
         raise ConfigError(f"proposer: expected one of {', '.join(PROPOSERS)}, got {name!r}")
     if name in HAVE_MODELS:
-        _check_weights(name, HAVE_MODELS[name], weights)
-    if weights is not None and not weights.exists():
+        _check_given(name, HAVE_MODELS[name], weights)
+
+
+def check_segmenter(name: str, weights: Path) -> None:
+    """Raises ModelError for a folder that holds no model of a proposer; of one of others, that is not there."""
+    if HAVE_MODELS.get(name) or not weights.exists():
         read_config(weights)
 
 
-def _check_weights(name: str, has_model: bool, weights: Path | None) -> None:
+def _check_given(name: str, has_model: bool, weights: Path | str | None) -> None:
     if has_model and weights is None:
         raise ConfigError(f"{name}: expected the folder of its model, got none")
     if weights is not None and not has_model:
@@ -103,7 +105,7 @@ def make_proposer(
         raise ConfigError(f"{name}: no such setting: {', '.join(unknown)}; expected some of {', '.join(known)}")
     if "device" in takes:
         arguments["device"] = device
-    _check_weights(name, "weights" in takes, weights)
+    _check_given(name, "weights" in takes, weights)
     if "weights" in takes:
         arguments["weights"] = weights
     return PROPOSERS[name](**arguments)
