@@ -80,14 +80,14 @@ SETTINGS = [
     "training.epochs=8",
     "training.learning_rate=1e-3",
     "alignment.weight=3",
-    "alignment.schedule=cosine",
+    "alignment.until=0.5",
     "alignment.heads=0.5",
     "alignment.rows=after_image",
 ]
 """In place of the demo's; whole, since cells that were measured before are known by them."""
 LORA = ["adapter.kind=lora"]
 UNALIGNED = ["labels.source=none"]
-CONSTANT = ["alignment.schedule=constant"]
+CONSTANT = ["alignment.until=null"]
 TRUTH = ["labels.source=truth", "alignment.weight=12"]
 """One region pulls a quarter as hard as the four labels of K = 4: Eq. 10 is summed over segments."""
 TRUTH_AS_LABELS = ["labels.source=truth"]
@@ -117,6 +117,7 @@ ROWS = {
     **{f"lambda {weight}": [f"alignment.weight={weight}"] for weight in (0.1, 0.3, 1, 10)},
     **{f"constant lambda {weight}": [f"alignment.weight={weight}", *CONSTANT] for weight in (0.3, 1)},
     **{f"K {count}": [f"labels.top_k={count}"] for count in (1, 2, 8)},
+    **{f"until {share}": [f"alignment.until={share}"] for share in (0.25, 1)},
     "answer rows": ["alignment.rows=answer"],
     "load balance .1": ["training.load_balance=0.1"],
     "constant lambda, load balance .1": ["training.load_balance=0.1", *CONSTANT],

@@ -15,7 +15,7 @@ from trainings import At, make_trainer, samples, weights
 @pytest.mark.parametrize("selection", ["running", "fixed"])
 def test_a_resumed_run_ends_at_exactly_the_same_weights(tmp_path: Path, selection: Any) -> None:
     settings: dict[str, Any] = {
-        "alignment": AlignmentConfig(weight=0.3, schedule="cosine", heads=3, head_selection=selection),
+        "alignment": AlignmentConfig(weight=0.3, until=1.0, heads=3, head_selection=selection),
         "dropout": 0.1,
         "max_steps": 5,
         "gradient_accumulation_steps": 2,

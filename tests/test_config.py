@@ -37,7 +37,7 @@ def test_defaults_are_the_papers_but_for_lambda_and_the_number_of_heads():
     config = load_config(None)
     assert (config.adapter.rank, config.adapter.alpha) == (64, 16)
     assert (config.adapter.expert_rank, config.adapter.expert_alpha) == (16, 8)
-    assert (config.alignment.weight, config.alignment.schedule, config.alignment.heads) == (3.0, "cosine", 0.5)
+    assert (config.alignment.weight, config.alignment.until, config.alignment.heads) == (3.0, 0.5, 0.5)
     assert (config.labels.top_k, config.evaluation.tau) == (4, 0.15)
     assert (config.training.learning_rate, config.training.warmup) == (2e-4, 0.03)
     assert config == RunConfig()

@@ -34,7 +34,7 @@ SHARED = [
     "adapter.rank=8",
     "adapter.expert_rank=4",
     "adapter.dropout=0.1",
-    "alignment.schedule=constant",
+    "alignment.until=null",
 ]
 RUNS = {
     "lora": ["adapter.kind=lora", "labels.source=none"],

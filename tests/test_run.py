@@ -89,10 +89,10 @@ def test_config_round_trip(tmp_path):
 def test_a_run_of_before_a_setting_has_what_was_done_then(tmp_path):
     folder = RunFolder.create(tmp_path / "run")
     folder.write_config(load_config(None, ["alignment.weight=1"]))
-    assert folder.read_config().alignment.schedule == "cosine"
-    folder.config.write_text(folder.config.read_text().replace("  schedule: cosine\n", ""))
-    assert folder.read_config().alignment.schedule == "constant"
-    with pytest.raises(RunError, match=r"alignment\.schedule was constant, now cosine"):
+    assert folder.read_config().alignment.until == 0.5
+    folder.config.write_text(folder.config.read_text().replace("  until: 0.5\n", ""))
+    assert folder.read_config().alignment.until is None
+    with pytest.raises(RunError, match=r"alignment\.until was null, now 0\.5"):
         refuse_other_settings(folder, load_config(None, ["alignment.weight=1"]))
 
 

@@ -18,7 +18,7 @@ from a3tune.training.collate import IGNORED, Collator, split_batch
 from a3tune.training.step import Alignment, AlignmentStatistics, Counts
 from trainings import ADAPTER, fresh_vlm, samples
 
-CONFIG = AlignmentConfig(weight=0.5, schedule="constant", heads=3)
+CONFIG = AlignmentConfig(weight=0.5, until=None, heads=3)
 ANYWHERE = [(0, 1), (1, 0), (1, 3)]
 
 

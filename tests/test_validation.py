@@ -137,7 +137,7 @@ def test_a_killed_run_ends_as_one_that_was_not_disturbed(step: int, base: Path, 
 def test_the_best_adapter_is_the_one_of_its_step(base: Path, tmp_path: Path):
     settings = {"learning_rate": 0.1, "scheduler": "constant_with_warmup"}
     config = watched(base, tmp_path / "run", max_steps=12, **settings)
-    config = replace(config, alignment=replace(config.alignment, weight=1.0, schedule="constant"))
+    config = replace(config, alignment=replace(config.alignment, weight=1.0, until=None))
     folder = train(config, callbacks=())
     best = read_best(RunFolder(folder))
     assert best is not None and best.step < 12  # such a step size spoils it soon

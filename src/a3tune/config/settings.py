@@ -148,9 +148,9 @@ class AlignmentConfig(_Section):
     (docs/results/marks.md). Eq. 10 is a sum over segments: one region of the truth pulls a quarter as hard as four
     weak labels.
     """
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """Of lambda over the training: the same in all steps (the paper's), or falling to 0 along half a cosine. Labels
-    then lead at first, and where they are wrong the answers have the last word (docs/results/marks.md).
+    until: Fraction | None = 0.5
+    """Share of the training in which lambda falls to 0, along half a cosine: > 0, <= 1. Labels lead at first, and the
+    answers have the last word (docs/results/marks.md). null: lambda stays as it is, as the paper's does.
     """
     heads: Heads = 0.5
     """R of Eq. 9: a count >= 1, or a share of all heads, as `12.5%` (all: `100%`) or as a number > 0 and < 1.

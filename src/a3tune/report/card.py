@@ -196,7 +196,7 @@ def _introduction(config: RunConfig, base: str) -> str:
             f"experts routed by the prompt on the queries and {adapter.key_experts} routed by image token on the keys"
         )
     alignment = config.active_alignment
-    falling = " at first, falling to 0" if alignment.schedule == "cosine" else ""
+    falling = " at first, falling to 0" if alignment.until else ""
     aim = f"; attention on the image was aligned to labelled regions with weight {alignment.weight:g}{falling}"
     return f"Base model: {name}. {how}{aim if alignment.weight else ''}."
 

@@ -31,7 +31,7 @@ _DEMO = Path(str(files("a3tune") / "assets" / "demo" / "config.yaml"))
 """Settings on the phantom."""
 _TEST = "random"
 """Of the phantom's tests: the mark names any answer, as one of another hospital would."""
-_PAPER = ("alignment.schedule=constant",)
+_PAPER = ("alignment.until=null",)
 """In place of the demo's settings: what the paper says of it."""
 _REPORT_SETTINGS = ("evaluation.max_new_tokens=96", "training.epochs=3")
 """Reports are long, and no mark names them."""

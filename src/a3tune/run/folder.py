@@ -21,7 +21,7 @@ from a3tune.machine.files import locked, unfinished, write_atomic
 MARKER = "a3tune.json"
 SCHEMA = 1
 PACKAGES = ("a3tune", "torch", "transformers", "peft", "accelerate", "numpy")
-_EARLIER = {"alignment.schedule": "constant"}
+_EARLIER = {"alignment.until": None}
 """What settings were before they were settings: a run that does not say them is of that time."""
 
 

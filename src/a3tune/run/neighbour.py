@@ -27,7 +27,7 @@ TAKEN: dict[str, tuple[str, ...]] = {
         "top_experts",
         "router_hidden",
     ),
-    "alignment": ("weight", "heads", "head_selection", "rows", "variant", "membership"),
+    "alignment": ("weight", "until", "heads", "head_selection", "rows", "variant", "membership"),
     "training": (
         "epochs",
         "max_steps",

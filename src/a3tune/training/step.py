@@ -86,8 +86,8 @@ class Alignment:
             model takes our attention function.
         processor: of the model.
         weight: lambda of Eq. 12, >= 0; with 0 no attention is captured.
-        schedule: of the weight over the training: constant (the paper's), or falling to 0 along half a cosine, as
-            `a3tune train` has it; then a loop of your own sets `progress` before each step, and a Trainer does.
+        until: share of the training in which the weight falls to 0, > 0 and <= 1, as `a3tune train` has it: then a loop
+            of your own sets `progress` before each step, and a Trainer does. None: it stays as it is (the paper's).
         heads: R of Eq. 9, a count >= 1 or a share of all heads, as "12.5%" or as a number > 0 and < 1.
         rows: text rows whose attention is averaged.
         head_selection: by the ratios of this batch (the paper's), their running average, or what `calibrate` found.
@@ -105,7 +105,7 @@ class Alignment:
         processor: Any,
         *,
         weight: float = DEFAULTS.weight,
-        schedule: Literal["constant", "cosine"] = "constant",
+        until: float | None = None,
         heads: int | float | str = DEFAULTS.heads,
         rows: Literal["after_image", "answer", "prompt"] = DEFAULTS.rows,
         head_selection: Literal["batch", "running", "fixed"] = DEFAULTS.head_selection,
@@ -113,7 +113,7 @@ class Alignment:
         membership: float = DEFAULTS.membership,
         load_balance: float = 0.0,
     ) -> None:
-        given = AlignmentConfig(weight, schedule, heads, head_selection, rows, variant, membership)
+        given = AlignmentConfig(weight, until, heads, head_selection, rows, variant, membership)
         pairs = [(f"alignment.{name}", value) for name, value in asdict(given).items()]
         config = load_config(None, [*pairs, ("training.load_balance", load_balance)])
         self.vlm = wrap_vlm(model, processor)
@@ -126,21 +126,21 @@ class Alignment:
         self.heads_LH: Tensor | None = None
         """bool: the heads of the last batch."""
         self.progress: float | None = None
-        """Share of the training that is done, 0 to 1: what a schedule goes by."""
+        """Share of the training that is done, 0 to 1: what a weight that falls goes by."""
         self._collator = Collator(self.vlm, truth_labels, membership=self.config.membership, cache_bytes=0)
         self._checked = False
 
     @property
     def weight(self) -> float:
-        """Lambda at this point of the training. Raises ConfigError where a schedule is not told which point it is."""
-        if self.config.schedule == "constant":
+        """Lambda at this point of the training. Raises ConfigError where it falls and is not told which point it is."""
+        if self.config.until is None:
             return self.config.weight
         if self.progress is None or not 0 <= self.progress <= 1:
             raise ConfigError(
-                f"alignment.schedule: cosine goes by the share of the training that is done, 0 to 1, got "
-                f"{self.progress}: set align.progress = step / steps before each step"
+                f"alignment.until: the weight falls by the share of the training that is done, 0 to 1, got "
+                f"{self.progress}: set align.progress = step / steps before each step, or until=None"
             )
-        return self.config.weight * (1 + math.cos(math.pi * self.progress)) / 2
+        return self.config.weight * (1 + math.cos(math.pi * min(1.0, self.progress / self.config.until))) / 2
 
     def collate(self, rows: Rows, regions: Sequence[RegionsLike] | None = None) -> dict[str, Any]:
         """Rows -> a batch with all that the losses need, on the CPU; a `data_collator`.

@@ -36,7 +36,7 @@ class A3Trainer(SmallerPassesTrainer):
         args: labels are not smoothed. On several GPUs start one process each (`accelerate launch`).
         samples: training set.
         collator: makes the batches.
-        alignment: weight, schedule, heads, rows and variant.
+        alignment: weight, until, heads, rows and variant.
         load_balance: weight of the routers' load-balance term; the adapter must then be made with `balance=True`.
         validation: what `evaluate` measures and logs, each name with `VALIDATION` before it; a callback says when
             (`validation.EveryFewSteps`).
