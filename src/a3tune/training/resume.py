@@ -81,9 +81,10 @@ def refuse_other_settings(folder: RunFolder, config: RunConfig) -> None:
         for name in old:
             key = f"{section}.{name}"
             if old[name] != new[name] and key not in harmless and not (key in PASSES and same_passes):
+                was, now = ("null" if value is None else value for value in (old[name], new[name]))
                 raise RunError(
-                    f"{folder.path}: holds a run with other settings: {key} was {old[name]}, "
-                    f"now {new[name]}. Choose another output, or give the settings of its config.yaml to go on with it."
+                    f"{folder.path}: holds a run with other settings: {key} was {was}, now {now}. Choose another "
+                    "output, or give the settings of its config.yaml to go on with it."
                 )
 
 
