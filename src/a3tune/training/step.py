@@ -216,7 +216,8 @@ class Alignment:
         align = statistics = None
         if request:
             align, statistics = self.measure(outputs.attentions, request, batch["segments"], learning_B, share=share)
-            total = llm + self.weight * align  # Eq. 12
+            if weight := self.weight:  # at 0 no gradient goes through the captured attention
+                total = llm + weight * align  # Eq. 12
         if self.load_balance:
             total = total + self.load_balance * balance_loss(model) * learning_B.sum() * share
         return StepLosses(total, llm.detach(), None if align is None else align.detach(), statistics, outputs)
