@@ -100,7 +100,6 @@ ROWS = {
     "A3Tune": [],
     "A3Tune, true regions": TRUTH,
     "A3Tune, true regions, lambda 3": TRUTH_AS_LABELS,
-    "A3Tune, true regions, lambda 1": ["labels.source=truth", "alignment.weight=1"],
     "constant lambda": CONSTANT,
     "constant lambda, true regions": [*TRUTH, *CONSTANT],
     "constant lambda 3, true regions": [*TRUTH_AS_LABELS, *CONSTANT],

@@ -557,10 +557,12 @@ def test_a_check_reads_as_a_table_beside_table_6(slake):
 
 def test_images_that_were_not_unpacked_are_told_first(slake):
     (slake / "imgs.zip").write_bytes(b"PK")
+    (slake / "notes.csv.gz").write_bytes(b"")
     assert "imgs.zip" not in format_check(check(slake))
     (slake / "imgs" / "xmlab2" / "source.jpg").unlink()
-    with pytest.raises(DataError, match=r"(?s)all:\n  imgs\.zip: packed.*unpack it here\n  imgs/xmlab2"):
+    with pytest.raises(DataError, match=r"(?s)all:\n  imgs\.zip: packed.*unpack it here\n  imgs/xmlab2") as told:
         prepare(slake, slake.parent / "out")
+    assert "notes.csv.gz" not in str(told.value)  # one file, read as it is
 
 
 def test_the_counts_of_table_6():

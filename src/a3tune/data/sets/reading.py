@@ -151,5 +151,7 @@ class Reading:
     def _packed(self) -> Iterator[Problem]:
         """Files in the folder that may hold what is missing."""
         for file in sorted(self.folder.iterdir()):
-            if file.name.lower().endswith(PACKED) and file.is_file():
+            name = file.name.lower()
+            one_file = name.endswith(".gz") and not name.endswith(".tar.gz")  # a table or a volume, read as it is
+            if name.endswith(PACKED) and not one_file and file.is_file():
                 yield Problem(file.name, "packed, and images are missing: unpack it here")
