@@ -85,8 +85,9 @@ class Browser:
             if value := self.run(f"(found => found instanceof Node ? true : found)({script})"):
                 return value
             time.sleep(0.1)
-        shown = self.run("document.body.innerText")
-        raise AssertionError(f"after {seconds:.0f} s still not: {script[:300]}\n{shown[:3000]}")
+        shown = self.run("[...document.querySelectorAll('textarea, #status')].map(own => own.outerHTML).join()")
+        shown += "\n" + self.run("document.body.innerText")[:3000]
+        raise AssertionError(f"after {seconds:.0f} s still not: {script[:300]}\n{self.requests[-5:]}\n{shown}")
 
     def click(self, selector: str) -> None:
         """A click of the mouse on the middle of the first such element."""

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -282,6 +284,30 @@ def test_a_visit_that_is_forgotten_is_told_and_not_another_one_shown(page: Brows
     page.click("#no-region")
     page.wait(f"{STATUS}.includes('load the page again')")
     assert "No region" not in page.run("document.querySelector('#region').innerText")
+
+
+STEPS = """
+import inspect
+import gradio
+from a3tune.app.model import BASE, Asker
+from a3tune.app.page import Page
+from a3tune.app.regions import Segmenter
+from a3tune.commands.subject import load_models
+from a3tune.config import EvaluationConfig, LabelsConfig, ModelConfig
+
+asker = Asker(load_models(ModelConfig(device="cpu"), {BASE: None}), EvaluationConfig())
+for step in Page(asker, Segmenter(LabelsConfig())).blocks.fns.values():
+    if inspect.isgeneratorfunction(step.fn):
+        *_, mistake, last = step.fn(*[None] * len(step.inputs))
+        assert "forgotten" in str(mistake)
+        print(step.fn.__name__, list(last.values()) == [gradio.skip()])
+"""
+
+
+def test_no_reply_is_shown_a_second_time_over_what_was_typed_meanwhile():
+    """Gradio shows what a generator gives last once more when it has ended, which may be late."""
+    said = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, timeout=PATIENCE)
+    assert sorted(said.stdout.splitlines()) == ["_answer True", "_answer True", "_find True"], said.stderr
 
 
 def test_mistakes_are_said_on_the_page(page: Browser, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
+from inspect import isgeneratorfunction
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +98,33 @@ class Page:
         how = {"concurrency_limit": LOOKS, "show_progress": "hidden", "api_visibility": "private"} | how
         return event(self._told(step), list(inputs), list(outputs), **how)
 
-    def _told(self, step: Callable[..., Any]) -> Callable[..., Iterator[Shown]]:
-        @wraps(step)
-        def run(*arguments: Any) -> Iterator[Shown]:
-            try:
-                if arguments[-1] is None and step not in (self._arrive, self._open_example, self._open_upload):
-                    raise DataError("this visit: forgotten, as after an hour without a question; load the page again")
-                shown = step(*arguments)
-                yield from [shown] if isinstance(shown, dict) else shown
-            except A3TuneError as error:
-                yield {self.ui.status: view.notice(str(error), "error")}
+    def _told(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def check(session: Session | None) -> None:
+            if session is None and step not in (self._arrive, self._open_example, self._open_upload):
+                raise DataError("this visit: forgotten, as after an hour without a question; load the page again")
 
-        return run
+        @wraps(step)
+        def once(*arguments: Any) -> Shown:
+            try:
+                check(arguments[-1])
+                return step(*arguments)
+            except A3TuneError as error:
+                return self._mistake(error)
+
+        @wraps(step)
+        def by_and_by(*arguments: Any) -> Iterator[Shown]:
+            try:
+                check(arguments[-1])
+                yield from step(*arguments)
+            except A3TuneError as error:
+                yield self._mistake(error)
+            # Gradio shows what a generator gave last a second time when it has ended, over what was typed meanwhile.
+            yield {self.ui.status: gr.skip()}
+
+        return by_and_by if isgeneratorfunction(step) else once
+
+    def _mistake(self, error: A3TuneError) -> Shown:
+        return {self.ui.status: view.notice(str(error), "error")}
 
     def _looks(self) -> list[Any]:
         """What a new region changes in the panes."""
@@ -228,12 +244,14 @@ class Page:
             self.ui.status: view.notice(f"{len(session.picks.ranked.segments)} segments found."),
         }
 
-    def _take_turn(self, question: str, session: Session) -> Iterator[Shown]:
-        """From now on no other question is being answered."""
-        yield {self.ui.turn: None}
-        session.question = _asked(question)
+    def _take_turn(self, question: str, session: Session) -> Shown:
+        """From now on no other question is being answered; without a turn nothing is."""
+        try:
+            session.question = _asked(question)
+        except DataError as error:
+            return {self.ui.turn: None} | self._mistake(error)
         session.turn += 1
-        yield {self.ui.turn: session.turn, self.ui.status: view.notice("Asking …")}
+        return {self.ui.turn: session.turn, self.ui.status: view.notice("Asking …")}
 
     def _answer(self, turn: int | None, question: str, *values: Any) -> Iterator[Shown]:
         count = len(self.ui.panes)
