@@ -310,6 +310,20 @@ def test_no_reply_is_shown_a_second_time_over_what_was_typed_meanwhile():
     assert sorted(said.stdout.splitlines()) == ["_answer True", "_answer True", "_find True"], said.stderr
 
 
+def test_nothing_can_be_typed_before_the_first_question_stands_there(page: Browser, server: Server):
+    """It would be filled in over what was typed."""
+    ways = "[...document.querySelectorAll('#question textarea, #ask')].map(own => own.disabled)"
+    assert page.run(ways) == [False, False]
+    _, _, content = get(server)
+    for name in ("question", "ask"):
+        about = re.search(
+            rb'"elem_id":\s*"%s"[^{}]*"interactive":\s*(\w+)|"interactive":\s*(\w+)[^{}]*"elem_id":\s*"%s"'
+            % ((name.encode(),) * 2),
+            content,
+        )
+        assert about and b"false" in about.groups(), name
+
+
 def test_mistakes_are_said_on_the_page(page: Browser, tmp_path: Path):
     page.type("#question textarea", " ")
     page.click("#ask")

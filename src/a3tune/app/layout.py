@@ -56,7 +56,8 @@ class Layout:
     def __init__(self, models: Sequence[str], methods: Sequence[str], method: str, shape: tuple[int, int]) -> None:
         """`models` and `methods` can be chosen, `method` is chosen first; `shape`: layers, heads of a layer.
 
-        There is a pane per model, and two at least. What a session says is filled in when the page is loaded.
+        There is a pane per model, and two at least. What a session says is filled in when the page is loaded; until
+        then nothing can be asked, as it would be filled in over what was typed.
         """
         self.session = gr.State(time_to_live=SESSION_SECONDS)
         self.key = gr.Textbox(visible=False)
@@ -117,9 +118,10 @@ class Layout:
                 max_length=LONGEST,
                 scale=4,
                 min_width=180,
+                interactive=False,
                 elem_id="question",
             )
-            self.ask = gr.Button("Ask", variant="primary", scale=1, min_width=80, elem_id="ask")
+            self.ask = gr.Button("Ask", variant="primary", scale=1, min_width=80, interactive=False, elem_id="ask")
 
     def _lay_out_heads(self, layers: int, heads: int) -> None:
         modes = [("Selected heads (averaged)", "selected"), ("All heads (averaged)", "all"), ("One head", "one")]

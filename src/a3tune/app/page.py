@@ -48,8 +48,15 @@ class Page:
 
     def _connect_sessions(self) -> None:
         ui = self.ui
-        shown = [ui.session, ui.scan, ui.status, ui.region, ui.picks, ui.rank, ui.suggestion, ui.question, ui.example]
-        shown += [ui.mode, ui.layer, ui.head, *(part for pane in ui.panes for part in pane.parts())]
+        shown = [ui.session, ui.scan, ui.status, ui.region, ui.picks, ui.rank, ui.suggestion, ui.example]
+        shown += [
+            ui.question,
+            ui.ask,
+            ui.mode,
+            ui.layer,
+            ui.head,
+            *(part for pane in ui.panes for part in pane.parts()),
+        ]
         loaded = self._on(self.blocks.load, self._arrive, [ui.key], [ui.key, *shown], js=script("key.js"))
         loaded.then(None, [ui.key], None, js="(key) => sessionStorage.setItem('a3tune', key)")
         self._on(ui.example.input, self._open_example, [ui.example, ui.session], shown)
@@ -170,7 +177,8 @@ class Page:
             ui.status: "",
             ui.example: session.title or None,
             ui.suggestion: gr.update(choices=prompts, value=_one_of(prompts, session.question), visible=bool(prompts)),
-            ui.question: session.question,
+            ui.question: gr.update(value=session.question, interactive=True),
+            ui.ask: gr.update(interactive=True),
             ui.scan: view.scan(session),
             ui.region: view.region_line(session),
             **self._picked(session),
