@@ -273,12 +273,15 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], int, str | None, str]] =
         "messages.0.content.0.image_url.url",
         "not fetched",
     ),
-    "base 64": (
-        lambda body: body["messages"][0]["content"][0]["image_url"].update(url="data:image/png;base64,%%%"),
-        400,
-        "messages.0.content.0.image_url.url",
-        "base64",
-    ),
+    **{
+        f"base 64: {url}": (
+            lambda body, url=url: body["messages"][0]["content"][0]["image_url"].update(url=url),
+            400,
+            "messages.0.content.0.image_url.url",
+            "expected an image in base 64",
+        )
+        for url in ("data:image/png;base64,%%%", "data:image/png;base64,größe", "data:image/png,abcd", "data:")
+    },
     "no picture": (
         lambda body: body["messages"][0]["content"][0]["image_url"].update(url=GOOD),
         400,

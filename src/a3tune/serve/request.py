@@ -3,8 +3,6 @@
 What would change an answer and is not known here is refused, not ignored.
 """
 
-import base64
-import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,8 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from a3tune.config import EvaluationConfig
+from a3tune.data.embedded import embedded_file
 from a3tune.decoding import Strategy, check_decoder, make_decoder, make_strategy
-from a3tune.errors import ConfigError, ModelError, is_data_uri, shown
+from a3tune.errors import ConfigError, DataError, ModelError, is_data_uri, shown
 from a3tune.serve.refusal import Refusal
 from a3tune.types import Box, Region, Sample
 from a3tune.vlm.load import Vlm
@@ -196,7 +195,7 @@ def _content(messages: list[_Message]) -> tuple[str, bytes]:
         if isinstance(value, str):
             texts.append(value)
         else:
-            images.append(_decoded(value.url, f"{where}.{index}.image_url.url"))
+            images.append(_embedded(value.url, f"{where}.{index}.image_url.url"))
     if len(images) != 1:
         raise Refusal(400, f"{where}: expected one image, as {_FORM}, got {len(images)}", param=where)
     prompt = "\n".join(texts)
@@ -205,19 +204,15 @@ def _content(messages: list[_Message]) -> tuple[str, bytes]:
     return prompt, images[0]
 
 
-def _decoded(url: str, where: str) -> bytes:
-    """The bytes of a data URI; nothing is fetched."""
-    head, comma, data = url.partition(",")
-    if not (is_data_uri(url) and comma and head.endswith(";base64")):
-        raise Refusal(
-            400,
-            f"{where}: expected data:image/png;base64,..., addresses are not fetched, got {shown(url)}",
-            param=where,
-        )
+def _embedded(url: str, where: str) -> bytes:
+    """The image in a data URI."""
+    if not is_data_uri(url):
+        told = f"{where}: expected data:image/png;base64,..., addresses are not fetched, got {shown(url)}"
+        raise Refusal(400, told, param=where)
     try:
-        return base64.b64decode(data, validate=True)
-    except binascii.Error as error:
-        raise Refusal(400, f"{where}: is not base64 ({error})", param=where) from None
+        return embedded_file(url)
+    except DataError as error:
+        raise Refusal(400, f"{where}: {error}", param=where) from None
 
 
 def _box(values: list[float]) -> Box:

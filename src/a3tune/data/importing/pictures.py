@@ -1,14 +1,13 @@
 """What a table gives as an image -> a file: found beside the table, or written there where the table holds it."""
 
-import binascii
 import hashlib
 import re
-from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from a3tune.data.embedded import embedded_file
 from a3tune.data.images import content_hash, load_image, split_fragment
 from a3tune.data.importing.sources import PICTURES
 from a3tune.data.paths import is_address
@@ -53,7 +52,7 @@ class Pictures:
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"expected the name of an image, or the image, got {shown(value)}")
         if is_data_uri(value) or (_BASE64.fullmatch(value[:4096]) and len(value) > _LONGEST_NAME):
-            return self._keep(_decoded(value))
+            return self._keep(embedded_file(value))
         if is_address(value):
             raise DataError("the image is an address, and nothing is downloaded: save it, and name the file")
         return self._look_for(beside, value.strip().replace("\\", "/"))
@@ -111,13 +110,3 @@ def look_at(images: Iterable[Path], tell: Callable[[int, int], None]) -> tuple[d
             errors[image] = str(error)
         tell(done, len(images))
     return hashes, errors
-
-
-def _decoded(text: str) -> bytes:
-    _, comma, encoded = text.partition(",") if is_data_uri(text) else ("", ",", text)
-    try:
-        if not comma or (is_data_uri(text) and ";base64" not in text[:200].lower()):
-            raise ValueError
-        return b64decode("".join(encoded.split()), validate=True)
-    except (ValueError, binascii.Error):
-        raise DataError(f"expected an image in base 64, got {shown(text)}") from None
