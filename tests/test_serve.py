@@ -236,7 +236,8 @@ def test_a_seed_repeats_an_answer(client: Any, scans: list[Path]):
     assert len({draw(None, temperature=1.5) for _ in range(3)}) > 1
     with ThreadPoolExecutor(4) as pool:  # whoever else asks
         assert set(pool.map(lambda _: draw(1, temperature=1.5), range(4))) == {drawn[0]}
-    assert draw(1, temperature=0) == draw(2, top_p=0.001) == draw(None)
+    assert draw(1, temperature=0) == draw(2, top_p=0.001) == draw(None) == draw(3, temperature=1e-300)
+    assert draw(4, temperature=2e-4) == draw(None)
 
 
 GOOD = "data:image/png;base64,aGVsbG8="
@@ -312,6 +313,8 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], int, str | None, str]] =
     "beams that sample": (lambda body: body.update(decode="opera", temperature=1), 400, None, "cannot sample"),
     "not told where": (lambda body: body.update(decode="controlmllm"), 400, None, "true regions"),
     "region": (lambda body: body.update(region=[5, 5, 1, 1]), 400, "region", "x0 < x1"),
+    "region without end": (lambda body: body.update(region=[0, 0, float("inf"), 5]), 400, "region", "finite"),
+    "region in shares": (lambda body: body.update(region=[0.1, 0.2, 0.5, 0.6]), 400, "region", "pixels"),
     "region outside": (lambda body: body.update(region=[900, 900, 950, 950]), 400, None, "box"),
 }
 

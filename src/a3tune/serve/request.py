@@ -14,6 +14,7 @@ from a3tune.config import EvaluationConfig
 from a3tune.data.embedded import embedded_file
 from a3tune.decoding import Strategy, check_decoder, make_decoder, make_strategy
 from a3tune.errors import ConfigError, DataError, ModelError, is_data_uri, shown
+from a3tune.masks import box_of
 from a3tune.serve.refusal import Refusal
 from a3tune.types import Box, Region, Sample
 from a3tune.vlm.load import Vlm
@@ -22,6 +23,8 @@ MOST_TOKENS = 4096
 """Longest answer that may be asked for."""
 SAMPLING = ("beam", "nucleus", "sampling")
 """Methods that are a way to choose tokens: a temperature would be another one."""
+_COLDEST = 1e-4
+"""Below this temperature the likeliest token is taken: scores that are divided by less would leave float32."""
 _STOPS = 4
 _STOP_LETTERS = 200
 _FORM = 'one message {"role": "user", "content": [{"type": "image_url", ...}, {"type": "text", ...}]}'
@@ -216,10 +219,10 @@ def _embedded(url: str, where: str) -> bytes:
 
 
 def _box(values: list[float]) -> Box:
-    x0, y0, x1, y1 = values
-    if not (x0 < x1 and y0 < y1):
-        raise Refusal(400, f"region: expected [x0, y0, x1, y1] with x0 < x1 and y0 < y1, got {values}", param="region")
-    return x0, y0, x1, y1
+    try:
+        return box_of(values)
+    except ValueError as error:
+        raise Refusal(400, f"region: {error}; got {shown(values)}", param="region") from None
 
 
 def _strategy(asked: _Body) -> Strategy | None:
@@ -231,7 +234,7 @@ def _strategy(asked: _Body) -> Strategy | None:
         raise Refusal(
             400, f"{param}: decode {asked.decode!r} is a way to choose tokens by itself; say one", param=param
         )
-    if asked.temperature == 0:
+    if asked.temperature is not None and asked.temperature < _COLDEST:
         return Strategy()
     return Strategy(do_sample=True, temperature=asked.temperature or 1.0, top_k=0, top_p=asked.top_p or 1.0)
 
