@@ -42,9 +42,11 @@ def reproduce(
         for name, experiment in experiments().items():
             echo(f"{name:8} {experiment.title}")
         return
+    from a3tune.machine.files import check_place
     from a3tune.reproduce.experiments import choose
     from a3tune.reproduce.places import check_places
 
+    check_place(out)
     check_places(on, setting or (), choose(names, model), runs=jobs > 0)
     quieten()
     from a3tune.reproduce.run import reproduce

@@ -18,6 +18,7 @@ from a3tune.labels.fetch import model_folder
 from a3tune.labels.propose import check_proposer, check_segmenter
 from a3tune.labels.rank import check_ranker, check_visual_prompt, format_query
 from a3tune.labels.stored import none_found
+from a3tune.machine.files import check_place
 from a3tune.metrics.radiology import check_weights
 from a3tune.models import check_model, read_adapter
 from a3tune.run.folder import MARKER, RunFolder
@@ -39,8 +40,7 @@ def check_query(config: RunConfig) -> None:
 
 def check_store(folder: Path) -> None:
     """Raises LabelError for a place where labels do not belong."""
-    if folder.exists() and not folder.is_dir():
-        raise LabelError(f"{folder}: expected a folder for the labels, this is a file; choose another")
+    check_place(folder, "a folder for the labels", LabelError)
     if (folder / MARKER).is_file():
         raise LabelError(f"{folder}: is the folder of a run; keep labels in a folder of their own")
 

@@ -11,7 +11,7 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from a3tune.errors import OutputError, RunError
+from a3tune.errors import A3TuneError, OutputError, RunError
 from a3tune.machine.portable import OPEN_FILES_CAN_BE_REPLACED, flags, lock, unlock
 
 LOCK = ".lock"
@@ -238,6 +238,14 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def check_place(path: Path, wanted: str = "an output folder", kind: type[A3TuneError] = RunError) -> None:
+    """Raises `kind` when a file stands where a folder, or one that is to hold it, has to be. Touches nothing."""
+    there = next((place for place in (path, *path.parents) if place.exists()), None)
+    if there is not None and not there.is_dir():
+        which = "this" if there == path else there
+        raise kind(f"{path}: expected {wanted}, {which} is a file; choose another")
 
 
 def new_folder(path: Path) -> Path:

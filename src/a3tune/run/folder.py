@@ -16,7 +16,7 @@ from typing import Any
 from a3tune.config import RunConfig, dump_config, load_config, load_given
 from a3tune.errors import RunError, in_short
 from a3tune.machine.digests import sealed, unsealed
-from a3tune.machine.files import locked, unfinished, write_atomic
+from a3tune.machine.files import check_place, locked, unfinished, write_atomic
 
 MARKER = "a3tune.json"
 SCHEMA = 1
@@ -56,8 +56,7 @@ class RunFolder:
 
         Raises RunError when `path` holds something else.
         """
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path}: expected an output folder, this is a file; choose another")
+        check_place(path)
         marker = unfinished(path / MARKER)  # a run that was killed at once left no more than this
         if not path.exists() or all(item == marker for item in path.iterdir()):
             return False
