@@ -70,12 +70,32 @@ def test_rows_that_a_training_is_measured_on_stay(data: Path):
     assert (watched.validation, watched.test) == (data / "validation.jsonl",) * 2
 
 
+@pytest.mark.parametrize(
+    ("vary", "own", "told"),
+    [
+        (["labels.top_k=1,2"], [], "labels.source is truth, so no labels are used"),
+        (["alignment.heads=1,2"], ["labels.source=none"], "labels.source is none, so nothing is aligned"),
+        (["alignment.weight=1,2", "adapter.key_experts=4,8"], ["adapter.kind=lora"], "key_experts: changes nothing"),
+        (["training.load_balance=0,1"], ["adapter.kind=lora"], "which has no experts"),
+        (["alignment.until=.5,0.50,1"], [], r"alignment.until=0.50 is the same as alignment.until=.5; leave one out"),
+    ],
+)
+def test_rows_that_would_learn_the_same_are_refused(data: Path, vary: list[str], own: list[str], told: str):
+    """They would look like a setting that does not matter."""
+    with pytest.raises(ConfigError, match=told):
+        check_sweep(variations(vary), None, [*given(data), *own], data / "out", ["answer"])
+
+
+def test_a_setting_that_counts_in_one_row_is_varied(data: Path):
+    check_sweep(variations(["adapter.kind=lora,a3moe", "adapter.key_experts=4,8"]), None, given(data), data / "o", [])
+
+
 def test_a_copy_of_the_test_rows_is_no_validation(data: Path, tmp_path: Path):
     copy = tmp_path / "validation.jsonl"
     copy.write_bytes((data / "test.jsonl").read_bytes())
     settings = [*given(data), f"data.validation={copy}", f"data.test={data / 'test.jsonl'}"]
     with pytest.raises(ConfigError, match=r"holds the rows of data\.test"):
-        check_sweep(variations(["labels.top_k=1,2"]), None, settings, tmp_path / "out", ["answer"])
+        check_sweep(variations(["alignment.weight=1,2"]), None, settings, tmp_path / "out", ["answer"])
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,11 @@ _NOT_VARIED = {
     "labels.store": "make a sweep for each store",
 }
 """Settings, or sections, that no sweep varies -> why, or what does."""
+_EXPERTS = {
+    *(f"adapter.{name}" for name in ("expert_rank", "expert_alpha", "query_experts", "key_experts", "top_experts")),
+    "adapter.router_hidden",
+    "training.load_balance",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +96,34 @@ def check_sweep(
         known = ", ".join((ANSWER, *METRICS))
         raise ConfigError(f"--score {unknown[0]}: expected one of {known}")
     chosen = [settings_of(row, config, overrides, 0, out / "runs" / "new") for row in rows]
+    _check_differences(rows[1:], chosen[1:])
     _check_validation(training_settings(config, overrides).data)
     for settings in chosen:
         check_train(settings)
+
+
+def _check_differences(rows: Sequence[Variation], chosen: Sequence[RunConfig]) -> None:
+    """Raises what would be trained twice under two names: rows that are equal would look like a finding."""
+    for position, settings in enumerate(chosen):
+        if settings in chosen[:position]:
+            twin = rows[chosen.index(settings)].title
+            raise ConfigError(f"--vary: {rows[position].title} is the same as {twin}; leave one out")
+    for key in (change.partition("=")[0] for change in rows[0].change):
+        reasons = [_idle(key, settings) for settings in chosen]
+        if all(reasons):
+            raise ConfigError(f"--vary {key}: changes nothing, because {reasons[0]}")
+
+
+def _idle(key: str, settings: RunConfig) -> str | None:
+    """Why a setting changes nothing that is learnt, as far as that is a matter of other settings."""
+    source, kind = settings.labels.source, settings.adapter.kind
+    if key in _EXPERTS and kind == "lora":
+        return f"adapter.kind is {kind}, which has no experts"
+    if key.startswith("alignment.") and source == "none":
+        return f"labels.source is {source}, so nothing is aligned"
+    if key.startswith("labels.") and key != "labels.source" and source != "weak":
+        return f"labels.source is {source}, so no labels are used"
+    return None
 
 
 def _check_validation(data: DataConfig) -> None:
