@@ -61,6 +61,8 @@ TAKEN: dict[str, tuple[str, ...]] = {
         "normalisation",
         "heads",
         "rows",
+        "fillings",
+        "dilation",
     ),
 }
 """Section -> settings that hold. `model.path` may name any folder, but starts no download: `models.check_at_hand`."""
