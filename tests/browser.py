@@ -67,6 +67,7 @@ class Browser:
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
         self.send("Emulation.setTouchEmulationEnabled", enabled=touch)
         self.send("Page.navigate", url=address)
+        self.wait("document.readyState === 'complete'")
 
     def forget(self) -> None:
         """What the page keeps in this tab: who opens it next is another visitor."""

@@ -41,8 +41,12 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     ),
     "sweep: seed": (["sweep", "--out", "out", "--vary", "training.seed=1,2"], "--seed does"),
     "sweep: no validation rows": (
-        ["sweep", "--out", "out", "--vary", "labels.top_k=1,2", f"data.train={ROWS}", "labels.source=truth"],
+        ["sweep", "--out", "out", "--vary", "alignment.weight=1,2", f"data.train={ROWS}", "labels.source=truth"],
         "data.validation: expected a file of rows",
+    ),
+    "sweep: nothing that counts": (
+        ["sweep", "--out", "out", "--vary", "labels.top_k=1,2", f"data.train={ROWS}", "labels.source=truth"],
+        "--vary labels.top_k: changes nothing, because labels.source is truth",
     ),
     "sweep: validation rows are learnt from": (
         ["sweep", "--out", "out", "--vary", "labels.top_k=1", f"data.train={ROWS}", f"data.validation={ROWS}"],
