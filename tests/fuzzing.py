@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from a3tune.errors import A3TuneError
 
-SECONDS = 30
+SECONDS = 10
 """Longest time for one damaged file; a whole one takes milliseconds."""
 fuzz = settings(
     max_examples=int(os.environ.get("A3TUNE_FUZZ_EXAMPLES", "50")),

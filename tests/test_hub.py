@@ -110,7 +110,7 @@ def test_a_cache_that_others_filled(hub, tmp_path, monkeypatch):
 
 def silent(*arguments: object, **options: object) -> None:
     """A name server that says nothing, for longer than one waits."""
-    time.sleep(60)
+    time.sleep(3)
     raise OSError
 
 
@@ -140,12 +140,11 @@ def test_what_cannot_be_had_is_told_in_one_line(hub, tmp_path, monkeypatch):
         start = time.monotonic()
         with pytest.raises(ModelError, match=line) as told:
             fetch(model("v1"), wanted, ModelError)
-        assert time.monotonic() - start < 20 and "\n" not in str(told.value)
-    start = time.monotonic()
+        assert time.monotonic() - start < 3 and "\n" not in str(told.value)
     monkeypatch.setattr("a3tune.machine.hub.create_connection", silent)
     with pytest.raises(ModelError, match="cannot be reached"):
         fetch(model("v1"), wanted, ModelError)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 4
     assert "hf download own/model --revision v1 --local-dir DIR" in str(told.value)
 
 

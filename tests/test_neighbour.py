@@ -224,6 +224,8 @@ def test_every_setting_is_decided():
         section: {field.name for field in fields(getattr(RunConfig(), section))} - set(names)
         for section, names in TAKEN.items()
     }
+    for section, names in TAKEN.items():
+        assert set(names) <= {field.name for field in fields(getattr(RunConfig(), section))}
     assert {section: names for section, names in left.items() if names} == {
         "labels": {*LABEL_MAKING, "store", "workers", "backend"},
         "training": {"report_to"},

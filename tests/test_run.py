@@ -39,6 +39,8 @@ def test_no_folder(tmp_path):
         RunFolder.create(tmp_path / "file")
     with pytest.raises(RunError, match=r"below/deeper: expected an output folder, .*/file is a file"):
         RunFolder.create(tmp_path / "file" / "below" / "deeper")
+    with pytest.raises(RunError, match="cannot be made"):
+        RunFolder.create(Path("/proc/nobody") / "makes")
     with pytest.raises(RunError, match="there is none"):
         RunFolder.open(tmp_path / "none")
 

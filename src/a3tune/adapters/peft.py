@@ -24,6 +24,7 @@ from a3tune.adapters.model import (
 )
 from a3tune.compat.peft import check_target_module_exists, own_module, present_names, register, take_out
 from a3tune.config import AdapterConfig
+from a3tune.config.settings import EXPERTS
 from a3tune.errors import A3TuneError, AdapterError, ConfigError
 from a3tune.machine.quiet import ignoring
 from a3tune.machine.trial import patterns_end
@@ -62,10 +63,9 @@ def add_adapter(
     if settings.kind == "lora":
         config: PeftConfig = LoraConfig(**plain, target_modules=language_linears(model))
     elif settings.kind == "a3moe":
-        routed = ("expert_rank", "expert_alpha", "query_experts", "key_experts", "top_experts", "router_hidden")
         config = A3MoEConfig(
             **plain,
-            **{name: getattr(settings, name) for name in routed},
+            **{name: getattr(settings, name) for name in EXPERTS},
             key_text_tokens=key_text_tokens,
             balance=balance,
             control_ids=list(control_ids),

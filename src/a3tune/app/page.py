@@ -48,15 +48,9 @@ class Page:
 
     def _connect_sessions(self) -> None:
         ui = self.ui
-        shown = [ui.session, ui.scan, ui.status, ui.region, ui.picks, ui.rank, ui.suggestion, ui.example]
-        shown += [
-            ui.question,
-            ui.ask,
-            ui.mode,
-            ui.layer,
-            ui.head,
-            *(part for pane in ui.panes for part in pane.parts()),
-        ]
+        shown = [ui.session, ui.scan, ui.status, ui.region, ui.picks, ui.rank, ui.suggestion]
+        shown += [ui.question, ui.ask, ui.example]
+        shown += [ui.mode, ui.layer, ui.head, *(part for pane in ui.panes for part in pane.parts())]
         loaded = self._on(self.blocks.load, self._arrive, [ui.key], [ui.key, *shown], js=script("key.js"))
         loaded.then(None, [ui.key], None, js="(key) => sessionStorage.setItem('a3tune', key)")
         self._on(ui.example.input, self._open_example, [ui.example, ui.session], shown)
@@ -106,27 +100,21 @@ class Page:
         return event(self._told(step), list(inputs), list(outputs), **how)
 
     def _told(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        def check(session: Session | None) -> None:
-            if session is None and step not in (self._arrive, self._open_example, self._open_upload):
-                raise DataError("this visit: forgotten, as after an hour without a question; load the page again")
-
-        @wraps(step)
-        def once(*arguments: Any) -> Shown:
-            try:
-                check(arguments[-1])
-                return step(*arguments)
-            except A3TuneError as error:
-                return self._mistake(error)
-
         @wraps(step)
         def by_and_by(*arguments: Any) -> Iterator[Shown]:
             try:
-                check(arguments[-1])
-                yield from step(*arguments)
+                if arguments[-1] is None and step not in (self._arrive, self._open_example, self._open_upload):
+                    raise DataError("this visit: forgotten, as after an hour without a question; load the page again")
+                shown = step(*arguments)
+                yield from [shown] if isinstance(shown, dict) else shown
             except A3TuneError as error:
                 yield self._mistake(error)
             # Gradio shows what a generator gave last a second time when it has ended, over what was typed meanwhile.
             yield {self.ui.status: gr.skip()}
+
+        @wraps(step)
+        def once(*arguments: Any) -> Shown:
+            return next(by_and_by(*arguments))
 
         return by_and_by if isgeneratorfunction(step) else once
 

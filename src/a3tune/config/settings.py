@@ -139,6 +139,10 @@ class AdapterConfig(_Section):
             )
 
 
+EXPERTS = ("expert_rank", "expert_alpha", "query_experts", "key_experts", "top_experts", "router_hidden")
+"""Settings of `AdapterConfig` that plain LoRA has no use for."""
+
+
 @dataclass(frozen=True, slots=True)
 class AlignmentConfig(_Section):
     """How attention is pulled to the regions (sections 4.2.2 and 4.2.3)."""

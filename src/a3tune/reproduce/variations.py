@@ -11,6 +11,7 @@ from pathlib import Path
 from a3tune.commands.checks import check_train
 from a3tune.commands.settings import training_settings
 from a3tune.config import DataConfig, RunConfig
+from a3tune.config.settings import EXPERTS
 from a3tune.data.rows import check_split
 from a3tune.errors import ConfigError
 from a3tune.machine.hashes import file_hash
@@ -28,11 +29,7 @@ _NOT_VARIED = {
     "labels.store": "make a sweep for each store",
 }
 """Settings, or sections, that no sweep varies -> why, or what does."""
-_EXPERTS = {
-    *(f"adapter.{name}" for name in ("expert_rank", "expert_alpha", "query_experts", "key_experts", "top_experts")),
-    "adapter.router_hidden",
-    "training.load_balance",
-}
+_OF_EXPERTS = {*(f"adapter.{name}" for name in EXPERTS), "training.load_balance"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +114,7 @@ def _check_differences(rows: Sequence[Variation], chosen: Sequence[RunConfig]) -
 def _idle(key: str, settings: RunConfig) -> str | None:
     """Why a setting changes nothing that is learnt, as far as that is a matter of other settings."""
     source, kind = settings.labels.source, settings.adapter.kind
-    if key in _EXPERTS and kind == "lora":
+    if key in _OF_EXPERTS and kind == "lora":
         return f"adapter.kind is {kind}, which has no experts"
     if key.startswith("alignment.") and source == "none":
         return f"labels.source is {source}, so nothing is aligned"
