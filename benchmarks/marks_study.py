@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from marks_tables import BASE, REFERENCE, tables
+from marks_tables import BASE, tables
 from measure import about, listed
 from towers import kept
 
@@ -85,6 +85,8 @@ SETTINGS = [
     "alignment.rows=after_image",
 ]
 """In place of the demo's; whole, since cells that were measured before are known by them."""
+REFERENCE = "LoRA"
+"""What is compared with unless told."""
 LORA = ["adapter.kind=lora"]
 UNALIGNED = ["labels.source=none"]
 CONSTANT = ["alignment.until=null"]
@@ -260,7 +262,7 @@ def _at_random(
     return {score: [tests[test][score][row] for row, test in enumerate(source)] for score in ("right", "mass")}
 
 
-def markdown(study: Study, lines: Sequence[Mapping[str, Any]], split: str) -> str:
+def markdown(study: Study, lines: Sequence[Mapping[str, Any]], split: str, against: str) -> str:
     """All tables of a split."""
     parts = listed(about())
     for name in SETS:
@@ -270,7 +272,7 @@ def markdown(study: Study, lines: Sequence[Mapping[str, Any]], split: str) -> st
             parts += ["", f"## {name}: {split} patients", "", *_labels(study, name)]
             train = read_rows(study.data(name) / "train.jsonl")
             tests = study.tests(Cell(name, REFERENCE, 0, split))
-            parts += tables(train, tests, {row: seeds for row, seeds in scored.items() if seeds})
+            parts += tables(train, tests, {row: seeds for row, seeds in scored.items() if seeds}, against)
     return "\n".join(parts) + "\n"
 
 
@@ -289,6 +291,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=[REFERENCE, "A3Tune"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--against", choices=ROWS, default=REFERENCE, help="row that the others are compared with")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, one thread each")
     parser.add_argument("--plan", action="store_true", help="say what it would cost, and do nothing")
     parser.add_argument("--quick", action="store_true", help="few patients and two steps, to see that it works")
@@ -313,7 +316,7 @@ def main() -> None:
             out.write(json.dumps(line) + "\n")
         means = {test: round(float(np.nanmean(own["right"])), 3) for test, own in line["tests"].items()}
         print(f"{number} of {len(cells)}: {_cell(line).name}: {means}; seconds {line['seconds']}", flush=True)
-    page = markdown(study, lines, args.split)
+    page = markdown(study, lines, args.split, args.against)
     (args.out / "study.md").write_text(page, encoding="utf-8")
     print(page)
 

@@ -17,15 +17,16 @@ from a3tune.types import Sample
 Scores = Mapping[str, Mapping[str, Sequence[float | None]]]
 """Test -> "right" or "mass" -> of every question."""
 Scored = Mapping[str, Mapping[int, Scores]]
-"""Row -> seed -> scores; the row `REFERENCE` is what the others are compared with."""
+"""Row -> seed -> scores."""
 Tests = Mapping[str, Sequence[Sample]]
 """Name -> questions."""
-REFERENCE = "LoRA"
 BASE = "base"
+Pairs = Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]
+"""Row and test -> scores [seeds, questions] of the row and of what it is compared with, of the same seeds."""
 
 
-def tables(train: Sequence[Sample], tests: Tests, scored: Scored) -> Iterator[str]:
-    """Lines of Markdown: what can be had without the lesion, then the rows in their order.
+def tables(train: Sequence[Sample], tests: Tests, scored: Scored, reference: str) -> Iterator[str]:
+    """Lines of Markdown: what can be had without the lesion, then the rows in their order, against one of them.
 
     Percent. Intervals are over seeds and patients. A star marks a difference whose interval leaves out 0 and whose test
     does too: permutations over patients of the means over seeds, after Holm over all comparisons of the set.
@@ -36,9 +37,11 @@ def tables(train: Sequence[Sample], tests: Tests, scored: Scored) -> Iterator[st
         yield (
             f"Right by the {kind}: " + ", ".join(f"{test} {100 * own[kind]:.1f}" for test, own in shares.items()) + "."
         )
-    p_values = _p_values(scored, tests)
+    pairs = _pairs(scored, tests, reference)
+    p_values = _p_values(pairs, tests)
     rows = [
-        [row, len(seeds), *_means(scored, row, tests, p_values), _mass(seeds, tests)] for row, seeds in scored.items()
+        [row, len(seeds), *_means(scored, row, tests, pairs, p_values), _mass(seeds, tests)]
+        for row, seeds in scored.items()
     ]
     yield from ("", table(["Row", "Seeds", *tests, "mass inside"], rows))
     for field in ("question_type", "body"):
@@ -65,18 +68,24 @@ def _stacked(seeds: Mapping[int, Scores], test: str, score: str = "right") -> np
     return np.array([own[test][score] for own in seeds.values()], dtype=float)
 
 
-def _pair(scored: Scored, row: str, test: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Scores of a row and of the reference, of the seeds that both have."""
-    shared = [seed for seed in scored[row] if seed in scored.get(REFERENCE, {})]
-    if row in (REFERENCE, BASE) or not shared:
-        return None
-    first, second = ({seed: scored[name][seed] for seed in shared} for name in (row, REFERENCE))
-    return _stacked(first, test), _stacked(second, test)
+def _pairs(scored: Scored, tests: Tests, reference: str) -> Pairs:
+    """Of the seeds that a row and the reference both have."""
+    others = [row for row in scored if row not in (reference, BASE)]
+    shared = {row: [seed for seed in scored[row] if seed in scored.get(reference, {})] for row in others}
+
+    def of(row: str, seeds: Sequence[int], test: str) -> np.ndarray:
+        return _stacked({seed: scored[row][seed] for seed in seeds}, test)
+
+    return {
+        (row, test): (of(row, seeds, test), of(reference, seeds, test))
+        for row, seeds in shared.items()
+        if seeds
+        for test in tests
+    }
 
 
-def _p_values(scored: Scored, tests: Tests) -> dict[tuple[str, str], float]:
+def _p_values(pairs: Pairs, tests: Tests) -> dict[tuple[str, str], float]:
     """Of every comparison with the reference."""
-    pairs = {(row, test): pair for row in scored for test in tests if (pair := _pair(scored, row, test)) is not None}
     if not pairs:
         return {}
     raw = [
@@ -86,15 +95,16 @@ def _p_values(scored: Scored, tests: Tests) -> dict[tuple[str, str], float]:
     return dict(zip(pairs, holm(raw).tolist(), strict=True))
 
 
-def _means(scored: Scored, row: str, tests: Tests, p_values: Mapping[tuple[str, str], float]) -> Iterator[str]:
+def _means(
+    scored: Scored, row: str, tests: Tests, pairs: Pairs, p_values: Mapping[tuple[str, str], float]
+) -> Iterator[str]:
     """By test, the mean and, behind the semicolon, the difference from the reference."""
     for test, samples in tests.items():
         groups = clusters(samples)
         mean = seeds_interval(_stacked(scored[row], test), groups)
         text = f"{100 * mean.mean:.1f} [{100 * mean.low:.1f}, {100 * mean.high:.1f}]"
-        pair = _pair(scored, row, test)
-        if pair is not None:
-            change = paired_difference(*pair, groups)
+        if (row, test) in pairs:
+            change = paired_difference(*pairs[row, test], groups)
             sure = (change.low > 0 or change.high < 0) and p_values[row, test] < 0.05
             text += f"; {100 * change.mean:+.1f}{'&ast;' * sure} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
         yield text

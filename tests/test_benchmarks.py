@@ -170,11 +170,13 @@ def test_tables_of_marks_star_what_is_sure_only(monkeypatch: pytest.MonkeyPatch)
         "LoRA": {0: {test: {"right": half, "mass": half} for test in tests}},
         "other": {0: {"agree": {"right": half, "mass": half}, "disagree": {"right": every, "mass": none}}},
     }
-    page = "\n".join(tables(asked("agree"), tests, scored))
+    page = "\n".join(tables(asked("agree"), tests, scored, "LoRA"))
     assert "Right by the question only: agree 50.0, disagree 50.0." in page
     assert "Right by the mark only: agree 100.0, disagree 0.0." in page
     assert "]; +0.0 [+0.0, +0.0] | 100.0 [100.0, 100.0]; +50.0&ast; [" in page
     assert "] | 25.0 |" in page
+    turned = "\n".join(tables(asked("agree"), tests, scored, "other"))
+    assert "]; +0.0 [+0.0, +0.0] | 50.0 [" in turned and "]; -50.0&ast; [" in turned
 
 
 def test_quick_marks_study(run: Callable[..., None], tmp_path: Path) -> None:
