@@ -120,7 +120,8 @@ def test_a_file_in_the_place_of_an_output_folder_is_told_before_anything_is_done
     given = {"DATA": str(data["train"]), "TEST": str(data["test"]), "OUT": str(file / below)}
     result = run(*(re.sub("DATA|TEST|OUT", lambda name: given[name[0]], part) for part in command.split()))
     assert result.exit_code == 2
-    assert "is a file; choose another" in result.output and file.read_text() == "mine"
+    assert f"a3tune: {given['OUT']}: expected " in result.output and "is a file; choose another" in result.output
+    assert file.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [file]
 
 

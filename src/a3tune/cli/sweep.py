@@ -32,8 +32,10 @@ def sweep(
 
     Example: `a3tune sweep -c settings.yaml --vary alignment.weight=0.1,0.3,1 --seed 0 --seed 1 --out runs/sweep`
     """
+    from a3tune.machine.files import check_place
     from a3tune.reproduce.variations import DEFAULT_SCORES, check_sweep, settings_of, variations
 
+    check_place(out)
     rows, given, scores = variations(vary), overrides or (), list(dict.fromkeys(score or DEFAULT_SCORES))
     seeds = list(dict.fromkeys(seed or [0]))
     check_sweep(rows, config, given, out, scores)
