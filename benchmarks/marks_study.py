@@ -93,6 +93,8 @@ CONSTANT = ["alignment.until=null"]
 TRUTH = ["labels.source=truth", "alignment.weight=12"]
 """One region pulls a quarter as hard as the four labels of K = 4: Eq. 10 is summed over segments."""
 TRUTH_AS_LABELS = ["labels.source=truth"]
+EQUAL = ["adapter.expert_rank=16", "adapter.expert_alpha=64"]
+"""Experts of LoRA's rank, at four times its scale: gates begin at 1/4."""
 ROWS = {
     BASE: [],
     REFERENCE: [*LORA, *UNALIGNED],
@@ -111,8 +113,12 @@ ROWS = {
     "no A3MoE": LORA,
     "no A3MoE, true regions": [*LORA, *TRUTH],
     "no A3MoE, constant lambda 3, true regions": [*LORA, *TRUTH_AS_LABELS, *CONSTANT],
-    "equal capacity": ["adapter.expert_rank=16", "adapter.expert_alpha=64"],
-    "equal capacity, no alignment": ["adapter.expert_rank=16", "adapter.expert_alpha=64", *UNALIGNED],
+    "equal capacity": EQUAL,
+    "equal capacity, no alignment": [*EQUAL, *UNALIGNED],
+    "equal capacity, learning rate 3e-4": [*EQUAL, "training.learning_rate=3e-4"],
+    "rank 16, scale 2": ["adapter.expert_rank=16", "adapter.expert_alpha=32"],
+    "rank 16, scale 1": ["adapter.expert_rank=16", "adapter.expert_alpha=16"],
+    "rank 4, scale 4": ["adapter.expert_alpha=16"],
     **{f"R {heads}": [f"alignment.heads={heads}"] for heads in (0.125, 0.25, 0.75)},
     "all heads": ["alignment.heads=100%"],
     **{f"lambda {weight}": [f"alignment.weight={weight}"] for weight in (0.1, 0.3, 1, 10)},
