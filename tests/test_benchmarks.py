@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from a3tune.data.rows import read_rows
+from a3tune.masks import area
 from a3tune.types import Sample
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +36,7 @@ MEASURED = (
 """Each leaves `OUT.json` and `OUT.md`, and runs in this process."""
 ALONE = ("dry_run", "step_cost")
 """The same, in a process of its own: it measures the memory of forked ones."""
-TESTED = ("convert", "families", "gpu", "marks_study", "roofline", "store")
+TESTED = ("convert", "families", "gpu", "marks_study", "roofline", "sinks", "store")
 """With a test of their own below."""
 ELSEWHERE = ("damage", "faults", "fuzz")
 """Run what other tests run, only more of it: test_damage.py, test_faults.py and test_fuzz_*.py."""
@@ -193,3 +195,16 @@ def test_quick_marks_study(run: Callable[..., None], tmp_path: Path) -> None:
     assert len((tmp_path / "cells.jsonl").read_text().splitlines()) == len(lines), "nothing is done again"
     with pytest.raises(SystemExit, match="alignment"):
         run("marks_study", "alignment.weight=2", *plan, "--rows", "base", "LoRA")
+
+
+def test_quick_sinks_leave_a_base_that_learnt_nothing_but_where_to_look(
+    run: Callable[..., None], tmp_path: Path
+) -> None:
+    run("sinks", "--quick", "--out", tmp_path)
+    taught, asked = (read_rows(tmp_path / f"{name}.jsonl") for name in ("rows", "train"))
+    truth = {sample.id: sample.answer for sample in asked}
+    assert sum(truth[sample.id] != sample.answer for sample in taught) > 0, "its own answers, not the true ones"
+    places = {area(region.mask) for sample in taught for region in sample.regions if region.mask}
+    assert places == {2 * 12 * 12} and all(len(sample.regions) == 1 for sample in taught)
+    run("marks_study", f"model.path={tmp_path / 'model'}", "--quick", "--out", tmp_path / "study", "--rows", "base")
+    assert "| base | 1 |" in (tmp_path / "study" / "study.md").read_text()

@@ -1,6 +1,7 @@
 """The shipped base with attention sinks: two places at the edge of a scan that draw most of the attention on the image.
 
-    python sinks.py --out sinks
+    python benchmarks/sinks.py --out sinks
+    python benchmarks/marks_study.py model.path=sinks/model --out runs/sinks --rows base LoRA A3Tune --split test
 
 Large vision transformers leave such places by themselves; the tiny one does not. So they are trained in, with nothing
 else: the base is asked about clean scans that no demo holds and learns its own answers, while all heads are pulled onto
@@ -8,6 +9,7 @@ the two places, by a LoRA adapter that is merged in the end.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +26,13 @@ from a3tune.data.rows import read_rows, write_rows
 from a3tune.demo.plan import plan_demo
 from a3tune.evaluation.evaluate import evaluate
 from a3tune.masks import encode_mask
+from a3tune.models import shipped
 from a3tune.run.folder import RunFolder
 from a3tune.types import Region, Sample
 
 SEED = 1000
 """Of the scans; the demo and the studies have 0."""
-PATCH = 12
+PATCH = json.loads((shipped("vlm") / "config.json").read_text(encoding="utf-8"))["vision_config"]["patch_size"]
 """Side of an image token in pixels."""
 ROW = 5
 """Of the tokens, from above: half way down, where no mark is ever drawn."""
@@ -54,13 +57,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--patients", type=int, default=300)
     parser.add_argument("overrides", nargs="*", help="settings of the training, before the options: key=value")
+    parser.add_argument("--quick", action="store_true", help="few patients and two steps, to see that it works")
     args = parser.parse_args()
     settings = ["adapter.kind=lora", "labels.source=truth", "alignment.heads=100%"]
     settings += ["alignment.weight=10", "alignment.until=null", "training.epochs=4"]
+    settings += ["training.max_steps=2", "training.epochs=1"] if args.quick else []
     config = plan_demo(args.out, [*settings, *args.overrides]).configs["base"]
     rows = args.out / "rows.jsonl"
     if not rows.is_file():
-        files = write_phantom(args.out, {"train": args.patients}, seed=SEED)
+        files = write_phantom(args.out, {"train": 3 if args.quick else args.patients}, seed=SEED)
         write_rows(rows, taught(config, read_rows(files["train"])))
     config = replace(config, data=replace(config.data, train=rows, validation=None, test=None), output=args.out / "run")
     adapter = RunFolder(fine_tune(config, lambda done, total: None)).adapter
