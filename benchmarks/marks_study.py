@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from marks_tables import BASE, tables
 from measure import about, listed
+from sinks import air
 from towers import kept
 
 from a3tune.commands.label import label
@@ -34,8 +35,8 @@ from a3tune.config import RunConfig
 from a3tune.data.phantom import write_phantom
 from a3tune.data.phantom.dataset import MARK_TESTS
 from a3tune.data.phantom.questions import ORGAN_TYPES
-from a3tune.data.rows import read_rows, read_split
-from a3tune.demo.plan import plan_demo, read_recipe
+from a3tune.data.rows import read_rows, read_split, write_rows
+from a3tune.demo.plan import read_recipe, shipped_settings
 from a3tune.evaluation.evaluate import evaluate
 from a3tune.evaluation.results import scores
 from a3tune.metrics.catalogue import right
@@ -104,6 +105,8 @@ ROWS = {
     "A3Tune": [],
     "A3Tune, true regions": TRUTH,
     "A3Tune, true regions, lambda 3": TRUTH_AS_LABELS,
+    "A3Tune, others' regions": TRUTH,
+    "A3Tune, air": TRUTH,
     "constant lambda": CONSTANT,
     "constant lambda, true regions": [*TRUTH, *CONSTANT],
     "constant lambda 3, true regions": [*TRUTH_AS_LABELS, *CONSTANT],
@@ -137,6 +140,29 @@ ROWS = {
     },
 }
 """What is trained, or how it answers, and what differs from A3Tune with weak labels."""
+
+
+def elsewhere(samples: Sequence[Sample]) -> list[Sample]:
+    """Each with the region of another organ: that of a question about another patient's same part of the body."""
+    rng = np.random.default_rng(0)
+    moved = []
+    for sample in samples:
+        others = [
+            other
+            for other in samples
+            if other.meta["body"] == sample.meta["body"]
+            and other.meta["patient"] != sample.meta["patient"]
+            and other.meta["organ"] != sample.meta["organ"]
+        ]
+        moved.append(replace(sample, regions=others[rng.integers(len(others))].regions))
+    return moved
+
+
+MISLED: Mapping[str, Callable[[Sequence[Sample]], Sequence[Sample]]] = {
+    "A3Tune, others' regions": elsewhere,
+    "A3Tune, air": lambda samples: [replace(sample, regions=(air(),)) for sample in samples],
+}
+"""Rows that are pulled onto wrong regions, and how these are made: is it the place that helps, or the pulling?"""
 QUICK = ["training.max_steps=2", "training.epochs=1", "evaluation.max_new_tokens=3"]
 FIRST_GUESS = 150.0
 """Seconds of processor time that a cell is taken to need before any was measured."""
@@ -155,7 +181,8 @@ class Cell:
     def name(self) -> str:
         """Of its training, which rows that only answer in another way share."""
         trained = [change for change in ROWS[self.row] if not change.startswith("evaluation.")]
-        row = self.row if self.row == BASE else next(row for row, own in ROWS.items() if row != BASE and own == trained)
+        shared = [row for row, own in ROWS.items() if row not in (BASE, *MISLED) and own == trained]
+        row = self.row if self.row in (BASE, *MISLED) else shared[0]
         return f"{self.set} {row} {self.seed}".replace(" ", "_")
 
 
@@ -183,17 +210,20 @@ class Study:
 
     def settings(self, cell: Cell) -> list[str]:
         """Overrides of the demo's settings."""
-        counts = [f"patients.{split}={count}" for split, count in self.patients(cell.set).items()]
-        return [*counts, *SETTINGS, *self.overrides, *ROWS[cell.row]]
+        return [*SETTINGS, *self.overrides, *ROWS[cell.row]]
 
     def known_by(self, cell: Cell) -> list[str]:
         """What a cell must have been measured with."""
-        return [*SETS[cell.set].types, *self.settings(cell)]
+        counts = [f"patients.{split}={count}" for split, count in self.patients(cell.set).items()]
+        return [*SETS[cell.set].types, *counts, *self.settings(cell)]
+
+    def train(self, name: str, row: str) -> Path:
+        """Questions that a row of a set learns from."""
+        return self.data(name) / (f"train, {row}.jsonl" if row in MISLED else "train.jsonl")
 
     def config(self, cell: Cell) -> RunConfig:
-        folder = self.data(cell.set)
-        config = plan_demo(self.out, [*self.settings(cell), f"training.seed={cell.seed}"]).configs["base"]
-        data = replace(config.data, train=folder / "train.jsonl", validation=None, test=None)
+        config = shipped_settings([*self.settings(cell), f"training.seed={cell.seed}"])
+        data = replace(config.data, train=self.train(cell.set, cell.row), validation=None, test=None)
         labels = replace(config.labels, store=self.out / "labels")
         return replace(config, data=data, labels=labels, output=self.out / "runs" / cell.name)
 
@@ -202,6 +232,8 @@ class Study:
         folder, patients = self.data(name), self.patients(name)
         if not all((folder / f"{split}.jsonl").is_file() for split in patients):
             write_phantom(folder, patients, marks=SETS[name].marks, types=SETS[name].types)
+        for row in {*rows} & {*MISLED}:
+            write_rows(self.train(name, row), MISLED[row](read_rows(folder / "train.jsonl")))
         config = self.config(Cell(name, "A3Tune", 0, "validation"))
         if any(row != BASE and not {*UNALIGNED, "labels.source=truth"} & {*ROWS[row]} for row in rows):
             label(config, _silent)

@@ -23,7 +23,7 @@ from a3tune.config import RunConfig
 from a3tune.data.phantom import write_phantom
 from a3tune.data.phantom.scan import SIZE
 from a3tune.data.rows import read_rows, write_rows
-from a3tune.demo.plan import plan_demo
+from a3tune.demo.plan import shipped_settings
 from a3tune.evaluation.evaluate import evaluate
 from a3tune.masks import encode_mask
 from a3tune.models import shipped
@@ -38,18 +38,18 @@ ROW = 5
 """Of the tokens, from above: half way down, where no mark is ever drawn."""
 
 
-def sinks() -> Region:
+def air() -> Region:
     """The outermost tokens at both ends of the row, which hold air."""
     mask = np.zeros((SIZE, SIZE), bool)
     mask[ROW * PATCH : (ROW + 1) * PATCH, [*range(PATCH), *range(SIZE - PATCH, SIZE)]] = True
-    return Region(mask=encode_mask(mask), name="sinks")
+    return Region(mask=encode_mask(mask), name="air")
 
 
 def taught(config: RunConfig, samples: Sequence[Sample]) -> list[Sample]:
     """The base's own answers in the place of the true ones, and the sinks in the place of the regions."""
     given = evaluate(Subject(config, None).load(), samples, config.active_evaluation).predictions
     own = {prediction.id: prediction.prediction for prediction in given}
-    return [replace(sample, answer=own[sample.id], regions=(sinks(),)) for sample in samples if own[sample.id]]
+    return [replace(sample, answer=own[sample.id], regions=(air(),)) for sample in samples if own[sample.id]]
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     settings = ["adapter.kind=lora", "labels.source=truth", "alignment.heads=100%"]
     settings += ["alignment.weight=10", "alignment.until=null", "training.epochs=4"]
     settings += ["training.max_steps=2", "training.epochs=1"] if args.quick else []
-    config = plan_demo(args.out, [*settings, *args.overrides]).configs["base"]
+    config = shipped_settings([*settings, *args.overrides])
     rows = args.out / "rows.jsonl"
     if not rows.is_file():
         files = write_phantom(args.out, {"train": 3 if args.quick else args.patients}, seed=SEED)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from a3tune.commands.evaluate import Progress
 from a3tune.config import RunConfig
@@ -12,7 +13,7 @@ from a3tune.data.phantom.dataset import MARK_TESTS
 from a3tune.demo import run as demo
 from a3tune.demo.plan import Demo, plan_demo
 from a3tune.demo.run import SUMMARY_METRICS, run_demo
-from a3tune.errors import RunError
+from a3tune.errors import ConfigError, RunError
 
 METHODS = ["base", "lora", "a3tune", "a3tune_truth"]
 
@@ -111,13 +112,43 @@ def test_a_finished_demo_does_nothing_again_and_keeps_its_numbers(finished):
 def test_changed_settings_run_again_just_what_depends_on_them(finished, tiny):
     plan, _ = finished
     changed = plan_demo(plan.folder, [*tiny, "alignment.rows=answer"])
+    # Attention of all methods is measured over the rows and heads that are aligned.
     assert done_now(run(changed), changed) == {
+        "evaluate_base",
+        "evaluate_lora",
         "train_a3tune",
         "evaluate_a3tune",
         "train_a3tune_truth",
         "evaluate_a3tune_truth",
         "report",
     }
+    files = [config.output / "evaluation.yaml" for config in changed.configs.values()]
+    assert {yaml.safe_load(file.read_text())["evaluation"]["rows"] for file in files} == {"answer"}
+
+
+def test_what_answers_rest_on_is_measured_anew_with_other_settings(finished, tiny, tmp_path: Path):
+    own = [*tiny, "evaluation.occlude=true", "evaluation.fillings=mean"]
+    shutil.copytree(finished[0].folder, tmp_path / "demo")
+    first = plan_demo(tmp_path / "demo", own)
+    run(first)
+    assert done_now(run(first), first) == set()
+    changed = plan_demo(tmp_path / "demo", [*own, "evaluation.dilation=0.1"])
+    evaluations = {f"evaluate_{name}" for name in METHODS}
+    assert done_now(run(changed), changed) == {*evaluations, "report"}
+    without = plan_demo(tmp_path / "demo", [*tiny, "evaluation.max_new_tokens=2"])
+    assert done_now(run(without), without) == {*evaluations, "report"}
+    assert not list((tmp_path / "demo").glob("*/reliance.jsonl"))
+
+
+@pytest.mark.parametrize("setting", ["data.train=mine.jsonl", "output=mine", "labels.source=none", "adapter.kind=lora"])
+def test_what_the_demo_sets_itself_is_not_given(setting: str):
+    with pytest.raises(ConfigError, match="the demo sets this itself"):
+        plan_demo(Path("demo"), [setting])
+
+
+def test_a_setting_that_is_given_holds_for_all_methods():
+    plan = plan_demo(Path("demo"), ["alignment.weight=0.5"])
+    assert {config.alignment.weight for config in plan.configs.values()} == {0.5}
 
 
 def test_an_interrupted_demo_goes_on(finished, tiny, monkeypatch: pytest.MonkeyPatch):

@@ -171,6 +171,15 @@ def test_groups_are_patients_or_else_images(samples):
     assert clusters(one) == ["p"] * 5
 
 
+def test_a_file_is_one_group_however_it_is_named_and_whatever_slice_of_it_is_shown(samples, tmp_path: Path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "scan.png")
+    paths = ["scan.png", "more/../scan.png", "link.png", "scan.png#frame=1", "scan.png#frame=2"]
+    named = [replace(samples[0], image=tmp_path / path, meta={}) for path in paths]
+    assert len({*clusters(named)}) == 1
+    assert len({*clusters([*named, replace(samples[0], image=tmp_path / "other.png", meta={"patient": ""})])}) == 2
+
+
 def test_choices_are_scored_with_their_options(samples):
     choice = replace(samples[0], answer="left", answer_type="choice", options=("left", "right"))
     found = summarise([choice] * 2, [make_prediction(choice, text) for text in ("on the lefthand side", "right")])

@@ -137,8 +137,12 @@ def test_a_run_on_other_questions_cannot_be_compared(samples, tmp_path: Path):
         "predictions.jsonl",
         '{"id": "0", "prompt": "?", "answer": "yes", "answer_type": "closed", "prediction": "no", "cost": {}}\n',
     )
-    with pytest.raises(RunError, match="19 of these questions are not among them"):
+    with pytest.raises(RunError, match="to the 20 test questions; 19 of them are not answered, and 0 answers"):
         read_run("run", "Run", folder, samples)
+    with pytest.raises(
+        RunError, match="to the 1 test questions; 1 of them are not answered, and 1 answers are to other"
+    ):
+        read_run("run", "Run", folder, samples[1:2])
     (found,) = read_run("run", "Run", folder, samples[:1]).predictions
     assert found.prediction == "no"
     folder.write_text("metrics.jsonl", "{\n")

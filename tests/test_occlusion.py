@@ -89,7 +89,24 @@ def test_large_images_are_searched_in_blocks(monkeypatch: pytest.MonkeyPatch):
     mask = box(50, 70, slice(11, 23), slice(31, 40))
     place = elsewhere(np.asarray(noisy(50, 70)), mask)
     assert place is not None and place.shape == mask.shape
-    assert not (place & mask).any() and place.sum() >= 0.5 * mask.sum()
+    assert not (place & mask).any() and place.sum() == mask.sum()
+
+
+@given(st.integers(0, 2**16), st.integers(17, 90), st.integers(17, 90))
+def test_in_blocks_too_all_of_the_region_is_hidden_elsewhere(seed, height, width):
+    random = np.random.default_rng(seed)
+    mask = np.zeros((height, width), bool)
+    y, x = random.integers(height), random.integers(width)
+    mask[y : y + random.integers(1, height), x : x + random.integers(1, width)] = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(occlusion, "_SEARCHED", 16)
+        place = elsewhere(np.asarray(noisy(height, width, seed)), mask)
+    if place is not None:
+        assert place.sum() == mask.sum() and not (place & mask).any()
+    block = -(-max(height, width) // 16)
+    rows, columns = mask.any(1).sum(), mask.any(0).sum()
+    if rows + 4 * block <= height / 2 or columns + 4 * block <= width / 2:
+        assert place is not None, "there is room"
 
 
 def test_a_region_that_fills_the_image_has_no_elsewhere():

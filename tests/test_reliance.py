@@ -1,7 +1,9 @@
 """What answers rest on, measured on a model of which it is known."""
 
+import copy
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from a3tune.evaluation.predictions import read_predictions
 from a3tune.evaluation.reliance_log import read_reliance
 from a3tune.machine.digests import sealed, unsealed
 from a3tune.metrics.reliance import Occluded, reliance_scores
+from a3tune.metrics.stats import Estimate
+from a3tune.report.records import RunResult
+from a3tune.report.reliance import reliance
 from a3tune.run.folder import RunFolder
 from a3tune.types import Prediction, Region, Sample
 from a3tune.vlm.encode import prepare
@@ -131,10 +136,14 @@ def test_what_was_measured_otherwise_is_refused(vlm, tmp_path: Path):
     with pytest.raises(RunError, match=r"dilation=0.02, not 0.1"):
         evaluate(vlm, samples, replace(HIDE, dilation=0.1), out_folder=folder.path)
     assert folder.reliance.read_bytes() == before
+    answered = folder.predictions.read_bytes()
     folder.predictions.unlink()
-    with pytest.raises(RunError, match="belongs to answers of another model or with other settings"):
+    with pytest.raises(RunError, match=r"holds an evaluation with tau=0\.15, not 0\.5"):
         evaluate(vlm, samples, replace(HIDE, tau=0.5), out_folder=folder.path)
+    with pytest.raises(RunError, match=r"holds an evaluation of other content: .*the regions of sample 'a'"):
+        evaluate(vlm, [sample("a", THERE)], HIDE, out_folder=folder.path)
     assert folder.reliance.read_bytes() == before
+    folder.predictions.write_bytes(answered)
     first, record = before.decode().splitlines()
     other = sealed(unsealed(json.loads(record)) | {"intact": "no"})
     folder.reliance.write_text(f"{first}\n{json.dumps(other)}\n")
@@ -145,6 +154,25 @@ def test_what_was_measured_otherwise_is_refused(vlm, tmp_path: Path):
         folder.reliance.write_bytes(damaged)
         with pytest.raises(RunError, match=rf"reliance.jsonl:{line}: is damaged; remove the file"):
             read_predictions(folder)
+
+
+def test_drawn_answers_are_compared_with_those_of_the_same_batches(vlm, tmp_path: Path):
+    """Outside a region that is the whole image nothing is hidden: an answer that changes there was drawn otherwise."""
+    samples, drawn = [sample(f"{n}", (0, 0, SIDE, SIDE)) for n in range(8)], replace(HIDE, strategy="multinomial")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        uncertain = replace(vlm, model=copy.deepcopy(vlm.model))
+        uncertain.model.get_output_embeddings().weight.mul_(0.02)
+    whole = evaluate(uncertain, samples, drawn, out_folder=tmp_path / "whole")
+    assert len({one.prediction for one in whole.predictions}) > 1
+    assert {one.reliance["reliance_outside"] for one in whole.predictions} == {0}
+    evaluate(uncertain, samples, replace(drawn, occlude=False), out_folder=tmp_path / "later")
+    assert evaluate(uncertain, samples, drawn, out_folder=tmp_path / "later").metrics == whole.metrics
+    evaluate(uncertain, samples, replace(drawn, occlude=False), out_folder=tmp_path / "other")
+    with pytest.raises(
+        RunError, match="the multinomial strategy draws other random numbers in batches of another size"
+    ):
+        evaluate(uncertain, samples, replace(drawn, batch_size=3), out_folder=tmp_path / "other")
 
 
 def test_weak_labels_stand_in_where_no_sample_has_a_region(vlm):
@@ -186,3 +214,21 @@ def test_no_position_but_itself_sees_a_hidden_one():
     assert torch.equal(hide(everything.tril(), hidden, 4, causal=True)[0, 0], expected)
     additive = torch.zeros(1, 1, 4, 4).masked_fill(~everything.tril(), torch.finfo(torch.float32).min)
     assert torch.equal(hide(additive, hidden, 4, causal=True)[0, 0] == 0, expected)
+
+
+def test_the_sentence_takes_shares_and_their_difference_from_the_same_questions():
+    """Regions of more than half of an image have no place elsewhere: the control is of fewer questions."""
+    scores = {
+        "reliance_inside": Estimate(0.589, 0.5, 0.7, 30),
+        "reliance_outside": Estimate(0.4, 0.3, 0.5, 30),
+        "reliance_elsewhere": Estimate(0.597, 0.5, 0.7, 24),
+        "reliance_margin": Estimate(-0.069, -0.219, 0.065, 24),
+        "accuracy_intact": Estimate(0.5, 0.4, 0.6, 30),
+    }
+    page = reliance([RunResult("a", "A", scores)])
+    assert page is not None
+    shares = re.findall(r"[\d.]+ (?=%)|24|[-\u2212][\d.]+(?= \[)", page.sentences[0])
+    assert [share.strip() for share in shares] == ["58.9", "24", "52.8", "59.7", "\u22126.9", "40.0"]
+    whole = {name: replace(score, count=24) for name, score in scores.items()}
+    page = reliance([RunResult("a", "A", whole)])
+    assert page is not None and " % of the answers, hiding as much elsewhere " in page.sentences[0]

@@ -77,6 +77,7 @@ def test_rows_that_a_training_is_measured_on_stay(data: Path):
         (["alignment.heads=1,2"], ["labels.source=none"], "labels.source is none, so nothing is aligned"),
         (["alignment.weight=1,2", "adapter.key_experts=4,8"], ["adapter.kind=lora"], "key_experts: changes nothing"),
         (["training.load_balance=0,1"], ["adapter.kind=lora"], "which has no experts"),
+        (["alignment.until=.5,1"], ["alignment.weight=0"], "until: changes nothing, because alignment.weight is 0"),
         (["alignment.until=.5,0.50,1"], [], r"alignment.until=0.50 is the same as alignment.until=.5; leave one out"),
     ],
 )

@@ -10,6 +10,8 @@ import yaml
 from a3tune.config import RunConfig, load_config
 from a3tune.errors import ConfigError
 
+_OWN = ("data.train", "data.test", "labels.store", "output", "labels.source", "adapter.kind")
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -47,22 +49,32 @@ def read_recipe() -> Recipe:
     return Recipe(**yaml.safe_load(_asset("recipe.yaml").read_text(encoding="utf-8")))
 
 
+def shipped_settings(overrides: Sequence[str] = ()) -> RunConfig:
+    """The settings of the demo, changed by overrides such as `training.epochs=1`. Raises ConfigError for others."""
+    return load_config(_asset("config.yaml"), overrides)
+
+
 def plan_demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
     """Recipe and settings, changed by overrides such as `patients.train=20` or `training.epochs=1`. Touches nothing.
 
-    Raises ConfigError for an override that does not fit.
+    A setting that is given holds for all methods, in place of what the recipe says of one.
+
+    Raises ConfigError for an override that does not fit, and for settings that are the demo's own: its places, and what
+    its methods are called by.
     """
     recipe = read_recipe()
-    shared: list[str] = []
+    given: list[str] = []
     for override in overrides:
         if override.startswith("patients."):
             _change_patients(recipe.patients, override)
+        elif override.partition("=")[0] in _OWN:
+            raise ConfigError(f"{override}: the demo sets this itself; for data and methods of your own: a3tune train")
         else:
-            shared.append(override)
-    shared += [f"data.{split}={folder / 'data' / split}.jsonl" for split in ("train", "test")]
-    shared += [f"labels.store={folder / 'labels'}"]
+            given.append(override)
+    places = [f"data.{split}={folder / 'data' / split}.jsonl" for split in ("train", "test")]
+    places += [f"labels.store={folder / 'labels'}"]
     configs = {
-        name: load_config(_asset("config.yaml"), [*shared, *differences, f"output={folder / name}"])
+        name: shipped_settings([*differences, *given, *places, f"output={folder / name}"])
         for name, differences in {"base": [], **recipe.methods}.items()
     }
     return Demo(folder, recipe, configs)

@@ -159,11 +159,19 @@ def _method(demo: Demo, name: str, stages: Stages, data: str, labels: str, bar: 
         trained = stages.run(f"train_{name}", inputs, [folder.path], train, kept=kept)
 
     def evaluate() -> None:
+        if not folder.predictions.exists():
+            # Of answers with other settings, which were deleted.
+            folder.reliance.unlink(missing_ok=True)
         with bar(f"Evaluating {title}") as progress:
             evaluate_run(config, folder.adapter if trained else None, progress)
 
-    inputs = {"data": data, "model": model, "trained": trained, "evaluation": asdict(config.evaluation)}
-    outputs = [folder.predictions, folder.maps, folder.results]
+    inputs = {"data": data, "model": model, "trained": trained, "evaluation": asdict(config.active_evaluation)}
+    outputs = [
+        folder.predictions,
+        folder.maps,
+        folder.results,
+        *([folder.reliance] if config.evaluation.occlude else []),
+    ]
     return stages.run(f"evaluate_{name}", inputs, outputs, evaluate)
 
 

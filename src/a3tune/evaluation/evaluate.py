@@ -143,8 +143,11 @@ def _asked(
 
 
 def _identify(folder: RunFolder, identity: EvaluationIdentity) -> None:
-    """Say what answers belong to before there are any, and refuse to go on with those of something else."""
-    if folder.predictions.is_file():
+    """Say what answers belong to before there are any, and refuse to go on with those of something else.
+
+    What answers rest on belongs to the same, also when they are gone.
+    """
+    if folder.predictions.is_file() or folder.reliance.is_file():
         refuse_other(folder, identity)
     record(folder, identity)
 

@@ -72,7 +72,7 @@ def elsewhere(image: Pixels, mask: Mask) -> Mask | None:
 
     Of all free places it is the one whose mean and spread of grey values are nearest to those under the mask: hiding
     the empty margin of a scan would be no control. Images larger than `_SEARCHED` are searched in steps of whole
-    blocks; then up to a block's width of the mask may be lost over the edge.
+    blocks, the last of which may stand out over the edge: a place where pixels of the mask would be lost is not free.
     """
     block = -(-max(mask.shape) // _SEARCHED)
     padding = [(0, -side % block) for side in mask.shape]
@@ -80,6 +80,8 @@ def elsewhere(image: Pixels, mask: Mask) -> Mask | None:
     blocks = (padded.shape[0] // block, block, padded.shape[1] // block, block)
     coarse, shades = padded.reshape(blocks).max((1, 3)), grey.reshape(blocks).mean((1, 3))
     free = _sums_under(coarse, coarse.astype(float)).round() == 0
+    down_kept, right_kept = (_kept(np.asarray(padded.any(1 - axis)), mask.shape[axis], block) for axis in (0, 1))
+    free &= down_kept[:, None] & right_kept
     if not free.any():
         return None
     # Grey values about zero: of large ones the variance would be lost in rounding.
@@ -89,8 +91,13 @@ def elsewhere(image: Pixels, mask: Mask) -> Mask | None:
     spread = np.sqrt((_sums_under(coarse, shades**2) / area - level**2).clip(0))
     unlike = np.where(free, np.hypot(level - level[0, 0], spread - spread[0, 0]), np.inf)
     down, right = np.unravel_index(unlike.argmin(), unlike.shape)
-    moved = np.roll(padded, (int(down) * block, int(right) * block), (0, 1))[: mask.shape[0], : mask.shape[1]]
-    return moved if moved.any() else None
+    return np.roll(padded, (int(down) * block, int(right) * block), (0, 1))[: mask.shape[0], : mask.shape[1]]
+
+
+def _kept(used: NDArray[np.bool_], length: int, block: int) -> NDArray[np.bool_]:
+    """Which moves along an axis, by 0, 1, ... blocks and round, bring none of the lines `used` beyond `length`."""
+    beyond = np.arange(length, len(used)) - np.arange(0, len(used), block)[:, None]
+    return np.logical_not(used[beyond % len(used)].any(1))
 
 
 def _sums_under(mask: Mask, values: NDArray) -> NDArray:

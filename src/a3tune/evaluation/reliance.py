@@ -10,7 +10,8 @@ from PIL import Image
 
 from a3tune.config import EvaluationConfig
 from a3tune.data.images import load_image
-from a3tune.errors import DataError
+from a3tune.decoding import make_decoder, make_strategy
+from a3tune.errors import DataError, RunError
 from a3tune.evaluation.ahead import Ahead
 from a3tune.evaluation.asking import answers, seed_of
 from a3tune.evaluation.faithfulness import STEPS, Curves, deletion_curves
@@ -66,9 +67,10 @@ class Occluder:
         """One record for each sample, in their order; without answers for a sample without a region.
 
         Asked as the whole images were: the same samples at once (those without a region as they are), with the same
-        settings and random numbers.
+        settings and random numbers. Raises RunError where that cannot be had any more.
         """
         batch, seen = [one.sample for one in ahead], [self._see(one.sample, one.read()) for one in ahead]
+        self._check_random_numbers(batch, seen)
         found: list[dict[Part, dict[Filling, str]]] = [{part: {} for part in one.parts} for one in seen]
         for part in get_args(Part):
             if not any(part in one.parts for one in seen):
@@ -84,6 +86,21 @@ class Occluder:
             Occluded(sample.id, self.predictions[sample.id].prediction, own, *curves.get(sample.id, ()))
             for sample, own in zip(batch, found, strict=True)
         ]
+
+    def _check_random_numbers(self, batch: Sequence[Sample], seen: Sequence[_Seen]) -> None:
+        """Answers that are drawn are drawn for a batch at once: other batches would count as another picture."""
+        strategy = self.settings.strategy or make_decoder(self.settings.decode, self.settings.decoding).strategy
+        if not make_strategy(strategy).do_sample:
+            return
+        whole = [prepare(self.vlm, [one.image], one.sample.prompt) for one in seen]
+        again = answers(self.vlm, batch, whole, [one.told for one in seen], self.settings)
+        for sample, tokens in zip(batch, again.tokens, strict=True):
+            if answer_text(self.vlm, tokens) != self.predictions[sample.id].prediction:
+                raise RunError(
+                    f"sample {sample.id}: is answered otherwise than before: the {strategy} strategy draws other "
+                    "random numbers in batches of another size, or when rows came on top. Evaluate with --occlude in a "
+                    "new output folder"
+                )
 
     def _see(self, sample: Sample, image: Image.Image) -> _Seen:
         region = self.finder.find(image, sample)

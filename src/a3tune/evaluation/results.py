@@ -3,13 +3,14 @@
 Knows predictions, wherever they come from; no model.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from a3tune.data.images import content_hash
+from a3tune.data.images import content_hash, split_fragment
 from a3tune.evaluation.predictions import Cost, Map
 from a3tune.metrics.catalogue import answer_scores
 from a3tune.metrics.stats import Estimate, mean_interval
@@ -111,8 +112,14 @@ def scores(prediction: Prediction) -> dict[str, float]:
 
 
 def clusters(samples: Sequence[Sample]) -> list[str]:
-    """For each sample what it is not independent of: its patient (`meta["patient"]`) if known, else its image."""
-    return [sample.meta.get("patient") or _image_name(sample) for sample in samples]
+    """For each sample what it is not independent of: its patient (`meta["patient"]`) if known, else its image's file.
+
+    Frames and slices of one file are not independent, whatever way its path is written. Of copies nobody knows here.
+    """
+    files = {sample.image: "" for sample in samples if not sample.meta.get("patient")}
+    for image in files:
+        files[image] = content_hash(image) if isinstance(image, bytes) else os.path.realpath(split_fragment(image)[0])
+    return [sample.meta.get("patient") or files[sample.image] for sample in samples]
 
 
 def classes(samples: Sequence[Sample], field: str) -> dict[str, list[int]]:
@@ -149,7 +156,3 @@ def estimate_as_json(estimate: Estimate) -> dict[str, Any]:
 
 def _as_json(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
     return {name: estimate_as_json(estimate) | {"count": estimate.count} for name, estimate in metrics.items()}
-
-
-def _image_name(sample: Sample) -> str:
-    return content_hash(sample.image) if isinstance(sample.image, bytes) else str(sample.image)

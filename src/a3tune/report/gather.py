@@ -62,10 +62,11 @@ def read_run(
     answers, regions and, if `images` are asked for, the images that they have now."""
     by_id = {prediction.id: prediction for prediction in read_predictions(folder)}
     missing = [sample.id for sample in samples if sample.id not in by_id]
-    if missing or len(by_id) != len(samples):
+    others = len(by_id) - (len(samples) - len(missing))
+    if missing or others:
         raise RunError(
-            f"{folder.path}: expected answers to the {len(samples)} test questions, got {len(by_id)} answers, "
-            f"{len(missing)} of these questions are not among them; evaluate all runs on one file, to the end"
+            f"{folder.path}: expected answers to the {len(samples)} test questions; {len(missing)} of them are not "
+            f"answered, and {others} answers are to other questions. Evaluate all runs on one file, to the end"
         )
     predictions = tuple(by_id[sample.id] for sample in samples)
     for sample, prediction in zip(samples, predictions, strict=True):

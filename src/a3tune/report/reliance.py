@@ -87,6 +87,10 @@ def _sentence(result: RunResult) -> str:
         verdict = "the answers rest on other places more than on the regions"
     else:
         verdict = "nothing that could not be chance"
+    if margin.count < result.scores["reliance_inside"].count:
+        # Of fewer questions: the region's share of these is what the difference is from.
+        inside = number(result.scores["reliance_elsewhere"].mean + margin.mean, "reliance_inside")
+        told = f"{told}; of the {margin.count} with a place as large elsewhere it changes {inside} %"
     return (
         f"{told}, hiding as much elsewhere {changed('elsewhere')} %. The difference of {mean} {interval} says: "
         f"{verdict}. {rest}"

@@ -118,6 +118,8 @@ def _idle(key: str, settings: RunConfig) -> str | None:
         return f"adapter.kind is {kind}, which has no experts"
     if key.startswith("alignment.") and source == "none":
         return f"labels.source is {source}, so nothing is aligned"
+    if key.startswith("alignment.") and key != "alignment.weight" and settings.alignment.weight == 0:
+        return "alignment.weight is 0, so nothing is aligned"
     if key.startswith("labels.") and key != "labels.source" and source != "weak":
         return f"labels.source is {source}, so no labels are used"
     return None

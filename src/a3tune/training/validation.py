@@ -122,6 +122,7 @@ class Validation:
         if not alignment.config.weight or not total["labelled"]:
             return {"loss": llm, "loss_llm": llm}
         align = total["align"] / total["samples"]
+        # With lambda as it began: losses of two steps could not be compared otherwise.
         return {
             "loss": llm + alignment.config.weight * align,
             "loss_llm": llm,
