@@ -100,8 +100,11 @@ ROWS = {
     BASE: [],
     REFERENCE: [*LORA, *UNALIGNED],
     "LoRA, dropout .1": [*LORA, *UNALIGNED, "adapter.dropout=0.1"],
-    "LoRA, 1 epoch": [*LORA, *UNALIGNED, "training.epochs=1"],
-    "LoRA, 2 epochs": [*LORA, *UNALIGNED, "training.epochs=2"],
+    **{
+        f"{row}, {epochs} epoch{'s' * (epochs > 1)}": [*own, f"training.epochs={epochs}"]
+        for row, own in ((REFERENCE, [*LORA, *UNALIGNED]), ("A3Tune", []))
+        for epochs in (1, 2, 3, 4, 6)
+    },
     "A3Tune": [],
     "A3Tune, true regions": TRUTH,
     "A3Tune, true regions, lambda 3": TRUTH_AS_LABELS,

@@ -14,7 +14,7 @@ from a3tune.data.images import content_hash, split_fragment
 from a3tune.evaluation.predictions import Cost, Map
 from a3tune.metrics.catalogue import answer_scores
 from a3tune.metrics.stats import Estimate, mean_interval
-from a3tune.types import Prediction, Sample
+from a3tune.types import ImageSource, Prediction, Sample
 
 BREAKDOWN = ("test", "question_type", "modality", "body", "organ")
 """Fields of `meta` that results are broken down by."""
@@ -116,10 +116,9 @@ def clusters(samples: Sequence[Sample]) -> list[str]:
 
     Frames and slices of one file are not independent, whatever way its path is written. Of copies nobody knows here.
     """
-    files = {sample.image: "" for sample in samples if not sample.meta.get("patient")}
-    for image in files:
-        files[image] = content_hash(image) if isinstance(image, bytes) else os.path.realpath(split_fragment(image)[0])
-    return [sample.meta.get("patient") or files[sample.image] for sample in samples]
+    images = {sample.image for sample in samples if not sample.meta.get("patient")}
+    names = {image: _file_name(image) for image in images}
+    return [sample.meta.get("patient") or names[sample.image] for sample in samples]
 
 
 def classes(samples: Sequence[Sample], field: str) -> dict[str, list[int]]:
@@ -156,3 +155,7 @@ def estimate_as_json(estimate: Estimate) -> dict[str, Any]:
 
 def _as_json(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
     return {name: estimate_as_json(estimate) | {"count": estimate.count} for name, estimate in metrics.items()}
+
+
+def _file_name(image: ImageSource) -> str:
+    return content_hash(image) if isinstance(image, bytes) else os.path.realpath(split_fragment(image)[0])
