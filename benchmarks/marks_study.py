@@ -16,6 +16,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -245,7 +246,8 @@ class Study:
 def work(study: Study, cell: Cell) -> dict[str, Any]:
     """Train and answer; a line of `cells.jsonl`."""
     start, config = _processor_seconds(), study.config(cell)
-    with kept():
+    # DAMRO looks into the tower, of which only the answers are kept.
+    with nullcontext() if config.evaluation.decode == "damro" else kept():
         adapter = None if cell.row == BASE else RunFolder(fine_tune(config, _silent)).adapter
         trained = _processor_seconds()
         vlm = Subject(config, adapter).load()

@@ -193,6 +193,9 @@ def test_quick_marks_study(run: Callable[..., None], tmp_path: Path) -> None:
     assert "Right by the mark only: disagree" in page and "| LoRA | 1 |" in page
     run("marks_study", *plan, "--rows", "base", "LoRA")
     assert len((tmp_path / "cells.jsonl").read_text().splitlines()) == len(lines), "nothing is done again"
+    run("marks_study", *plan, "--rows", "A3Tune, damro", "A3Tune, air")
+    page = (tmp_path / "study.md").read_text()
+    assert "| A3Tune, damro | 1 |" in page and "| A3Tune, air | 1 |" in page
     with pytest.raises(SystemExit, match="alignment"):
         run("marks_study", "alignment.weight=2", *plan, "--rows", "base", "LoRA")
 
