@@ -227,6 +227,9 @@ def test_each_test_of_the_questions_has_a_sentence_a_chart_and_differences() -> 
     assert by_test(data) in page.text and "Where a mark lies" in page.text
     assert page.text.index("Where a mark lies") < page.text.rindex("All measures")
     assert by_test(_data()) == "" and "All measures" not in _Page(render(_data())).text
+    assert "Against LORA" in page.text
+    alone = _data(results=(_result("lora", 0.5),), tests={test: {"lora": own["lora"]} for test, own in tests.items()})
+    assert "Where a mark lies" in _Page(render(alone)).text and "Against LORA" not in _Page(render(alone)).text
 
 
 def _headline(**differences: Comparison) -> str:
