@@ -147,7 +147,10 @@ ROWS = {
 
 
 def elsewhere(samples: Sequence[Sample]) -> list[Sample]:
-    """Each with the region of another organ: that of a question about another patient's same part of the body."""
+    """Each with the region of another organ: that of a question about another patient's same part of the body.
+
+    Ends the program where there are too few patients for that, as with `--quick`.
+    """
     rng = np.random.default_rng(0)
     moved = []
     for sample in samples:
@@ -158,6 +161,10 @@ def elsewhere(samples: Sequence[Sample]) -> list[Sample]:
             and other.meta["patient"] != sample.meta["patient"]
             and other.meta["organ"] != sample.meta["organ"]
         ]
+        if not others:
+            raise SystemExit(
+                f"no other patient's {sample.meta['body']} to take a region from: more patients are needed"
+            )
         moved.append(replace(sample, regions=others[rng.integers(len(others))].regions))
     return moved
 

@@ -15,7 +15,7 @@ import torch
 
 from a3tune.data.rows import read_rows
 from a3tune.masks import area
-from a3tune.types import Sample
+from a3tune.types import Region, Sample
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -196,8 +196,34 @@ def test_quick_marks_study(run: Callable[..., None], tmp_path: Path) -> None:
     run("marks_study", *plan, "--rows", "A3Tune, damro", "A3Tune, air")
     page = (tmp_path / "study.md").read_text()
     assert "| A3Tune, damro | 1 |" in page and "| A3Tune, air | 1 |" in page
+    with pytest.raises(SystemExit, match="more patients are needed"):
+        run("marks_study", *plan, "--rows", "A3Tune, others' regions")
     with pytest.raises(SystemExit, match="alignment"):
         run("marks_study", "alignment.weight=2", *plan, "--rows", "base", "LoRA")
+
+
+def test_regions_elsewhere_are_of_another_patient_and_another_organ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    elsewhere = importlib.import_module("marks_study").elsewhere
+    asked = [
+        (patient, organ, body)
+        for patient in "ab"
+        for organ, body in (("x", "chest"), ("y", "chest"), ("z", "brain"), ("w", "brain"))
+    ]
+    rows = [
+        Sample(
+            patient + organ,
+            Path("x.png"),
+            "?",
+            "yes",
+            "closed",
+            (Region(box=(0, 0, 1, 1), name=patient + organ),),
+            {"patient": patient, "organ": organ, "body": body},
+        )
+        for patient, organ, body in asked
+    ]
+    taken = {row.id: row.regions[0].name for row in elsewhere(rows)}
+    assert taken == {"ax": "by", "ay": "bx", "az": "bw", "aw": "bz", "bx": "ay", "by": "ax", "bz": "aw", "bw": "az"}
 
 
 def test_quick_sinks_leave_a_base_that_learnt_nothing_but_where_to_look(
